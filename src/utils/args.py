@@ -1,0 +1,277 @@
+"""The arguments of every script, as small dataclasses, and the one function that parses them."""
+
+import argparse
+import difflib
+import os
+from dataclasses import dataclass, field, fields
+
+from transformers import HfArgumentParser, TrainingArguments
+
+from utils.errors import UserError, say
+from utils.families import NAMES
+from utils.precision import Precision, choose_precision, has_cuda
+
+
+def option(default, text: str, *aliases: str, **more):
+    """A documented field; `aliases` are other spellings of its flag, those of the original documentation among them."""
+    return field(default=default, metadata={"help": text, "aliases": list(aliases), **more})
+
+
+@dataclass
+class ModelArguments:
+    """Which base, and in which numbers."""
+
+    _argument_group_name = "model"
+
+    model_name_or_path: str | None = option(None, "folder of the base model (config.json, tokenizer, weights)")
+    model_name: str | None = option(
+        None, f"overrides the family read from config.json: {', '.join(NAMES)}", "--model_file"
+    )
+    bits: int = option(
+        16, "16: weights as --fp16/--bf16 say; 8 or 4: quantised by bitsandbytes (GPU only)", choices=[4, 8, 16]
+    )
+    max_memory_MB: int | None = option(None, "most memory of the card this process may take, in MB; default: all")
+    trust_remote_code: bool = option(False, "run Python code that lies in the base model's folder")
+
+
+@dataclass
+class DataArguments:
+    """Which records, and how they become rows of tokens."""
+
+    _argument_group_name = "data"
+
+    train_file: str | None = option(None, "training records: JSON lines or a JSON list", "--train_path")
+    valid_file: str | None = option(None, "validation records, with output; beats --val_set_size", "--valid_path")
+    val_set_size: int | None = option(
+        None, "records split off for validation, drawn with --seed; default: 1000 with --do_eval, else 0"
+    )
+    prompt_template_name: str | None = option(
+        None, "alpaca, vicuna, moss, plain, or the path of a template.json; default: the family's", "--prompt_template"
+    )
+    cutoff_len: int = option(512, "most tokens of a row; a longer record loses the end of its text, never its answer")
+    max_source_length: int | None = option(
+        None, "most tokens of a prompt, for families that cut prompt and answer apart; others use --cutoff_len"
+    )
+    max_target_length: int | None = option(
+        None, "most new tokens of an answer while evaluating with --predict_with_generate; default: 256"
+    )
+    train_on_inputs: bool = option(False, "learn the prompt's tokens too, not only the answer's")
+    preprocessing_num_workers: int = option(1, "processes that tokenise")
+
+    def __post_init__(self):
+        if not self.train_file:
+            raise UserError("--train_file is missing; give the training records, e.g. data/sample/train.json")
+        for name in ("cutoff_len", "preprocessing_num_workers", "max_target_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name} {value}: expected at least 1")
+        if self.valid_file and self.val_set_size:
+            say(f"validation: --valid_file {self.valid_file} (it beats --val_set_size {self.val_set_size})")
+        self.max_target_length = self.max_target_length or 256
+
+
+@dataclass
+class LoraArguments:
+    """What is trained."""
+
+    _argument_group_name = "LoRA"
+
+    lora_r: int = option(8, "rank of the adapter")
+    lora_alpha: int = option(16, "scale of the adapter: alpha / r multiplies it")
+    lora_dropout: float = option(0.05, "share of the adapter's inputs zeroed while training")
+    lora_target_modules: str | None = option(
+        None, "layers with an adapter, e.g. q_proj,v_proj, or all-linear; default: the family's"
+    )
+    full_finetune: bool = option(False, "train every weight instead of an adapter")
+
+    def __post_init__(self):
+        if self.lora_r < 1:
+            raise UserError(f"--lora_r {self.lora_r}: expected at least 1")
+        if self.full_finetune and self.lora_target_modules:
+            raise UserError("--full_finetune and --lora_target_modules contradict each other; drop one of them")
+
+
+@dataclass
+class FinetuneArguments(TrainingArguments):
+    """How it is trained: transformers' TrainingArguments with this project's defaults (the others: --help_all)."""
+
+    _argument_group_name = "training"
+
+    output_dir: str | None = option(None, "folder for the adapter, its checkpoints, run.json, curve and log")
+    do_train: bool = option(False, "train (needed)")
+    do_eval: bool = option(False, "evaluate on the validation records, each epoch unless --eval_strategy says else")
+    num_train_epochs: float = option(10, "passes over the training records")
+    max_steps: int = option(-1, "stop after this many optimizer steps; -1: --num_train_epochs decides")
+    per_device_train_batch_size: int = option(16, "records a forward pass, per process")
+    per_device_eval_batch_size: int = option(16, "the same while evaluating")
+    gradient_accumulation_steps: int = option(8, "forward passes before one optimizer step")
+    learning_rate: float = option(1e-4, "peak learning rate")
+    weight_decay: float = option(5e-4, "weight decay of AdamW")
+    adam_beta2: float = option(0.95, "second beta of AdamW")
+    max_grad_norm: float = option(1.0, "gradients are scaled down to this norm")
+    optim: str = option("adamw_torch", "optimizer; the paged ones and those of 8 bits need a GPU")
+    lr_scheduler_type: str = option("linear", "linear, cosine, constant, constant_with_warmup, …")
+    warmup_steps: float = option(0, "steps, or (below 1) the share of all steps, in which the learning rate rises")
+    fp16: bool = option(False, "16-bit floats for cards before Ampere; 32-bit ones on a CPU")
+    bf16: bool = option(False, "bfloat16; default: bfloat16 where the card has it, else float16; float32 on a CPU")
+    gradient_checkpointing: bool | None = option(None, "save memory by computing twice; default: on a GPU only")
+    train_sampling_strategy: str = option("group_by_length", "group_by_length (least padding), random or sequential")
+    eval_strategy: str = option("no", "no, steps or epoch; default: epoch with --do_eval", "--evaluation_strategy")
+    predict_with_generate: bool = option(False, "evaluation also predicts: triple F1 and the contest's score")
+    eval_generate_samples: int = option(200, "validation records to predict at each evaluation; 0: all")
+    save_strategy: str = option("epoch", "no, steps, epoch or best")
+    save_steps: float = option(500, "steps between two checkpoints with --save_strategy steps")
+    save_total_limit: int | None = option(10, "checkpoints kept; the best one is never deleted")
+    logging_steps: float = option(10, "steps between two lines of the log")
+    resume_from_checkpoint: str | None = option(
+        None, "auto: go on from the newest whole checkpoint, if there is one; or a checkpoint's folder"
+    )
+    overwrite_output_dir: bool = option(False, "start anew in a folder that holds an unfinished run")
+    seed: int = option(42, "seed of the split, the order of the records, the adapter and dropout")
+    report_to: str = option("none", "none, tensorboard, wandb, …")
+    deepspeed: str | None = option(None, "a DeepSpeed configuration (JSON file)")
+    fsdp: str | None = option(None, "a mode of PyTorch's FSDP, as transformers documents it")
+
+    def __post_init__(self):
+        if not self.do_train:
+            raise UserError("--do_train is missing: nothing would be trained (to predict, use src/inference.py)")
+        if not self.output_dir:
+            raise UserError("--output_dir is missing; give a folder for the adapter, e.g. lora/llama-7b-r8")
+        check_processes(self.use_cpu)
+        self.precision: Precision | None = None  # set by parse_finetune, which knows --bits
+        if self.do_eval and self.eval_strategy == "no":
+            self.eval_strategy = "epoch"
+        if not has_cuda(self.use_cpu) and ("paged" in self.optim or "bit" in self.optim):
+            say(f"optimizer: adamw_torch ({self.optim} needs a GPU)")
+            self.optim = "adamw_torch"
+        self.use_cpu = not has_cuda(self.use_cpu)
+        if self.gradient_checkpointing is None:
+            self.gradient_checkpointing = not self.use_cpu
+        if hasattr(self, "activation_checkpointing"):  # its name in newer releases of transformers
+            self.activation_checkpointing = self.gradient_checkpointing
+        self.metric_for_best_model = "eval_contest" if self.predict_with_generate else "eval_loss"
+        self.greater_is_better = self.predict_with_generate
+        self.load_best_model_at_end = self.eval_strategy != "no" and (
+            self.save_strategy in (self.eval_strategy, "best")
+            and (self.eval_steps or self.save_steps) == self.save_steps
+        )
+        self.remove_unused_columns = False
+        super().__post_init__()
+
+
+@dataclass
+class InferenceArguments:
+    """Prediction."""
+
+    _argument_group_name = "prediction"
+
+    input_file: str = option("data/valid.json", "records to predict: JSON lines or a JSON list")
+    output_file: str = option("results/results_valid.json", "where the records go, each with its output")
+    lora_weights: str | None = option(None, "folder of a LoRA adapter; left out: the base alone")
+    prompt_template_name: str | None = option(
+        None, "default: what the adapter was trained with (run.json), else the family's", "--prompt_template"
+    )
+    fp16: bool = option(False, "16-bit floats; 32-bit ones on a CPU")
+    bf16: bool = option(False, "bfloat16")
+    batch_size: int | None = option(None, "records at a time; default: what the memory holds")
+    max_new_tokens: int = option(512, "most tokens of an answer")
+    num_beams: int = option(1, "beams of beam search; 1: greedy")
+    device: str | None = option(None, "cpu, cuda, cuda:1, or a card's number; default: the first card, else the CPU")
+    merge_lora: bool = option(False, "add the adapter into the base's weights first: faster, rounded to their numbers")
+
+    def __post_init__(self):
+        for name in ("batch_size", "max_new_tokens", "num_beams"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name} {value}: expected at least 1")
+
+
+def parse_finetune(argv=None):
+    """(model, data, lora, training) arguments of src/test_finetune.py."""
+    model, data, lora, train = parse((ModelArguments, DataArguments, LoraArguments, FinetuneArguments), argv)
+    if not model.model_name_or_path:
+        raise UserError("--model_name_or_path is missing; give the folder of the base model")
+    if lora.full_finetune and model.bits != 16:
+        raise UserError(
+            f"--full_finetune and --bits {model.bits} contradict each other: quantised weights cannot be trained"
+        )
+    if data.val_set_size is None:
+        data.val_set_size = 1000 if train.do_eval and not data.valid_file else 0
+    train.precision = choose_precision(train.fp16, train.bf16, model.bits, train.use_cpu)
+    # Autocast: products in 16 bits, the trained weights themselves in 32.
+    train.fp16, train.bf16 = train.precision.name == "float16", train.precision.name == "bfloat16"
+    return model, data, lora, train
+
+
+def parse_inference(argv=None):
+    """(model, prediction) arguments of src/inference.py."""
+    return parse((ModelArguments, InferenceArguments), argv)
+
+
+def parse(types, argv=None):
+    """One object a dataclass, from the command line; an unknown flag is a UserError naming the nearest right one."""
+    parser = HfArgumentParser(types, allow_abbrev=False, formatter_class=_Formatter)
+    parser.add_argument(
+        "--help_all", action="store_true", help="list every other argument of transformers' Trainer too"
+    )
+    parser.error = _raise
+    argv = list(os.sys.argv[1:] if argv is None else argv)
+    if "--help_all" in argv:
+        argv = ["--help"]
+    else:
+        _hide_inherited(parser, types)
+    flags = [option for action in parser._actions for option in action.option_strings]
+    for word in parser.parse_known_args(argv)[1]:
+        if word.startswith("--"):
+            name = word.split("=")[0]
+            near = difflib.get_close_matches(name, flags, 1)
+            hint = f"did you mean {near[0]}?" if near else "see --help"
+            raise UserError(f"{name}: unknown flag; {hint}")
+        raise UserError(f"{word!r}: a value without a flag; see --help")
+    try:
+        return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)[: len(types)]
+    except ValueError as error:  # TrainingArguments' own cross-checks
+        raise UserError(str(error)) from None
+
+
+def check_processes(use_cpu: bool = False) -> None:
+    """UserError when torchrun started more processes on this machine than it has cards."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if has_cuda(use_cpu):
+        import torch
+
+        if local > torch.cuda.device_count():
+            raise UserError(
+                f"--nproc_per_node {local}: this machine shows {torch.cuda.device_count()} cards; start as many "
+                "processes as cards (CUDA_VISIBLE_DEVICES limits what is shown)"
+            )
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Help with defaults, wide enough to read."""
+
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=34, width=120)
+
+    def _get_help_string(self, action):
+        shown = action.default not in (None, False, "==SUPPRESS==") and "default" not in (action.help or "")
+        return f"{action.help} (default: %(default)s)" if shown else action.help
+
+    def _format_action_invocation(self, action):
+        # One spelling a flag: transformers adds each one again with hyphens.
+        return "  ".join(flag for flag in action.option_strings if "-" not in flag.lstrip("-"))
+
+
+def _hide_inherited(parser, types) -> None:
+    """Leave transformers' own hundred arguments out of --help; they work all the same."""
+    own = {f.name for kind in types for f in fields(kind) if f.name in kind.__annotations__}
+    for action in parser._actions:
+        if action.dest not in own | {"help", "help_all"} or any(
+            flag.startswith("--no") for flag in action.option_strings
+        ):
+            action.help = argparse.SUPPRESS
+    parser.usage = "%(prog)s [flags]"
+
+
+def _raise(message: str):
+    raise UserError(message.replace("argument ", "", 1))

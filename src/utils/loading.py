@@ -1,0 +1,167 @@
+"""Load a base model, give it a LoRA adapter, save and check one."""
+
+import os
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from utils.errors import UserError, say
+from utils.precision import Precision
+
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+
+
+def load_base(path: str | Path, precision: Precision, device: torch.device | str, codec, trust_remote_code=False):
+    """The causal language model of a checkpoint folder, on `device`, in the numbers of `precision`.
+
+    Its generation settings come from `codec`, never from the repository: old ones stop at the wrong token.
+    """
+    options = {"dtype": precision.dtype, "trust_remote_code": trust_remote_code}
+    if (
+        torch.device(device).type == "cpu"
+    ):  # on short rows plain products beat torch's fused attention there (docs/log.md)
+        options["attn_implementation"] = "eager"
+    if precision.bits != 16:
+        options |= {"quantization_config": _quantization(precision), "device_map": {"": device}}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        inside = ", ".join(sorted(p.name for p in Path(path).iterdir()))
+        raise UserError(
+            f"--model_name_or_path {path}: the weights cannot be loaded ({error}); found {inside}"
+        ) from error
+    if precision.bits == 16:
+        model.to(device)
+    model.config.bos_token_id = codec.prefix_ids[0] if codec.prefix_ids else None
+    model.config.eos_token_id, model.config.pad_token_id = codec.eos_id, codec.pad_id
+    model.generation_config = GenerationConfig(eos_token_id=codec.eos_id, pad_token_id=codec.pad_id, do_sample=False)
+    return model
+
+
+def _quantization(precision: Precision):
+    try:
+        import bitsandbytes  # noqa: F401
+        from transformers import BitsAndBytesConfig
+    except ImportError:
+        raise UserError(f"--bits {precision.bits} needs bitsandbytes: pip install -r requirements.txt") from None
+    if precision.bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=precision.dtype,
+    )
+
+
+def limit_memory(max_memory_mb: int | None, device: torch.device) -> None:
+    """Hold this process to `max_memory_mb` MB of its card; torch raises out-of-memory beyond."""
+    if max_memory_mb is None:
+        return
+    if device.type != "cuda":
+        say("max_memory_MB: no effect without a GPU")
+        return
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, max_memory_mb * 2**20 / total), device)
+    say(f"memory: at most {max_memory_mb} MB of the card's {total // 2**20} MB (--max_memory_MB)")
+
+
+def add_lora(model, targets: tuple[str, ...], rank: int, alpha: int, dropout: float, autocast: bool = False):
+    """`model` with a fresh adapter on the layers called `targets`; the adapter's weights are float32.
+
+    `autocast`: the model will run under torch's autocast, which picks the numbers of every product by itself.
+    """
+    linear = {n.split(".")[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    missing = [target for target in targets if target != "all-linear" and target not in linear]
+    if missing:
+        raise UserError(
+            f"--lora_target_modules {','.join(missing)}: this model has no such layer; its linear layers are "
+            f"{', '.join(sorted(linear))}"
+        )
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules="all-linear" if targets == ("all-linear",) else list(targets),
+        task_type="CAUSAL_LM",
+    )
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    model = get_peft_model(model, config)
+    if autocast:
+        # peft would copy every input to float32 and autocast at once back to 16 bits: the same numbers, for more work.
+        for module in model.modules():
+            if hasattr(module, "cast_input_dtype_enabled"):
+                module.cast_input_dtype_enabled = False
+    return model
+
+
+def find_adapter(folder: str | Path) -> Path:
+    """The folder itself when it holds an adapter; else a UserError that lists it and the nearest folder that does."""
+    folder = Path(folder)
+    if (
+        folder.is_dir()
+        and (folder / "adapter_config.json").is_file()
+        and any((folder / f).is_file() for f in ADAPTER_FILES)
+    ):
+        return folder
+    inside = ", ".join(sorted(path.name for path in folder.iterdir())) if folder.is_dir() else "no such folder"
+    root = folder if folder.is_dir() else folder.parent
+    others = sorted((p.parent for p in root.glob("*/adapter_config.json")), key=lambda p: p.stat().st_mtime)
+    hint = f"; the newest adapter near it is {others[-1]}" if others else ""
+    raise UserError(
+        f"--lora_weights {folder}: no adapter there (expected adapter_config.json and {' or '.join(ADAPTER_FILES)}); "
+        f"found {inside or 'an empty folder'}{hint}"
+    )
+
+
+def load_adapter(model, folder: Path, merge: bool = False):
+    """`model` with the trained adapter of `folder`; `merge` adds it into the weights."""
+    check_weights(folder)
+    try:
+        model = PeftModel.from_pretrained(model, folder)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise UserError(f"--lora_weights {folder} does not fit this base model: {error}") from error
+    return model.merge_and_unload() if merge else model
+
+
+def check_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a saved adapter; UserError when the file is empty or every lora_B is zero (nothing was learnt)."""
+    file = next(folder / name for name in ADAPTER_FILES if (folder / name).is_file())
+    try:
+        tensors = (
+            load_file(file)
+            if file.suffix == ".safetensors"
+            else torch.load(file, map_location="cpu", weights_only=True)
+        )
+    except Exception as error:  # noqa: BLE001 - whatever the reader raises, the file is broken
+        raise UserError(f"{file}: not a readable adapter ({error}); copy or train it again") from None
+    if not tensors:
+        raise UserError(f"{file}: holds no tensor ({file.stat().st_size} bytes): a broken save; train it again")
+    trained = [tensor for name, tensor in tensors.items() if "lora_A" not in name]
+    if trained and not any(tensor.any() for tensor in trained):
+        raise UserError(f"{file}: every lora_B is zero, so the adapter changes nothing; it was saved untrained")
+    return tensors
+
+
+def check_saved(model, folder: Path) -> int:
+    """Read a just saved adapter back and compare it with the model's; its number of weights."""
+    saved, live = check_weights(folder), get_peft_model_state_dict(model)
+    wrong = [
+        name for name, tensor in live.items() if name not in saved or not torch.equal(saved[name].cpu(), tensor.cpu())
+    ]
+    if wrong or len(saved) != len(live):
+        raise UserError(
+            f"{folder}: the saved adapter differs from the trained one in {len(wrong)} tensors, e.g. {wrong[:3]}"
+        )
+    return sum(tensor.numel() for tensor in saved.values())
+
+
+def training_device(use_cpu: bool) -> torch.device:
+    """This process's card under torchrun, the first one otherwise, or the CPU."""
+    if torch.cuda.is_available() and not use_cpu:
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")

@@ -1,0 +1,65 @@
+"""run.json: what a run was made of, written beside its adapter, read by prediction."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+from pathlib import Path
+
+from utils.errors import UserError, say
+
+NAME = "run.json"
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
+
+
+def write(folder: str | Path, settings: dict) -> None:
+    """Write run.json whole or not at all."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / (NAME + ".tmp")
+    partial.write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, folder / NAME)
+
+
+def read(folder: str | Path) -> dict:
+    """The run.json of an adapter's folder or, for a checkpoint-N, of the run it belongs to; {} when there is none."""
+    for place in (Path(folder), Path(folder).resolve().parent):
+        file = place / NAME
+        if file.is_file():
+            try:
+                return json.loads(file.read_text(encoding="utf-8"))
+            except json.JSONDecodeError as error:
+                raise UserError(
+                    f"{file}:{error.lineno}: not JSON ({error.msg}); delete it and give its flags by hand"
+                ) from None
+    return {}
+
+
+def prefer(flag: str, typed, recorded, default=None):
+    """A flag's value: what was typed, else what the run recorded, else `default`. A contradiction is said."""
+    if typed is None:
+        return default if recorded is None else recorded
+    if recorded is not None and typed != recorded:
+        say(f"warning: --{flag} {typed} contradicts run.json, which says {recorded}; using {typed}")
+    return typed
+
+
+def fingerprint(*files: str | Path) -> str:
+    """SHA-256 of the files' content, one after the other."""
+    digest = hashlib.sha256()
+    for file in files:
+        with open(file, "rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """The installed packages that decide what a run computes."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,225 @@
+"""What the Trainer needs here: rows of tokens, batches, an order of the records, scored evaluation, the log."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import torch
+from accelerate.utils import gather_object
+from datasets import Dataset
+from torch.utils.data import Sampler
+from tqdm import tqdm
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from utils.errors import UserError, say
+from utils.generating import generate, plan_batches
+from utils.prompter import prompt
+from utils.score import score
+from utils.tokens import IGNORED, encode_row
+
+
+def tokenise(codec, template: dict, records: list[dict], cutoff: int, train_on_inputs: bool, workers: int, what: str):
+    """A dataset of rows (input_ids, labels, length); says how long they are and which had to be cut or dropped."""
+
+    def encode(record):
+        row = encode_row(codec, template, record, cutoff, train_on_inputs)
+        return {**row._asdict(), "length": len(row.input_ids)}
+
+    texts = [{name: record[name] for name in ("instruction", "input", "output")} for record in records]
+    rows = Dataset.from_list(texts).map(
+        encode,
+        num_proc=min(workers, len(texts)) if workers > 1 else None,
+        remove_columns=["instruction", "input", "output"],
+        desc=f"tokenising {what}",
+    )
+    say(_lengths(rows, cutoff, what))
+    # No row without a label may reach the model: its loss would be 0/0.
+    rows = rows.filter(lambda length: length > 0, input_columns="length")
+    if not len(rows):
+        raise UserError(
+            f"--cutoff_len {cutoff}: no {what} record fits, with its instruction and answer whole; raise it"
+        )
+    return rows
+
+
+def _lengths(rows, cutoff: int, what: str) -> str:
+    """One line: percentiles of the rows' lengths, the cut and the dropped, the cutoff that would spare them."""
+    whole = sorted(rows["whole"])
+    cut, dropped = sum(rows["cut"]), sum(length == 0 for length in rows["length"])
+    at = {share: whole[min(len(whole) - 1, int(share / 100 * len(whole)))] for share in (50, 90, 99)}
+    line = f"{what}: {len(whole)} records, tokens 50 % {at[50]}, 90 % {at[90]}, 99 % {at[99]}, longest {whole[-1]}"
+    if cut or dropped:
+        line += (
+            f"; {cut} texts shortened and {dropped} records dropped to fit --cutoff_len {cutoff}; "
+            f"--cutoff_len {whole[-1]} would cut none"
+        )
+    return line
+
+
+def make_collator(pad_id: int, width_of: int = 1):
+    """A function from rows to a batch, padded on the right to a multiple of `width_of`.
+
+    The batch asks for logits at the positions before an answer's tokens only (`logits_to_keep`), and gives the labels
+    of just those (`shift_labels`): most of a vocabulary-sized product would be thrown away otherwise.
+    """
+
+    def collate(rows):
+        width = -(-max(len(row["input_ids"]) for row in rows) // width_of) * width_of
+        ids = torch.full((len(rows), width), pad_id)
+        mask = torch.zeros_like(ids)
+        labels = torch.full((len(rows), width), IGNORED)
+        for index, row in enumerate(rows):
+            length = len(row["input_ids"])
+            ids[index, :length] = torch.tensor(row["input_ids"])
+            mask[index, :length] = 1
+            labels[index, : length - 1] = torch.tensor(row["labels"])[1:]
+        kept = (labels != IGNORED).any(dim=0).nonzero()[:, 0]
+        labels = labels[:, kept]
+        return {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "labels": labels,
+            "shift_labels": labels,
+            "logits_to_keep": kept,
+        }
+
+    return collate
+
+
+class LengthGrouped(Sampler):
+    """Records of like length together, in an order that seed and epoch alone decide: a resumed run repeats it."""
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int):
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+
+
+class TripleTrainer(Trainer):
+    """transformers' Trainer, with an order that can be resumed and an evaluation that also predicts."""
+
+    predict = None  # a function from the model to its figures (f1, contest, …), or None
+
+    def _get_train_sampler(self, train_dataset=None):
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return LengthGrouped(list(self.train_dataset["length"]), batch, self.args.seed)
+
+    def evaluate(self, *args, **kwargs):
+        metrics = super().evaluate(*args, **kwargs)
+        if self.predict is not None:
+            figures = {f"eval_{name}": value for name, value in self.predict(self.model).items()}
+            self.log(figures)
+            metrics |= figures
+        return metrics
+
+
+def make_predict(codec, template: dict, records: list[dict], batch_size: int, max_new_tokens: int, args):
+    """A function that answers `records` with a model, all processes sharing the work, and scores the answers."""
+    prompts = [codec.encode(prompt(template, r["instruction"], r["input"])) for r in records]
+    batches = plan_batches([len(p) for p in prompts], batch_size)
+
+    def predict(model) -> dict[str, float]:
+        was_training, used_cache = model.training, model.config.use_cache
+        model.eval()
+        model.config.use_cache = True
+        answers = []
+        with torch.autocast(args.device.type, dtype=args.precision.dtype, enabled=args.bf16 or args.fp16):
+            for batch in tqdm(
+                batches[args.process_index :: args.world_size],
+                desc="predicting",
+                unit="batch",
+                leave=False,
+                disable=args.process_index > 0,
+            ):
+                made = generate(model, codec, [prompts[index] for index in batch], max_new_tokens)
+                answers += [(index, answer.text) for index, answer in zip(batch, made, strict=True)]
+        model.config.use_cache = used_cache
+        model.train(was_training)
+        texts = dict(gather_object(answers))
+        predicted = [{**record, "output": texts[index], "kg": None} for index, record in enumerate(records)]
+        return score(predicted, records)
+
+    return predict
+
+
+class LogFile(TrainerCallback):
+    """Every row of the Trainer's log, appended to log.jsonl as soon as it is made."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero:
+            with open(Path(args.output_dir) / "log.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+def find_checkpoint(output_dir: str | Path) -> str | None:
+    """The newest checkpoint-N that is whole: trainer_state.json is written last, so it is there and readable."""
+    found = []
+    for folder in Path(output_dir).glob("checkpoint-*"):
+        try:
+            state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+            found.append((state["global_step"], str(folder)))
+        except (OSError, ValueError, KeyError):
+            say(f"resume: {folder} is not whole (the run was killed while it was written); passed over")
+    return max(found)[1] if found else None
+
+
+def choose_resume(args) -> str | None:
+    """The checkpoint to go on from, or None to start; UserError rather than overwriting an unfinished run."""
+    asked, there = args.resume_from_checkpoint, find_checkpoint(args.output_dir)
+    if asked == "auto":
+        say(f"resume: {there}" if there else "resume: no whole checkpoint yet, starting at step 0")
+        return there
+    if asked:
+        if not (Path(asked) / "trainer_state.json").is_file():
+            raise UserError(
+                f"--resume_from_checkpoint {asked}: no whole checkpoint; the newest in --output_dir is {there or 'none'}"
+            )
+        return asked
+    run = Path(args.output_dir) / "run.json"
+    finished = run.is_file() and json.loads(run.read_text(encoding="utf-8")).get("status") == "finished"
+    if there and not finished and not args.overwrite_output_dir:
+        raise UserError(
+            f"--output_dir {args.output_dir} holds an unfinished run ({Path(there).name}); add "
+            "--resume_from_checkpoint auto to go on with it, or --overwrite_output_dir to start anew"
+        )
+    return None
+
+
+def draw_curve(history: list[dict], file: Path) -> None:
+    """Loss and, where evaluation predicted, F1 and contest score over the steps, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, losses = pyplot.subplots(figsize=(7, 4))
+    scores = losses.twinx() if any("eval_f1" in row for row in history) else None
+    shown = Counter(name for row in history for name in row)
+    for name, axis in (("loss", losses), ("eval_loss", losses), ("eval_f1", scores), ("eval_contest", scores)):
+        if shown[name]:
+            points = [(row["step"], row[name]) for row in history if name in row]
+            axis.plot(
+                *zip(*points, strict=True),
+                marker="." if name.startswith("eval") else None,
+                label=name,
+                linestyle="--" if axis is scores else "-",
+            )
+    losses.set_xlabel("step")
+    losses.set_ylabel("loss")
+    if scores is not None:
+        scores.set_ylabel("score")
+        scores.set_ylim(0, 1)
+    figure.legend(loc="upper center", ncols=4)
+    figure.savefig(file, dpi=120)
+    pyplot.close(figure)
