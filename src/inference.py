@@ -19,7 +19,7 @@ from utils.errors import UserError, run_script, say
 from utils.families import find_family
 from utils.generating import choose_batch_size, generate, plan_batches
 from utils.loading import ADAPTER_FILES, find_adapter, limit_memory, load_adapter, load_base
-from utils.precision import choose_precision, has_cuda
+from utils.precision import Precision, choose_bits, choose_dtype, has_cuda
 from utils.prompter import load_template, prompt
 from utils.records import load
 from utils.tokens import load_codec
@@ -33,7 +33,9 @@ def main(argv=None) -> None:
 
     # Everything that can be wrong is found before the base is loaded.
     adapter = find_adapter(args.lora_weights) if args.lora_weights else None
-    run = manifest.read(adapter) if adapter else {}
+    run = manifest.read(adapter or model_args.model_name_or_path or "")
+    if not adapter:
+        run.pop("base", None)  # a fully fine-tuned model is its own base
     base = manifest.prefer("model_name_or_path", _resolved(model_args.model_name_or_path), run.get("base"))
     if base is None:
         raise UserError(
@@ -47,7 +49,7 @@ def main(argv=None) -> None:
     template = run["template"] if same else load_template(template_name or family.templates[name])
     records = load(args.input_file, needs=("instruction", "input"))
     device = choose_device(args.device)
-    precision = choose_precision(args.fp16, args.bf16, model_args.bits, device.type == "cpu")
+    precision = choose_precision(model_args, args, run.get("precision", {}), device.type == "cpu")
     codec = load_codec(base, family, model_args.trust_remote_code)
     prompts = [codec.encode(prompt(template, record["instruction"], record["input"])) for record in records]
 
@@ -117,9 +119,19 @@ def warn_context(model, prompts, records, max_new_tokens) -> None:
     if long:
         ids = ", ".join(str(records[i].get("id", f"number {i}")) for i in long[:5])
         say(
-            f"warning: with --max_new_tokens {max_new_tokens}, {len(long)} records (id {ids}{', …' if len(long) > 5 else ''}) "
+            f"warning: with --max_new_tokens {max_new_tokens}, {len(long)} records (the first: id {ids}) "
             f"may pass the base's context of {most} tokens; nothing is cut, but answers beyond it degrade"
         )
+
+
+def choose_precision(model_args, args, recorded: dict, on_cpu: bool) -> Precision:
+    """What the flags say, else what the adapter was trained with (run.json), else what the machine does best."""
+    typed = "float16" if args.fp16 else "bfloat16" if args.bf16 else None
+    trained = recorded.get("name") if recorded.get("name") != "float32" else None
+    name = typed if args.fp16 and args.bf16 else manifest.prefer("fp16" if args.fp16 else "bf16", typed, trained)
+    bits = manifest.prefer("bits", model_args.bits, recorded.get("bits"), 16)
+    dtype = choose_dtype(name == "float16", name == "bfloat16" or (args.fp16 and args.bf16), on_cpu)
+    return Precision(dtype, choose_bits(bits, on_cpu))
 
 
 def choose_device(asked: str | None) -> torch.device:
@@ -132,7 +144,7 @@ def choose_device(asked: str | None) -> torch.device:
         raise UserError(f"--device {asked}: expected cpu, cuda, cuda:N or N") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(
-            f"--device {asked}: this machine shows {torch.cuda.device_count()} cards; drop the flag, or use --device cpu"
+            f"--device {asked}: this machine shows {torch.cuda.device_count()} cards; drop it, or use --device cpu"
         )
     return device
 

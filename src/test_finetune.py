@@ -20,10 +20,11 @@ from utils.families import find_family
 from utils.loading import add_lora, check_saved, limit_memory, load_base, training_device
 from utils.prompter import load_template
 from utils.records import load, split
-from utils.tokens import load_codec
+from utils.tokens import load_codec, save_tokenizer
 from utils.training import (
     LogFile,
     TripleTrainer,
+    check_same_run,
     choose_resume,
     draw_curve,
     make_collator,
@@ -46,6 +47,8 @@ def main(argv=None) -> None:
     resume = choose_resume(args)
     codec = load_codec(model_args.model_name_or_path, family, model_args.trust_remote_code)
 
+    if data_args.max_source_length:
+        say(f"max_source_length: not used by family {family.name}, whose rows are cut by --cutoff_len")
     rows = (codec, template)
     how = (data_args.cutoff_len, data_args.train_on_inputs, data_args.preprocessing_num_workers)
     with args.main_process_first(desc="tokenising"):
@@ -100,13 +103,17 @@ def main(argv=None) -> None:
         },
         "versions": manifest.versions(),
     }
+    if resume:
+        check_same_run(manifest.read(out), run)
     if args.process_index == 0:
         manifest.write(out, run)
     result = trainer.train(resume_from_checkpoint=resume)
 
     trainer.save_model(str(out))
     if args.process_index == 0:
-        finish(trainer, codec, out, run, result, started, lora_args.full_finetune)
+        finish(trainer, codec, model_args.model_name_or_path, run, result, started)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def read_records(data_args, args):
@@ -125,10 +132,11 @@ def read_records(data_args, args):
     return split(records, data_args.val_set_size, args.seed)
 
 
-def finish(trainer, codec, out, run, result, started, full) -> None:
+def finish(trainer, codec, base, run, result, started) -> None:
     """Check what was saved, write what the run was and what it reached, and say it."""
+    out, full = Path(trainer.args.output_dir), run["lora"] is None
     weights = sum(p.numel() for p in trainer.model.parameters()) if full else check_saved(trainer.model, out)
-    codec.tokenizer.save_pretrained(out)
+    save_tokenizer(codec, base, out)
     trainer.save_state()
     history, state = trainer.state.log_history, trainer.state
     draw_curve(history, out / "curve.png")
@@ -148,10 +156,9 @@ def finish(trainer, codec, out, run, result, started, full) -> None:
     manifest.write(out, run)
     best = ""
     if state.best_metric is not None:
-        kept = (
-            "kept" if trainer.args.load_best_model_at_end else "not kept: --save_strategy differs from --eval_strategy"
-        )
-        best = f"; best {trainer.args.metric_for_best_model} {state.best_metric:.4f} at step {state.best_global_step} ({kept})"
+        why = "kept" if trainer.args.load_best_model_at_end else "not kept: --save_strategy and --eval_strategy differ"
+        metric = trainer.args.metric_for_best_model
+        best = f"; best {metric} {state.best_metric:.4f} at step {state.best_global_step} ({why})"
     say(
         f"\ntrained {state.global_step} steps ({state.epoch:.2f} epochs) in {seconds:.0f} s, "
         f"{run['results']['samples_per_second']} samples/s"

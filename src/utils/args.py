@@ -9,7 +9,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from utils.errors import UserError, say
 from utils.families import NAMES
-from utils.precision import Precision, choose_precision, has_cuda
+from utils.precision import Precision, choose_bits, choose_dtype, has_cuda
 
 
 def option(default, text: str, *aliases: str, **more):
@@ -27,11 +27,17 @@ class ModelArguments:
     model_name: str | None = option(
         None, f"overrides the family read from config.json: {', '.join(NAMES)}", "--model_file"
     )
-    bits: int = option(
-        16, "16: weights as --fp16/--bf16 say; 8 or 4: quantised by bitsandbytes (GPU only)", choices=[4, 8, 16]
+    bits: int | None = option(
+        None,
+        "16: weights as --fp16/--bf16 say; 8 or 4: quantised by bitsandbytes (GPU only); default: 16, or what the "
+        "adapter was trained with",
+        choices=[4, 8, 16],
     )
     max_memory_MB: int | None = option(None, "most memory of the card this process may take, in MB; default: all")
     trust_remote_code: bool = option(False, "run Python code that lies in the base model's folder")
+
+    def __post_init__(self):
+        check_least(self, 1, "max_memory_MB")
 
 
 @dataclass
@@ -61,10 +67,8 @@ class DataArguments:
     def __post_init__(self):
         if not self.train_file:
             raise UserError("--train_file is missing; give the training records, e.g. data/sample/train.json")
-        for name in ("cutoff_len", "preprocessing_num_workers", "max_target_length"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name} {value}: expected at least 1")
+        check_least(self, 1, "cutoff_len", "preprocessing_num_workers", "max_target_length")
+        check_least(self, 0, "val_set_size")
         if self.valid_file and self.val_set_size:
             say(f"validation: --valid_file {self.valid_file} (it beats --val_set_size {self.val_set_size})")
         self.max_target_length = self.max_target_length or 256
@@ -85,8 +89,9 @@ class LoraArguments:
     full_finetune: bool = option(False, "train every weight instead of an adapter")
 
     def __post_init__(self):
-        if self.lora_r < 1:
-            raise UserError(f"--lora_r {self.lora_r}: expected at least 1")
+        check_least(self, 1, "lora_r")
+        if not 0 <= self.lora_dropout < 1:
+            raise UserError(f"--lora_dropout {self.lora_dropout}: expected 0 or more and less than 1")
         if self.full_finetune and self.lora_target_modules:
             raise UserError("--full_finetune and --lora_target_modules contradict each other; drop one of them")
 
@@ -126,7 +131,7 @@ class FinetuneArguments(TrainingArguments):
     resume_from_checkpoint: str | None = option(
         None, "auto: go on from the newest whole checkpoint, if there is one; or a checkpoint's folder"
     )
-    overwrite_output_dir: bool = option(False, "start anew in a folder that holds an unfinished run")
+    overwrite_output_dir: bool = option(False, "start anew in a folder that holds a run: its checkpoints are deleted")
     seed: int = option(42, "seed of the split, the order of the records, the adapter and dropout")
     report_to: str = option("none", "none, tensorboard, wandb, …")
     deepspeed: str | None = option(None, "a DeepSpeed configuration (JSON file)")
@@ -137,8 +142,13 @@ class FinetuneArguments(TrainingArguments):
             raise UserError("--do_train is missing: nothing would be trained (to predict, use src/inference.py)")
         if not self.output_dir:
             raise UserError("--output_dir is missing; give a folder for the adapter, e.g. lora/llama-7b-r8")
+        check_least(self, 1, "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+        check_least(self, 0, "eval_generate_samples")
         check_processes(self.use_cpu)
-        self.precision: Precision | None = None  # set by parse_finetune, which knows --bits
+        # Autocast: products in 16 bits, the trained weights themselves in 32.
+        dtype = choose_dtype(self.fp16, self.bf16, self.use_cpu)
+        self.fp16, self.bf16 = dtype == "float16", dtype == "bfloat16"
+        self.precision = Precision(dtype, 16)  # parse_finetune, which knows --bits, may lower the bits
         if self.do_eval and self.eval_strategy == "no":
             self.eval_strategy = "epoch"
         if not has_cuda(self.use_cpu) and ("paged" in self.optim or "bit" in self.optim):
@@ -151,12 +161,16 @@ class FinetuneArguments(TrainingArguments):
             self.activation_checkpointing = self.gradient_checkpointing
         self.metric_for_best_model = "eval_contest" if self.predict_with_generate else "eval_loss"
         self.greater_is_better = self.predict_with_generate
+        # Only where every checkpoint has been evaluated; TrainingArguments evaluates each --logging_steps by default.
+        evaluated = self.eval_strategy != "steps" or self.save_steps % (self.eval_steps or self.logging_steps) == 0
         self.load_best_model_at_end = self.eval_strategy != "no" and (
-            self.save_strategy in (self.eval_strategy, "best")
-            and (self.eval_steps or self.save_steps) == self.save_steps
+            self.save_strategy == "best" or (self.save_strategy == self.eval_strategy and evaluated)
         )
         self.remove_unused_columns = False
         super().__post_init__()
+        if self.n_gpu > 1:  # one process, several cards: the Trainer would split every batch over threads, slowly
+            say(f"cards: 1 of {self.n_gpu} (torchrun --nproc_per_node={self.n_gpu} uses them all)")
+            self._n_gpu = 1
 
 
 @dataclass
@@ -180,10 +194,15 @@ class InferenceArguments:
     merge_lora: bool = option(False, "add the adapter into the base's weights first: faster, rounded to their numbers")
 
     def __post_init__(self):
-        for name in ("batch_size", "max_new_tokens", "num_beams"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name} {value}: expected at least 1")
+        check_least(self, 1, "batch_size", "max_new_tokens", "num_beams")
+
+
+def check_least(arguments, least: int, *names: str) -> None:
+    """UserError for a given number that is too small."""
+    for name in names:
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name} {value}: expected at least {least}")
 
 
 def parse_finetune(argv=None):
@@ -191,15 +210,13 @@ def parse_finetune(argv=None):
     model, data, lora, train = parse((ModelArguments, DataArguments, LoraArguments, FinetuneArguments), argv)
     if not model.model_name_or_path:
         raise UserError("--model_name_or_path is missing; give the folder of the base model")
-    if lora.full_finetune and model.bits != 16:
+    if lora.full_finetune and model.bits in (4, 8):
         raise UserError(
             f"--full_finetune and --bits {model.bits} contradict each other: quantised weights cannot be trained"
         )
     if data.val_set_size is None:
         data.val_set_size = 1000 if train.do_eval and not data.valid_file else 0
-    train.precision = choose_precision(train.fp16, train.bf16, model.bits, train.use_cpu)
-    # Autocast: products in 16 bits, the trained weights themselves in 32.
-    train.fp16, train.bf16 = train.precision.name == "float16", train.precision.name == "bfloat16"
+    train.precision = train.precision._replace(bits=choose_bits(model.bits or 16, train.use_cpu))
     return model, data, lora, train
 
 
@@ -221,10 +238,11 @@ def parse(types, argv=None):
     else:
         _hide_inherited(parser, types)
     flags = [option for action in parser._actions for option in action.option_strings]
+    shown = [o for action in parser._actions if action.help != argparse.SUPPRESS for o in action.option_strings]
     for word in parser.parse_known_args(argv)[1]:
         if word.startswith("--"):
             name = word.split("=")[0]
-            near = difflib.get_close_matches(name, flags, 1)
+            near = difflib.get_close_matches(name, shown, 1) or difflib.get_close_matches(name, flags, 1)
             hint = f"did you mean {near[0]}?" if near else "see --help"
             raise UserError(f"{name}: unknown flag; {hint}")
         raise UserError(f"{word!r}: a value without a flag; see --help")

@@ -20,22 +20,30 @@ def has_cuda(use_cpu: bool = False) -> bool:
     return torch.cuda.is_available() and not use_cpu
 
 
-def choose_precision(fp16: bool, bf16: bool, bits: int, use_cpu: bool = False) -> Precision:
-    """What the flags ask for, as far as the machine can do it; every deviation is said in one line."""
+def choose_dtype(fp16: bool, bf16: bool, use_cpu: bool = False) -> str:
+    """The dtype the flags ask for, as far as the machine can do it; the decision is said with its reason."""
     if fp16 and bf16:
         raise UserError("--fp16 and --bf16 contradict each other; drop one of them")
     if not has_cuda(use_cpu):
-        if bits != 16:
-            say(f"weights: not quantised (--bits {bits} needs a GPU)")
-        if fp16:
-            say("dtype: float32 (--fp16 needs a GPU)")
-        else:
-            say("dtype: " + ("bfloat16 (--bf16)" if bf16 else "float32 (no GPU)"))
-        return Precision("bfloat16" if bf16 else "float32", 16)
-    supported = torch.cuda.is_bf16_supported(including_emulation=False)
-    if bf16 and not supported:
-        raise UserError("--bf16: this card has no bfloat16 (it needs Ampere or newer); use --fp16")
-    name = "float16" if fp16 else "bfloat16" if bf16 or supported else "float16"
-    why = "--fp16" if fp16 else "--bf16" if bf16 else f"the card {'supports it' if supported else 'has no bfloat16'}"
-    say(f"dtype: {name} ({why})" + (f"; base weights in {bits} bits" if bits != 16 else ""))
-    return Precision(name, bits)
+        name, why = ("bfloat16", "--bf16") if bf16 else ("float32", "--fp16 needs a GPU" if fp16 else "no GPU")
+    elif fp16 or bf16:
+        name, why = ("float16", "--fp16") if fp16 else ("bfloat16", "--bf16")
+        if bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise UserError("--bf16: this card has no bfloat16 (it needs Ampere or newer); use --fp16")
+    elif torch.cuda.is_bf16_supported(including_emulation=False):
+        name, why = "bfloat16", "the card supports it"
+    else:
+        name, why = "float16", "the card has no bfloat16"
+    say(f"dtype: {name} ({why})")
+    return name
+
+
+def choose_bits(bits: int, use_cpu: bool = False) -> int:
+    """Bits of a base weight; quantised weights need a GPU, and without one the base stays as its dtype says."""
+    if bits == 16:
+        return 16
+    if not has_cuda(use_cpu):
+        say(f"weights: not quantised (--bits {bits} needs a GPU)")
+        return 16
+    say(f"weights: {bits} bits (--bits {bits}), products in the dtype above")
+    return bits

@@ -28,9 +28,9 @@ def load_template(name: str) -> dict:
         raise UserError(
             f"{path}:{error.lineno}: not JSON ({error.msg}); expected an object with {', '.join(KEYS)}"
         ) from None
-    missing = [key for key in KEYS if not isinstance(template, dict) or key not in template]
+    missing = [key for key in KEYS if not isinstance(template, dict) or not isinstance(template.get(key), str)]
     if missing:
-        raise UserError(f"{path}: the template lacks {', '.join(missing)}; expected {', '.join(KEYS)}")
+        raise UserError(f"{path}: the template lacks {', '.join(missing)}; expected {', '.join(KEYS)}, all strings")
     return template
 
 

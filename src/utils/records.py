@@ -29,6 +29,8 @@ def read_with_lines(path: str | Path) -> list[tuple[int, dict]]:
     if not text.strip():
         raise UserError(f"{path}: the file is empty; expected JSON lines or a JSON list of records")
     pairs = list(_list_items(path, text) if text.lstrip()[0] == "[" else _lines(path, text))
+    if not pairs:
+        raise UserError(f"{path}: the list is empty; expected JSON lines or a JSON list of records")
     for line, record in pairs:
         if not isinstance(record, dict):
             raise UserError(f"{path}:{line}: found {_kind(record)}, expected an object with {', '.join(TEXT_FIELDS)}")
@@ -56,6 +58,8 @@ def _list_items(path, text):
             position += 1
         line, counted = line + text.count("\n", counted, position), position
         if text[position : position + 1] == "]":
+            if text[position + 1 :].strip():
+                raise UserError(f"{path}:{line}: something stands behind the ] that closes the list; remove it")
             return
         try:
             record, position = decoder.raw_decode(text, position)
@@ -98,6 +102,8 @@ def load(path: str | Path, needs: tuple[str, ...] = TEXT_FIELDS) -> list[dict]:
 
 def split(records: list[dict], held_out: int, seed: int) -> tuple[list[dict], list[dict]]:
     """`held_out` records drawn with `seed`, and the others; both in file order."""
+    if held_out < 0:
+        raise UserError(f"--val_set_size {held_out}: expected 0 (no split) or more")
     if held_out >= len(records):
         raise UserError(
             f"--val_set_size {held_out}: there are only {len(records)} records, and some must remain for training; "

@@ -64,12 +64,17 @@ def score(predicted: list[dict], gold: list[dict]) -> dict[str, float]:
 
 def pair(predicted: list[dict], gold: list[dict]) -> tuple[list[dict], list[str]]:
     """The predictions in gold's order, by id; a missing one is an empty answer. The second value says what was odd."""
-    by_id = {row.get("id"): row for row in predicted}
-    missing = [row["id"] for row in gold if row.get("id") not in by_id]
-    extra = set(by_id) - {row.get("id") for row in gold}
+    for name, rows in (("predictions", predicted), ("gold", gold)):
+        if any(row.get("id") is None for row in rows):
+            raise UserError(f"a record of the {name} has no id; predictions and gold are paired by id")
+    by_id = {row["id"]: row for row in predicted}
+    missing = [row["id"] for row in gold if row["id"] not in by_id]
+    extra = set(by_id) - {row["id"] for row in gold}
+    twice = [identity for identity, count in Counter(row["id"] for row in predicted).items() if count > 1]
     notes = [f"{len(missing)} records of the gold file have no prediction, e.g. id {missing[0]}"] if missing else []
     notes += [f"{len(extra)} predictions are of no record of the gold file"] if extra else []
-    return [by_id.get(row.get("id"), {"kg": [], "output": ""}) for row in gold], notes
+    notes += [f"{len(twice)} ids are predicted twice, e.g. id {twice[0]}; the last one counts"] if twice else []
+    return [by_id.get(row["id"], {"kg": [], "output": ""}) for row in gold], notes
 
 
 def main(argv=None) -> None:

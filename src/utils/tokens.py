@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from utils.families import Family
 from utils.prompter import Piece, prompt
 
 IGNORED = -100  # the label of a token that is not learnt
+LLAMA_FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 LLAMA_SPECIALS = {"<unk>": 0, "<s>": 1, "</s>": 2}
 
 
@@ -77,6 +79,17 @@ def load_codec(model_path: str | Path, family: Family, trust_remote_code: bool =
     prefix = [token for token in tokenizer("")["input_ids"] if token != tokenizer.eos_token_id]
     specials = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
     return Codec(tokenizer, tuple(prefix), tokenizer.eos_token_id, pad, specials, strips_spaces=False)
+
+
+def save_tokenizer(codec: Codec, model_path: str | Path, out: Path) -> None:
+    """Put the tokenizer beside what was trained, in the form that `load_codec` reads alike."""
+    own = [Path(model_path) / name for name in LLAMA_FILES]
+    if not own[0].is_file():
+        codec.tokenizer.save_pretrained(out)
+        return
+    for file in own:
+        if file.is_file():
+            shutil.copy(file, out)
 
 
 def _llama_codec(folder: Path) -> Codec:

@@ -1,6 +1,7 @@
 """What the Trainer needs here: rows of tokens, batches, an order of the records, scored evaluation, the log."""
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tqdm import tqdm
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from utils import manifest
 from utils.errors import UserError, say
 from utils.generating import generate, plan_batches
 from utils.prompter import prompt
@@ -175,25 +177,41 @@ def find_checkpoint(output_dir: str | Path) -> str | None:
 
 
 def choose_resume(args) -> str | None:
-    """The checkpoint to go on from, or None to start; UserError rather than overwriting an unfinished run."""
-    asked, there = args.resume_from_checkpoint, find_checkpoint(args.output_dir)
+    """The checkpoint to go on from, or None to start; UserError rather than overwriting what another run left."""
+    asked, out = args.resume_from_checkpoint, Path(args.output_dir)
+    there = find_checkpoint(out)
+    finished = manifest.read(out).get("status") == "finished"
     if asked == "auto":
         say(f"resume: {there}" if there else "resume: no whole checkpoint yet, starting at step 0")
         return there
     if asked:
         if not (Path(asked) / "trainer_state.json").is_file():
-            raise UserError(
-                f"--resume_from_checkpoint {asked}: no whole checkpoint; the newest in --output_dir is {there or 'none'}"
-            )
+            newest = there or "none"
+            raise UserError(f"--resume_from_checkpoint {asked}: no whole checkpoint; --output_dir's newest is {newest}")
         return asked
-    run = Path(args.output_dir) / "run.json"
-    finished = run.is_file() and json.loads(run.read_text(encoding="utf-8")).get("status") == "finished"
-    if there and not finished and not args.overwrite_output_dir:
+    if not there and not finished:
+        return None
+    if not args.overwrite_output_dir:
         raise UserError(
-            f"--output_dir {args.output_dir} holds an unfinished run ({Path(there).name}); add "
-            "--resume_from_checkpoint auto to go on with it, or --overwrite_output_dir to start anew"
+            f"--output_dir {out} holds a run already ({'finished' if finished else Path(there).name}); give another "
+            "folder, --resume_from_checkpoint auto to go on with it, or --overwrite_output_dir to start anew"
         )
+    if args.process_index == 0:  # or a later resume would find the old run's checkpoints
+        for folder in out.glob("checkpoint-*"):
+            shutil.rmtree(folder)
+        (out / "log.jsonl").unlink(missing_ok=True)
     return None
+
+
+def check_same_run(before: dict, now: dict) -> None:
+    """UserError when a resumed run would go on with another base, data, adapter or seed than it began with."""
+    names = ("base", "template", "precision", "cutoff_len", "lora", "seed", "data")
+    other = [f"{n}: {before[n]} then, {now[n]} now" for n in names if n in before and before[n] != now[n]]
+    if other:
+        raise UserError(
+            f"the run to resume was started otherwise ({'; '.join(other)}); repeat its command, or give another "
+            "--output_dir"
+        )
 
 
 def draw_curve(history: list[dict], file: Path) -> None:

@@ -11,9 +11,10 @@ OPEN, CLOSE, COMMAS = "(（[【", ")）]】", ",，"
 QUOTES = "\"'"  # a model's or Python's quotes around a part; Chinese quotation marks belong to the entity
 LONGEST_TRIPLE = 1000  # characters; a bracket that stays open for longer does not hold a triple
 
+_NAME = r"""\s*(?:'[^']*'|"[^"]*"|‘[^’]*’|“[^”]*”)\s*"""
 _LIST = re.compile(
-    r"(?:候选)?关系(?:列表|类型)\s*(?:为|是|[:：=])?\s*[\[{【（(](.*?)[\]}】）)]"
-    r"|relation list\s*(?:is|[:：=])?\s*[\[{【（(](.*?)[\]}】）)]",
+    r"(?:(?:候选)?关系(?:列表|类型)|relation list)\s*(?:为|是|is|[:：=])?\s*"
+    rf"[\[{{【（(]({_NAME}(?:[,，、]{_NAME})*|.*?)[\]}}】）)]",  # a quoted name may hold brackets
     re.DOTALL | re.IGNORECASE,
 )
 _QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"|‘([^’]*)’|“([^”]*)”")
@@ -30,7 +31,7 @@ def schema(instruction: str) -> list[str] | None:
     found = _LIST.search(instruction or "")
     if not found:
         return None
-    inside = found[1] if found[1] is not None else found[2]
+    inside = found[1]
     quoted = [next(part for part in match if part) for match in _QUOTED.findall(inside) if any(match)]
     names = quoted or re.split(r"[,，、]", inside)
     return [name.strip() for name in names if name.strip()]
@@ -58,8 +59,7 @@ def _bodies(text: str):
         if text[start] not in OPEN:
             start += 1
             continue
-        rest = text[start + 1 : start + 2]
-        if rest and rest in OPEN:  # the bracket of a list around the triples: `[(a,b,c),(d,e,f)]`
+        if _around_triples(text, start):
             start += 1
             continue
         end = _end(text, start)
@@ -68,6 +68,23 @@ def _bodies(text: str):
         else:
             yield text[start + 1 : end]
             start = end + 1
+
+
+def _around_triples(text: str, start: int) -> bool:
+    """Whether the bracket is that of a list, `[(a,b,c),(d,e,f)]`, and not of a triple `((10199)a,b,c)`."""
+    if text[start + 1 : start + 2] not in tuple(OPEN):
+        return False
+    end, outer = _end(text, start + 1), _end(text, start)
+    if end is None or outer in (None, end):
+        return True
+    rest = text[end + 1 :].lstrip(" \t\r\n;；、" + COMMAS)
+    if not rest or rest[0] in OPEN + CLOSE:
+        return True
+    return _commas(text, start, end) >= 2 and not text[end + 1 :].startswith(rest)
+
+
+def _commas(text: str, start: int, end: int) -> int:
+    return sum(text.count(comma, start, end) for comma in COMMAS)
 
 
 def _end(text: str, start: int) -> int | None:
@@ -87,8 +104,14 @@ def _end(text: str, start: int) -> int | None:
 
 
 def _between_triples(text: str, start: int, close: int, opening: int) -> bool:
-    body_is_whole = sum(text.count(comma, start, close) for comma in COMMAS) >= 2
-    return body_is_whole and text[close + 1 : opening].strip() in (*COMMAS, "", ";", "；", "、")
+    if _commas(text, start, close) < 2 or text[close + 1 : opening].strip() not in (*COMMAS, "", ";", "；", "、"):
+        return False
+    depth = 0
+    for position in range(opening, min(len(text), opening + LONGEST_TRIPLE)):
+        depth += (text[position] in OPEN) - (text[position] in CLOSE)
+        if depth == 0:  # `中野站(东京都)(中野区)`: no triple opens here
+            return _commas(text, opening, position) >= 2
+    return True
 
 
 def _split(body: str, relations: list[str], source: str) -> Triple | None:
@@ -98,6 +121,7 @@ def _split(body: str, relations: list[str], source: str) -> Triple | None:
         return None
     cuts = list(combinations(commas[:12], 2))
     asked = [cut for cut in cuts if body[cut[0] + 1 : cut[1]].strip(" " + QUOTES) in relations]
+    asked.sort(key=lambda cut: cut[0] - cut[1])  # the longest relation first
     triples = [_triple(body, *cut) for cut in asked or cuts]
     if not asked:  # the plain three-way split: what follows the second comma belongs to the tail
         triples.sort(key=lambda triple: "," in triple.relation or "，" in triple.relation)

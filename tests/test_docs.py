@@ -1,0 +1,206 @@
+"""README.md and README_CN.md: in step with each other, and every command, flag and path in them is real."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+
+import pytest
+from conftest import ROOT
+from transformers import HfArgumentParser
+
+from utils import args, convert, score
+from utils.errors import UserError
+
+READMES = ("README.md", "README_CN.md")
+TEXT = {name: (ROOT / name).read_text(encoding="utf-8") for name in READMES}
+SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.bash"))
+RUNNABLE = [name for name in SCRIPTS if re.match(r"fine_|infer_|run_inference", name)]
+PARSERS = {"src/test_finetune.py": args.parse_finetune, "src/inference.py": args.parse_inference}
+COMMANDS_OF_FILES = {"src/utils/convert.py": convert.main, "src/utils/score.py": score.main}
+OTHER_PROGRAMS = ("hf", "pip", "source")  # and `python3 -m venv`: nothing of this project
+USERS_OWN = ("data/train.json", "data/valid.json")  # paths under models/, lora/, result/, results/ are not looked for
+
+
+def blocks(text, language=None):
+    """The fenced code blocks of a document, their fences included; of one language: without them."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [body for name, body in found if name == language] if language else found
+
+
+def prose(text):
+    return re.sub(r"^```\w*\n.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands(text):
+    """The lines of all bash blocks, continuations joined, comments left out."""
+    lines = "\n".join(blocks(text, "bash")).replace("\\\n", " ").split("\n")
+    return [line for line in lines if shlex.split(line, comments=True)]
+
+
+def words_of(command):
+    words = shlex.split(command, comments=True)
+    while re.match(r"\w+=", words[0]):
+        words = words[1:]
+    return words
+
+
+def tables(text):
+    """(heading above it, cells of a row) for every row of every table."""
+    heading = ""
+    for line in prose(text).split("\n"):
+        heading = line if line.startswith("#") else heading
+        if line.startswith("|") and not line.startswith("|---"):
+            yield heading, [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def code(cell):
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def accept(command):
+    """Let the script itself parse the command, in an empty folder; a missing file is no fault of the command."""
+    words = words_of(command)
+    at = next(index for index, word in enumerate(words) if word.endswith(".py"))
+    file, argv = words[at], words[at + 1 :]
+    assert words[0] in ("python", "torchrun"), command
+    assert at == 1 or words[0] == "torchrun", command
+    assert (ROOT / file).is_file(), command
+    if file in PARSERS:
+        PARSERS[file](argv)
+    elif file in COMMANDS_OF_FILES:
+        with pytest.raises(UserError, match="no such file"):
+            COMMANDS_OF_FILES[file](argv)
+    else:
+        assert not argv, f"teach this test to parse {file}"
+
+
+@pytest.fixture
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def dry_run(command):
+    """What a script prints with DRY_RUN=1, as lines."""
+    variables = {**os.environ, "DRY_RUN": "1"}
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, env=variables, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout, f"{command} printed no command"
+    return done.stdout.splitlines()
+
+
+def parser_of(heading):
+    """The real parser of the flags in the table below `heading`."""
+    if heading in ("## Prediction", "## 预测"):
+        return HfArgumentParser((args.ModelArguments, args.InferenceArguments))
+    kinds = (args.ModelArguments, args.DataArguments, args.LoraArguments, args.FinetuneArguments)
+    return HfArgumentParser(kinds)
+
+
+def actions(parser):
+    return {flag: action for action in parser._actions for flag in action.option_strings}
+
+
+def test_both_have_the_same_headings_and_code_blocks():
+    levels = [re.findall(r"^(#+) ", prose(TEXT[name]), re.MULTILINE) for name in READMES]
+    assert levels[0] == levels[1]
+    assert len(levels[0]) > 10
+    assert blocks(TEXT["README.md"]) == blocks(TEXT["README_CN.md"])
+
+
+def test_both_have_the_same_links_and_flags_in_their_tables():
+    def links(text):
+        return sorted(link.replace("_CN", "") for link in re.findall(r"\]\(([^)]+)\)", text))
+
+    def flags(text):
+        return [cells[:2] for _, cells in tables(text) if cells[0].startswith("`--") and len(cells) == 3]
+
+    assert links(TEXT["README.md"]) == links(TEXT["README_CN.md"])
+    assert flags(TEXT["README.md"]) == flags(TEXT["README_CN.md"])
+
+
+def test_the_first_two_commands_are_quickstart_and_tests():
+    assert commands(TEXT["README.md"])[:2] == ["bash scripts/quickstart.bash", "bash scripts/test.bash"]
+
+
+def test_the_example_is_a_record_of_the_sample():
+    example = json.loads(blocks(TEXT["README.md"], "json")[0])
+    with open(ROOT / "data" / "sample" / "train.json", encoding="utf-8") as file:
+        assert example in [json.loads(line) for line in file]
+
+
+@pytest.mark.usefixtures("empty_folder")
+@pytest.mark.parametrize("command", commands(TEXT["README.md"]))
+def test_every_command_is_accepted_by_the_real_parser(command):
+    words = words_of(command)
+    if words[0] == "bash":
+        assert (ROOT / words[1]).is_file()
+        if words[1].removeprefix("scripts/") in RUNNABLE:
+            for line in dry_run(command):
+                accept(line)
+    elif words[0] not in OTHER_PROGRAMS and words[:3] != ["python3", "-m", "venv"]:
+        accept(command)
+
+
+@pytest.mark.usefixtures("empty_folder")
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_every_script_prints_a_command_that_is_accepted(name):
+    for line in dry_run(f"bash scripts/{name}"):
+        accept(line)
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_scripts_named_exist_and_every_one_to_run_is_named(name):
+    named = set(re.findall(r"scripts/(\w+\.bash)", TEXT[name])) - {"fine_X.bash", "infer_X.bash"}
+    assert named <= set(SCRIPTS)
+    assert set(RUNNABLE) <= named
+
+
+@pytest.mark.parametrize("name", [*READMES, "data/README.md"])
+def test_links_and_paths_exist(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    assert links
+    for link in links:
+        assert ((ROOT / name).parent / link).resolve().exists(), link
+    text = re.sub(r"\]\([^)]*\)|https?://\S+", "", text)
+    paths = re.findall(r"(?<![\w./-])(?:src|scripts|templates|data|docs|tests)/[\w./*-]+", text, re.ASCII)
+    assert paths
+    for path in {path.rstrip(".") for path in paths} - set(USERS_OWN):
+        assert list(ROOT.glob(path.replace("_X.", "_*."))), path
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_every_flag_of_the_tables_exists_with_the_default_that_is_said(name):
+    seen = set()
+    for heading, cells in tables(TEXT[name]):
+        names = code(cells[0])
+        if names and names[0].startswith("--") and len(cells) == 3:
+            known = actions(parser_of(heading))
+            assert set(names) <= set(known), f"{set(names) - set(known)} below {heading}"
+            defaults = code(cells[1])
+            fields = list(dict.fromkeys(known[flag].dest for flag in names))  # aliases share one field
+            said = defaults or [None] * len(fields)
+            real = [known[next(flag for flag in names if known[flag].dest == field)].default for field in fields]
+            assert [str(value) for value in said] == [str(value) for value in real], names
+            seen |= set(names)
+    assert len(seen) > 40
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_every_flag_in_the_prose_exists(name, capsys):
+    known = {*actions(parser_of("")), *actions(parser_of("## Prediction"))}
+    known |= {"--help", "--help_all", "--master_port"}  # the last one is torchrun's
+    for main in COMMANDS_OF_FILES.values():
+        with pytest.raises(SystemExit):
+            main(["--help"])
+    known |= set(re.findall(r"--\w+", capsys.readouterr().out))
+    quoted = " ".join(re.findall(r"`([^`]+)`", prose(TEXT[name])))
+    assert set(re.findall(r"(?<![\w-])--\w+", quoted)) <= known
+
+
+def test_every_family_of_the_code_is_in_the_table_of_models():
+    for name in READMES:
+        first = [code(cells[0]) for heading, cells in tables(TEXT[name]) if heading in ("## Models", "## 模型")]
+        assert sorted(cell[0] for cell in first[1:]) == sorted(args.NAMES)

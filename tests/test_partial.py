@@ -1,0 +1,121 @@
+import json
+
+import pytest
+
+from utils import partial
+from utils.errors import UserError
+
+SETTINGS = {
+    "base": "models/tiny",
+    "precision": ["float32", 16],
+    "template": {"prompt_input": "{input}\n"},
+    "batch_size": 2,
+}
+BATCHES = [
+    {1: {"id": 7, "output": "(甲,位于,乙)"}, 0: {"id": 5, "output": "a\u2028b\nc"}},
+    {2: {"id": 9, "output": ""}},
+]
+ROWS = {**BATCHES[0], **BATCHES[1]}
+
+
+@pytest.fixture
+def output(tmp_path):
+    return tmp_path / "results" / "valid.json"
+
+
+def interrupted(output, batches=BATCHES):
+    """The partial file of a run that finished these batches."""
+    partial.resume(output, SETTINGS)
+    for batch in batches:
+        partial.append(output, batch)
+    return partial.partial_path(output)
+
+
+def test_a_first_run_starts_with_no_rows_and_makes_its_folder(output):
+    assert partial.recorded_settings(output) is None
+    assert partial.resume(output, SETTINGS) == {}
+    assert partial.recorded_settings(output) == SETTINGS
+    assert not output.exists()
+
+
+def test_appended_batches_come_back_by_index(output):
+    interrupted(output)
+    assert partial.resume(output, SETTINGS) == ROWS
+
+
+def test_a_run_can_be_interrupted_more_than_once(output):
+    interrupted(output, BATCHES[:1])
+    assert partial.resume(output, SETTINGS) == BATCHES[0]
+    partial.append(output, BATCHES[1])
+    assert partial.resume(output, SETTINGS) == ROWS
+
+
+def test_each_batch_is_on_disk_when_append_returns(output):
+    path = interrupted(output, BATCHES[:1])
+    assert path.read_bytes().endswith(b"\n")
+    assert len(path.read_bytes().split(b"\n")) == 3  # settings, one batch, nothing
+
+
+def test_killed_at_any_byte_the_whole_batches_count_and_the_rest_can_be_appended(output):
+    path = interrupted(output)
+    whole = path.read_bytes()
+    ends = [index + 1 for index, byte in enumerate(whole) if byte == ord("\n")]
+    assert len(ends) == 3
+    for size in range(len(whole) + 1):
+        path.write_bytes(whole[:size])
+        done = max(0, sum(end <= size for end in ends) - 1)
+        expected = {index: row for batch in BATCHES[:done] for index, row in batch.items()}
+        assert partial.resume(output, SETTINGS) == expected
+        for batch in BATCHES[done:]:
+            partial.append(output, batch)
+        assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("key", "there", "now"),
+    [("base", "models/tiny", "models/other"), ("batch_size", 2, 4), ("precision", "['float32', 16]", ["bfloat16", 16])],
+)
+def test_other_settings_are_refused_with_both_values_and_nothing_is_lost(output, key, there, now):
+    path = interrupted(output)
+    before = path.read_bytes()
+    with pytest.raises(UserError) as caught:
+        partial.resume(output, {**SETTINGS, key: now})
+    assert f"{key}: {there} there, {now} now" in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert [name for name in SETTINGS if f"{name}: " in str(caught.value)] == [key]  # what agrees is not listed
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("extra", ["here", "there"])
+def test_a_setting_that_only_one_side_knows_is_refused_too(output, extra):
+    more = {**SETTINGS, "num_beams": 4}
+    partial.resume(output, SETTINGS if extra == "here" else more)
+    with pytest.raises(UserError, match="num_beams"):
+        partial.resume(output, more if extra == "here" else SETTINGS)
+
+
+def test_finish_writes_the_whole_file_and_drops_the_partial_one(output):
+    path = interrupted(output)
+    partial.finish(output, [ROWS[index] for index in range(3)])
+    assert [json.loads(line) for line in output.read_text(encoding="utf-8").split("\n")[:-1]] == [
+        ROWS[0],
+        ROWS[1],
+        ROWS[2],
+    ]
+    assert [found.name for found in output.parent.iterdir()] == [output.name]
+    assert not path.exists()
+
+
+def test_an_exception_while_finishing_loses_neither_the_old_file_nor_the_partial_one(output):
+    path = interrupted(output)
+    output.write_text("old", encoding="utf-8")
+    with pytest.raises(TypeError):
+        partial.finish(output, [ROWS[0], {"output": object()}])
+    assert output.read_text(encoding="utf-8") == "old"
+    assert partial.resume(output, SETTINGS) == ROWS
+    assert path.exists()
+
+
+def test_the_partial_file_stands_beside_its_output(output):
+    assert partial.partial_path(output) == output.with_name("valid.json.partial")
+    assert partial.partial_path(str(output)) == output.with_name("valid.json.partial")

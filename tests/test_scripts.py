@@ -1,0 +1,58 @@
+"""The shell scripts: a failed run fails the script, and its log is captured."""
+
+import os
+import shutil
+import subprocess
+
+import pytest
+from conftest import ROOT
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A copy of the scripts with a `torchrun` and a `python` that print to both streams and fail."""
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    for name in ("torchrun", "python"):
+        stub = tmp_path / "bin" / name
+        stub.parent.mkdir(exist_ok=True)
+        stub.write_text("#!/bin/sh\necho to stdout\necho to stderr >&2\nexit 3\n")
+        stub.chmod(0o755)
+    return tmp_path
+
+
+def bash(project, *words, **variables):
+    environment = {**os.environ, "PATH": f"{project}/bin:{os.environ['PATH']}", **variables}
+    return subprocess.run(["bash", *words], cwd="/", env=environment, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "scripts").glob("fine_*.bash")))
+def test_a_failed_training_fails_the_script_and_its_log_is_whole(project, name):
+    done = bash(project, f"{project}/scripts/{name}", OUTPUT=str(project / "out"))
+    assert done.returncode == 3
+    assert (project / "out" / "train.log").read_text() == "to stdout\nto stderr\n"
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "scripts").glob("infer_*.bash")))
+def test_a_failed_prediction_fails_the_script(project, name):
+    assert bash(project, f"{project}/scripts/{name}").returncode == 3
+
+
+def test_a_failed_prediction_is_not_converted(project):
+    done = bash(project, f"{project}/scripts/run_inference.bash")
+    assert done.returncode == 3
+    assert done.stdout.count("to stdout") == 1
+
+
+def test_dry_run_prints_the_command_with_further_flags_and_runs_nothing(project):
+    done = bash(project, f"{project}/scripts/fine_llama.bash", "--seed", "7", DRY_RUN="1", NPROC="2")
+    assert done.returncode == 0
+    assert done.stdout.startswith("torchrun --nproc_per_node=2 --master_port=1331 src/test_finetune.py --do_train")
+    assert done.stdout.rstrip().endswith("--fp16 --bits 8 --seed 7")
+    assert not (project / "lora").exists()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "scripts").glob("*.bash")), ids=lambda path: path.name)
+def test_every_script_is_strict_or_sourced_and_parses(path):
+    text = path.read_text()
+    assert "set -euo pipefail" in text or text.startswith("# Sourced by")
+    assert subprocess.run(["bash", "-n", path], timeout=10).returncode == 0

@@ -1,0 +1,292 @@
+"""src/test_finetune.py on a tiny LLaMA checkpoint: what it learns, saves, refuses, and how it goes on after a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import GOLDEN, ROOT, python
+from safetensors.torch import load_file
+
+from test_finetune import main
+from utils.errors import UserError
+from utils.families import find_family
+from utils.loading import add_lora, check_saved, check_weights, load_base
+from utils.precision import Precision
+from utils.prompter import load_template
+from utils.tokens import IGNORED, encode_row, load_codec
+from utils.training import LengthGrouped, find_checkpoint, make_collator
+
+BASE = GOLDEN / "checkpoint"
+TRAIN = GOLDEN / "train.json"
+RECORDS = [json.loads(line) for line in TRAIN.read_text(encoding="utf-8").splitlines()]
+SCRIPT = ROOT / "src" / "test_finetune.py"
+
+
+def flags(output, *more, **values):
+    """A short run's command line; `values` replace or add flags."""
+    chosen = {
+        "model_name_or_path": BASE,
+        "train_file": TRAIN,
+        "output_dir": output,
+        "cutoff_len": 1024,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 3e-3,
+        "max_steps": 4,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        **values,
+    }
+    return ["--do_train", *more, *(str(part) for name, value in chosen.items() for part in (f"--{name}", value))]
+
+
+def tiny():
+    codec = load_codec(BASE, find_family(BASE)[0])
+    return load_base(BASE, Precision("float32", 16), "cpu", codec), codec
+
+
+def log(output):
+    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+def test_the_first_loss_is_the_originals():
+    model, codec = tiny()
+    row = encode_row(codec, load_template("alpaca"), RECORDS[0], 512)
+    batch = make_collator(codec.pad_id)([row._asdict()])
+    expected = json.loads((GOLDEN / "golden.json").read_text())["train_losses_bs1_adamw3e-3"][0]
+    assert model(**batch).loss.item() == pytest.approx(expected, abs=2e-4)
+
+
+def test_logits_at_answers_only_give_the_plain_loss():
+    model, codec = tiny()
+    rows = [encode_row(codec, load_template("alpaca"), record, 1024)._asdict() for record in RECORDS[:5]]
+    batch = make_collator(codec.pad_id)(rows)
+    width = batch["input_ids"].shape[1]
+    labels = torch.tensor([row["labels"] + [IGNORED] * (width - len(row["labels"])) for row in rows])
+    plain = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss
+    assert batch["logits_to_keep"].numel() < width
+    torch.testing.assert_close(model(**batch).loss, plain, rtol=1e-6, atol=1e-6)
+
+
+def test_padding_is_masked_even_when_pad_is_eos():
+    rows = [{"input_ids": [5, 6, 7, 2], "labels": [IGNORED, 6, 7, 2]}, {"input_ids": [5, 2], "labels": [IGNORED, 2]}]
+    batch = make_collator(pad_id=2)(rows)
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    assert batch["labels"].tolist() == [[6, 7, 2], [2, IGNORED, IGNORED]]
+
+
+def test_a_run_leaves_adapter_manifest_curve_log_and_scores(tmp_path):
+    main(
+        flags(
+            tmp_path,
+            "--do_eval",
+            "--predict_with_generate",
+            val_set_size=3,
+            max_target_length=8,
+            eval_strategy="steps",
+            eval_steps=2,
+            save_strategy="steps",
+            save_steps=2,
+            preprocessing_num_workers=2,
+        )
+    )
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert run["status"] == "finished"
+    assert (run["family"], run["template_name"], run["precision"]["name"]) == ("llama", "alpaca", "float32")
+    assert run["data"]["train"] == 9
+    assert run["data"]["valid"] == 3
+    assert run["lora"]["lora_target_modules"] == ["q_proj", "v_proj"]
+    assert run["results"]["best_step"] in (2, 4)
+    rows = log(tmp_path)
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4]
+    assert [row["step"] for row in rows if "eval_contest" in row] == [2, 4]
+    assert all(
+        {"eval_precision", "eval_recall", "eval_f1", "eval_rouge2"} <= set(r) for r in rows if "eval_contest" in r
+    )
+    assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
+    for name in ("adapter_config.json", "trainer_state.json", "tokenizer.model"):
+        assert (tmp_path / name).is_file()
+    assert all(tensor.dtype == torch.float32 for tensor in check_weights(tmp_path).values())
+
+
+def test_training_lowers_the_loss_and_bf16_keeps_float32_adapters(tmp_path):
+    main(flags(tmp_path, "--bf16", max_steps=30, learning_rate=1e-2, lora_target_modules="all-linear"))
+    losses = [row["loss"] for row in log(tmp_path) if "loss" in row]
+    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+    saved = check_weights(tmp_path)
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+    assert len(saved) == 3 * 7 * 2
+
+
+def test_full_fine_tuning_saves_a_model_that_loads_as_a_base(tmp_path):
+    main(flags(tmp_path, "--full_finetune", max_steps=2))
+    codec = load_codec(BASE, find_family(BASE)[0])
+    trained, base = load_base(tmp_path, Precision("float32", 16), "cpu", codec), tiny()[0]
+    changed = [n for n, p in trained.named_parameters() if not torch.equal(p, base.get_parameter(n))]
+    assert len(changed) == len(list(base.parameters()))
+
+
+@pytest.mark.parametrize("moment", [1, 2])
+def test_killed_and_resumed_gives_the_same_bits_as_uninterrupted(tmp_path, moment):
+    """kill -9 when a checkpoint appears, written or half-written; LoRA dropout draws random numbers."""
+    long = {"max_steps": 24, "save_strategy": "steps", "save_steps": 4, "lora_dropout": 0.1, "save_total_limit": 2}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    main(flags(whole, **long))
+    command = [sys.executable, str(SCRIPT), *flags(killed, resume_from_checkpoint="auto", **long)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    waited = time.time()
+    while len(list(killed.glob("checkpoint-*"))) < moment and process.poll() is None:
+        assert time.time() - waited < 120
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (killed / "adapter_model.safetensors").exists()
+    main(flags(killed, resume_from_checkpoint="auto", **long))
+    one, two = load_file(whole / "adapter_model.safetensors"), load_file(killed / "adapter_model.safetensors")
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_two_processes_learn_what_one_learns(tmp_path):
+    """torchrun with gloo on the CPU: half the batch each, the same global batches."""
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    common = {"max_steps": 5, "lora_dropout": 0.0}
+    main(
+        flags(
+            alone,
+            "--do_eval",
+            "--predict_with_generate",
+            **common,
+            per_device_train_batch_size=4,
+            val_set_size=3,
+            max_target_length=6,
+            eval_strategy="steps",
+            eval_steps=5,
+        )
+    )
+    done = python(
+        SCRIPT,
+        *flags(
+            both,
+            "--do_eval",
+            "--predict_with_generate",
+            **common,
+            val_set_size=3,
+            max_target_length=6,
+            eval_strategy="steps",
+            eval_steps=5,
+        ),
+        launcher=["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29611"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = [[row["loss"] for row in log(folder) if "loss" in row] for folder in (alone, both)]
+    assert one == pytest.approx(two, rel=1e-4)
+    scores = [[row for row in log(folder) if "eval_f1" in row][-1]["eval_rouge2"] for folder in (alone, both)]
+    assert scores[0] == pytest.approx(scores[1], abs=0.05)
+    a, b = load_file(alone / "adapter_model.safetensors"), load_file(both / "adapter_model.safetensors")
+    assert all(torch.allclose(a[name], b[name], atol=2e-4) for name in a)
+    assert done.stderr.count("family: llama") == 1
+
+
+def test_a_run_is_not_overwritten_or_continued_otherwise_in_silence(tmp_path):
+    main(flags(tmp_path, save_strategy="steps", save_steps=2))
+    with pytest.raises(UserError, match="holds a run already .finished.; .* --resume_from_checkpoint auto"):
+        main(flags(tmp_path))
+    with pytest.raises(UserError, match="the run to resume was started otherwise .seed: 42 then, 7 now"):
+        main(flags(tmp_path, resume_from_checkpoint="auto", seed=7))
+    main(flags(tmp_path, "--overwrite_output_dir", max_steps=1))
+    assert json.loads((tmp_path / "run.json").read_text())["results"]["steps"] == 1
+    assert not list(tmp_path.glob("checkpoint-*"))
+    assert len([row for row in log(tmp_path) if "loss" in row]) == 1
+
+
+def test_a_half_written_checkpoint_is_passed_over(tmp_path, capsys):
+    for step, state in ((2, '{"global_step": 2}'), (4, '{"global_st'), (6, None)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if state:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    assert find_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+    assert capsys.readouterr().err.count("is not whole") == 2
+
+
+def test_the_order_is_the_seeds_and_the_epochs_alone():
+    sampler = LengthGrouped([5, 9, 2, 7, 1, 8, 3, 3], batch_size=2, seed=1)
+    first = list(sampler)
+    torch.rand(10)
+    assert list(sampler) == first
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    assert sorted(sampler) == list(range(8))
+
+
+def test_cut_and_dropped_rows_are_counted_and_the_sufficient_cutoff_named(tmp_path, capsys):
+    main(flags(tmp_path, max_steps=1, cutoff_len=420))
+    line = next(part for part in capsys.readouterr().err.splitlines() if part.startswith("training: 12 records"))
+    longest = max(encode_row(tiny()[1], load_template("alpaca"), record, 10_000).whole for record in RECORDS)
+    assert f"--cutoff_len {longest} would cut none" in line
+    assert "texts shortened and" in line
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train_file": GOLDEN / "valid.json"}, "looks like the test set"),
+        ({"train_file": GOLDEN / "nothing.json"}, r"nothing.json: no such file .*holds golden.json, train.json"),
+        ({"model_name_or_path": GOLDEN / "adapter"}, "is a LoRA adapter, not a base"),
+        ({"model_name": "lama"}, "not a family; known"),
+        ({"prompt_template_name": "alpaka"}, "no such template; known: alpaca"),
+        ({"eval_strategy": "epoch", "val_set_size": 12}, "there are only 12 records"),
+        ({"cutoff_len": 40}, "no training record fits"),
+        (
+            {"lora_target_modules": "q_proj,query_key_value"},
+            "query_key_value: this model has no such layer; .*down_proj",
+        ),
+        ({"resume_from_checkpoint": "/nowhere/checkpoint-3"}, "no whole checkpoint"),
+    ],
+)
+def test_bad_input_is_one_clear_error(tmp_path, change, message):
+    with pytest.raises(UserError, match=message):
+        main(flags(tmp_path, **change))
+
+
+def test_the_script_ends_with_status_2_and_no_traceback(tmp_path):
+    done = python(SCRIPT, *flags(tmp_path), "--lora_rang", "4")
+    assert done.returncode == 2
+    assert done.stderr == "error: --lora_rang: unknown flag; did you mean --lora_r?\n"
+
+
+def test_more_processes_than_cards_is_an_error(monkeypatch):
+    from utils import args
+
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    monkeypatch.setattr(args, "has_cuda", lambda use_cpu=False: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match="--nproc_per_node 3: this machine shows 2 cards"):
+        args.check_processes()
+
+
+def test_empty_zero_and_changed_adapters_are_errors(tmp_path):
+    model, _ = tiny()
+    model = add_lora(model, ("q_proj", "v_proj"), 4, 8, 0.0)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="every lora_B is zero"):
+        check_saved(model, tmp_path)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    model.save_pretrained(tmp_path)
+    assert check_saved(model, tmp_path) == sum(p.numel() for n, p in model.named_parameters() if "lora" in n)
+    with torch.no_grad():
+        next(p for n, p in model.named_parameters() if "lora_B" in n).add_(1)
+    with pytest.raises(UserError, match="differs from the trained one in 1 tensors"):
+        check_saved(model, tmp_path)
+    torch.save({}, tmp_path / "adapter_model.bin")
+    (tmp_path / "adapter_model.safetensors").unlink()
+    with pytest.raises(UserError, match="holds no tensor"):
+        check_weights(tmp_path)

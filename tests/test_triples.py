@@ -1,0 +1,263 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from utils.triples import Triple, parse, render, schema
+
+seeded = settings(derandomize=True, deadline=None, database=None, max_examples=300)
+
+CONTEST = (
+    "已知候选的关系列表：{}，请你根据关系列表，从以下输入中抽取出可能存在的头实体(Subject)与尾实体(Object)，"
+    "并给出对应的关系三元组。请按照 (Subject,Relation,Object) 的格式回答。"
+)
+OLDER = (
+    "使用自然语言抽取三元组,已知下列句子,请从句子中抽取出可能的实体、关系,抽取实体类型为{'专业','时间'},"
+    "关系类型为{'体育运动','包含行政领土'},你可以先识别出实体再判断实体之间的关系,以(头实体,关系,尾实体)的形式回答"
+)
+
+# text, relations asked for, input, the right triples: the table of hard cases
+HARD = {
+    "comma in a number": (
+        "(阿尔夫达尔,人口,2,424人)",
+        ["人口", "位于"],
+        "阿尔夫达尔有2,424人。",
+        [("阿尔夫达尔", "人口", "2,424人")],
+    ),
+    "comma in a date": (
+        "(A,出生日期,September 27, 1826)",
+        ["出生日期"],
+        "A was born on September 27, 1826.",
+        [("A", "出生日期", "September 27, 1826")],
+    ),
+    "brackets inside a head": (
+        "(中野站(东京都),位于,东京都)",
+        ["位于"],
+        "中野站(东京都)在东京都。",
+        [("中野站(东京都)", "位于", "东京都")],
+    ),
+    "brackets that end a head": (
+        "(f(x),研究领域,数学)",
+        ["研究领域"],
+        "f(x)属于数学。",
+        [("f(x)", "研究领域", "数学")],
+    ),
+    "brackets that end a tail": (
+        "(甲,位于,中野站(东京都))",
+        ["位于"],
+        "甲在中野站(东京都)。",
+        [("甲", "位于", "中野站(东京都)")],
+    ),
+    "full-width delimiters": (
+        "（刘德华，配偶，朱丽倩）",
+        ["配偶"],
+        "刘德华的妻子是朱丽倩。",
+        [("刘德华", "配偶", "朱丽倩")],
+    ),
+    "mixed delimiters": (
+        "(刘德华，配偶，朱丽倩)（刘德华,职业,歌手)",
+        ["配偶", "职业"],
+        "歌手刘德华的妻子是朱丽倩。",
+        [("刘德华", "配偶", "朱丽倩"), ("刘德华", "职业", "歌手")],
+    ),
+    "square and round brackets mixed": (
+        "[朱元璋,击败,元朝),(朱元璋,别名,明太祖)",
+        ["击败", "别名"],
+        "朱元璋即明太祖，击败元朝。",
+        [("朱元璋", "击败", "元朝"), ("朱元璋", "别名", "明太祖")],
+    ),
+    "a list around the triples": (
+        "[(a,b,c),(d,e,f)]",
+        ["b", "e"],
+        "a c d f",
+        [("a", "b", "c"), ("d", "e", "f")],
+    ),
+    "cut off inside the last triple": (
+        "(a,b,c)(女子水球世界杯,举办地点,天",
+        ["b", "举办地点"],
+        "a c 女子水球世界杯在天津",
+        [("a", "b", "c")],
+    ),
+    "cut off behind an entity's bracket": (
+        "(a,b,c),(中野站(东京都),位于,东",
+        ["b", "位于"],
+        "a c 中野站(东京都)在东京都",
+        [("a", "b", "c")],
+    ),
+    "nothing found": ("(X,治愈率,NAN)", ["治愈率"], "X。", []),
+    "empty parts": ("(,,),(甲,位于,),(,位于,乙),(甲,,乙)", ["位于"], "甲乙", []),
+    "a loop": ("(a,b,c),(d,e,f)" + ",(a,b,c)" * 100, ["b", "e"], "a c d f", [("a", "b", "c"), ("d", "e", "f")]),
+    "double quotes": ('("A","b","c")', ["b"], "A c", [("A", "b", "c")]),
+    "single quotes": ("('A','b','c'), ('D', 'b', 'c')", ["b"], "A c D", [("A", "b", "c"), ("D", "b", "c")]),
+    "title marks": ("(《活着》,作者,余华)", ["作者"], "余华写了《活着》。", [("《活着》", "作者", "余华")]),
+    "prose and end marks behind": (
+        "(a,b,c)\n以上就是全部关系。<eop></s>",
+        ["b"],
+        "a c",
+        [("a", "b", "c")],
+    ),
+    "older form, nothing between": ("(a,b,c)(d,e,f)", ["b", "e"], "a c d f", [("a", "b", "c"), ("d", "e", "f")]),
+    "one a line": ("(a,b,c)\n(d,e,f)\n", ["b", "e"], "a c d f", [("a", "b", "c"), ("d", "e", "f")]),
+    "a known prefix": ("输入中包含的关系三元组是：\n(a,b,c)", ["b"], "a c", [("a", "b", "c")]),
+    "NAN alone": ("NAN", ["b"], "a", []),
+    "prefix and NAN": ("输入中包含的关系三元组是：\nNAN", ["b"], "a", []),
+    "no text": ("", ["b"], "a", []),
+    "left-open bracket in a head": (
+        "(中野站(东京都,位于,东京都),(甲,位于,乙)",
+        ["位于"],
+        "中野站(东京都在东京都，甲在乙",
+        [("中野站(东京都", "位于", "东京都"), ("甲", "位于", "乙")],
+    ),
+    "left-open bracket in the last head": (
+        "(甲,位于,乙)，(中野站(东京都,位于,东京都)",
+        ["位于"],
+        "中野站(东京都在东京都，甲在乙",
+        [("甲", "位于", "乙"), ("中野站(东京都", "位于", "东京都")],
+    ),
+    "black brackets": (
+        "【甲，位于，乙】【丙，位于，丁】",
+        ["位于"],
+        "甲乙丙丁",
+        [("甲", "位于", "乙"), ("丙", "位于", "丁")],
+    ),
+    "head that begins with a bracket": (
+        "(甲,类型,乙),((10199)女凯龙星,类型,半人马小行星)",
+        ["类型"],
+        "甲是乙，(10199)女凯龙星是半人马小行星",
+        [("甲", "类型", "乙"), ("(10199)女凯龙星", "类型", "半人马小行星")],
+    ),
+    "first head that begins with a bracket": (
+        "（（10199）女凯龙星，类型，半人马小行星）",
+        ["类型"],
+        "（10199）女凯龙星是半人马小行星",
+        [("（10199）女凯龙星", "类型", "半人马小行星")],
+    ),
+    "two pairs of brackets in a tail": (
+        "(甲,位于,中野站(东京都)(中野区))",
+        ["位于"],
+        "甲在中野站(东京都)(中野区)",
+        [("甲", "位于", "中野站(东京都)(中野区)")],
+    ),
+}
+
+
+@pytest.mark.parametrize("knows", ["schema and source", "schema", "source", "neither"])
+@pytest.mark.parametrize("case", HARD)
+def test_hard_case_is_parsed_right_whatever_is_known(case, knows):
+    text, relations, source, right = HARD[case]
+    relations = relations if "schema" in knows else None
+    assert parse(text, relations, source if "source" in knows else None) == right
+
+
+HEAD_WITH_COMMA = "云南临沧市凤庆县(北纬24.34度，东经99.98度)"
+
+
+@pytest.mark.parametrize(
+    ("relations", "source"),
+    [(["别名", "位于"], None), (None, f"{HEAD_WITH_COMMA}属于云南省。"), (["位于"], f"{HEAD_WITH_COMMA}属于云南省。")],
+    ids=["schema", "source", "both"],
+)
+def test_a_comma_inside_a_head_is_kept_as_it_is_when_schema_or_source_tell(relations, source):
+    assert parse(f"({HEAD_WITH_COMMA},位于,云南省)", relations, source) == [(HEAD_WITH_COMMA, "位于", "云南省")]
+
+
+def test_a_relation_of_the_schema_beats_entities_that_stand_in_the_input():
+    assert parse("(甲,乙,位于,丙)", ["位于"], "甲 位于,丙") == [("甲,乙", "位于", "丙")]
+
+
+def test_the_longest_relation_of_the_schema_that_fits_is_taken():
+    assert parse("(甲,属于,类型,乙)", ["属于", "属于,类型"]) == [("甲", "属于,类型", "乙")]
+
+
+def test_a_relation_that_was_not_asked_for_is_parsed_too():
+    assert parse("(甲,首都,乙)", ["位于"], "甲乙") == [("甲", "首都", "乙")]
+
+
+def test_nothing_in_an_entity_is_normalised():
+    triple = ("Ａ　Ｂ（１９）", "別名", "“ａ”：《b》")
+    assert parse(render([triple]), ["別名"]) == [triple]
+
+
+@pytest.mark.parametrize(
+    ("instruction", "relations"),
+    [
+        (CONTEST.format("['事件', '位于', '名称由来']"), ["事件", "位于", "名称由来"]),
+        (CONTEST.format("[]"), []),
+        (CONTEST.format("['位于']"), ["位于"]),
+        (OLDER, ["体育运动", "包含行政领土"]),
+        ("候选关系列表: ['b', 'a']", ["b", "a"]),
+        ("候选关系列表是['位于','别名']", ["位于", "别名"]),
+        ("关系列表=['位于','别名']", ["位于", "别名"]),
+        ('关系列表: ["位于", "别名"]', ["位于", "别名"]),
+        ("关系列表：[位于，别名, 事件]", ["位于", "别名", "事件"]),
+        ("关系列表：[‘位于’，“别名”]", ["位于", "别名"]),
+        ("候选关系类型为['属于','夺得'], 以(头实体,关系,尾实体)的形式回答", ["属于", "夺得"]),
+        (
+            "Given the candidate relation list: ['named after', 'of'], answer (Subject,Relation,Object)",
+            ["named after", "of"],
+        ),
+        ('Relation List = ["country of", "area"]', ["country of", "area"]),
+        ("relation list：[]", []),
+        ("请抽取三元组，以(头实体,关系,尾实体)的形式回答", None),
+        ("抽取实体类型为{'专业','时间'}", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_schema_finds_the_relations_in_every_wording(instruction, relations):
+    assert schema(instruction) == relations
+
+
+def test_schema_keeps_brackets_inside_a_quoted_relation():
+    assert schema("关系列表：['语言(官方)', '位于']，请抽取") == ["语言(官方)", "位于"]
+
+
+@seeded
+@given(st.text() | st.text("关系列表类型为：[]{}'\"‘’，,= ab"))
+def test_schema_of_any_text_is_none_or_a_list_of_names(text):
+    names = schema("关系列表" + text)
+    assert names is None or all(name and name == name.strip() for name in names)
+
+
+def test_render_is_the_form_of_the_contest():
+    assert render([("a", "b", "c"), Triple("d", "e", "f")]) == "(a,b,c),(d,e,f)"
+    assert render([]) == ""
+
+
+def _grow(entity):
+    pairs = st.sampled_from([*zip("(（[【", ")）]】", strict=True), ("(", "）")])
+    return st.one_of(
+        st.builds("{}{}{}".format, entity, st.sampled_from(["", ",", "，", ", "]), entity),
+        st.builds(lambda name, pair, inside: f"{name}{pair[0]}{inside}{pair[1]}", entity, pairs, entity),
+    )
+
+
+WORDS = st.text("甲乙丙Ab19年·《》“”", min_size=1, max_size=4)
+# A bracket follows a word here; those that open an entity or follow another bracket are hard cases above.
+ENTITIES = st.recursive(WORDS, lambda entity: _grow(entity).filter(lambda e: ")(" not in e), max_leaves=5).filter(
+    lambda entity: not any(close + opening in entity for close in ")）]】" for opening in "(（[【")
+)
+TRIPLES = st.builds(Triple, ENTITIES, st.sampled_from(["位于", "出生日期", "named after"]), ENTITIES)
+
+
+@seeded
+@given(st.lists(TRIPLES, max_size=5, unique=True), st.randoms(use_true_random=False))
+def test_parse_gives_back_what_render_wrote(triples, order):
+    source = "。".join(entity for head, _, tail in triples for entity in (head, tail))
+    relations = ["位于", "出生日期", "named after", "别名"]
+    order.shuffle(relations)
+    assert parse(render(triples), relations, source) == triples
+    assert parse(render(triples), relations) == triples
+
+
+@seeded
+@given(
+    st.text("()（）[]【】,，\"' \nNAN甲乙") | st.text(),
+    st.none() | st.lists(st.text("甲乙,，", max_size=3), max_size=3),
+    st.none() | st.text("甲乙,，()", max_size=10),
+)
+def test_parse_of_any_text_holds_only_whole_distinct_triples_of_that_text(text, relations, source):
+    found = parse(text, relations, source)
+    assert len(found) == len(set(found))
+    for triple in found:
+        assert len(triple) == 3
+        assert all(part and part == part.strip() and part in text and part.upper() != "NAN" for part in triple)
