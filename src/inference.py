@@ -19,7 +19,7 @@ from utils.errors import UserError, run_script, say
 from utils.families import find_family
 from utils.generating import choose_batch_size, generate, plan_batches
 from utils.loading import ADAPTER_FILES, find_adapter, limit_memory, load_adapter, load_base
-from utils.precision import Precision, choose_bits, choose_dtype, has_cuda
+from utils.precision import Precision, asked_dtype, choose_bits, choose_dtype, has_cuda
 from utils.prompter import load_template, prompt
 from utils.records import load
 from utils.tokens import load_codec
@@ -126,12 +126,10 @@ def warn_context(model, prompts, records, max_new_tokens) -> None:
 
 def choose_precision(model_args, args, recorded: dict, on_cpu: bool) -> Precision:
     """What the flags say, else what the adapter was trained with (run.json), else what the machine does best."""
-    typed = "float16" if args.fp16 else "bfloat16" if args.bf16 else None
-    trained = recorded.get("name") if recorded.get("name") != "float32" else None
-    name = typed if args.fp16 and args.bf16 else manifest.prefer("fp16" if args.fp16 else "bf16", typed, trained)
+    typed = asked_dtype(args.fp16, args.bf16)
+    dtype = manifest.prefer("fp16" if args.fp16 else "bf16", typed, recorded.get("name"))
     bits = manifest.prefer("bits", model_args.bits, recorded.get("bits"), 16)
-    dtype = choose_dtype(name == "float16", name == "bfloat16" or (args.fp16 and args.bf16), on_cpu)
-    return Precision(dtype, choose_bits(bits, on_cpu))
+    return Precision(choose_dtype(dtype, on_cpu), choose_bits(bits, on_cpu))
 
 
 def choose_device(asked: str | None) -> torch.device:

@@ -11,7 +11,6 @@ from pathlib import Path
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # --preprocessing_num_workers forks
 
 import torch
-from transformers import set_seed
 
 from utils import manifest
 from utils.args import parse_finetune
@@ -57,7 +56,7 @@ def main(argv=None) -> None:
 
     device = training_device(args.use_cpu)
     limit_memory(model_args.max_memory_MB, device)
-    set_seed(args.seed)
+    torch.manual_seed(args.seed)  # the first values of the adapter; the Trainer seeds all the rest
     base_precision = args.precision
     if lora_args.full_finetune:  # trained weights are float32; autocast multiplies in 16 bits
         base_precision = base_precision._replace(name="float32")
@@ -112,8 +111,6 @@ def main(argv=None) -> None:
     trainer.save_model(str(out))
     if args.process_index == 0:
         finish(trainer, codec, model_args.model_name_or_path, run, result, started)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 def read_records(data_args, args):

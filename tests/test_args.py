@@ -173,7 +173,7 @@ def test_defaults_are_those_of_the_original_documentation():
         "gradient_accumulation_steps": 8,
         "save_total_limit": 10,
         "save_strategy": "epoch",
-        "bits": 16,
+        "bits": None,  # 16, or in prediction what run.json says
         "report_to": [],
     }
     assert {field: found[field] for field in right} == right
@@ -343,8 +343,8 @@ def test_a_word_that_is_no_choice_is_an_error_that_names_it_and_the_choices(flag
     ("flags", "line", "precision"),
     [
         ([], "dtype: float32 (no GPU)", ("float32", 16)),
-        (["--fp16"], "dtype: float32 (--fp16 needs a GPU)", ("float32", 16)),
-        (["--bf16"], "dtype: bfloat16 (--bf16)", ("bfloat16", 16)),
+        (["--fp16"], "dtype: float32 (float16 needs a GPU)", ("float32", 16)),
+        (["--bf16"], "dtype: bfloat16 (as asked)", ("bfloat16", 16)),
         (["--bits", "8"], "weights: not quantised (--bits 8 needs a GPU)", ("float32", 16)),
         (["--bits", "4"], "weights: not quantised (--bits 4 needs a GPU)", ("float32", 16)),
     ],

@@ -12,6 +12,7 @@ from conftest import GOLDEN, ROOT, python
 
 import inference
 from utils import manifest, partial
+from utils.args import parse_inference
 from utils.errors import UserError
 from utils.families import find_family
 from utils.generating import choose_batch_size, cut_answer, generate, plan_batches
@@ -209,3 +210,18 @@ def test_the_script_reports_errors_without_a_traceback(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("error: --lora_weights")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "recorded", "expected", "warned"),
+    [
+        ({}, {}, ("float32", 16), False),
+        ({}, {"name": "bfloat16", "bits": 8}, ("bfloat16", 16), False),  # no GPU here: bits fall back
+        ({"bf16": True}, {"name": "float16"}, ("bfloat16", 16), True),
+        ({"fp16": True}, {"name": "float16"}, ("float32", 16), False),
+    ],
+)
+def test_dtype_and_bits_come_from_the_flags_else_from_the_run(typed, recorded, expected, warned, capsys):
+    model_args, args = parse_inference([word for name in typed for word in (f"--{name}",)])
+    assert tuple(inference.choose_precision(model_args, args, recorded, on_cpu=True)) == expected
+    assert ("contradicts run.json" in capsys.readouterr().err) == warned

@@ -9,7 +9,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from utils.errors import UserError, say
 from utils.families import NAMES
-from utils.precision import Precision, choose_bits, choose_dtype, has_cuda
+from utils.precision import Precision, asked_dtype, choose_bits, choose_dtype, has_cuda
 
 
 def option(default, text: str, *aliases: str, **more):
@@ -146,7 +146,7 @@ class FinetuneArguments(TrainingArguments):
         check_least(self, 0, "eval_generate_samples")
         check_processes(self.use_cpu)
         # Autocast: products in 16 bits, the trained weights themselves in 32.
-        dtype = choose_dtype(self.fp16, self.bf16, self.use_cpu)
+        dtype = choose_dtype(asked_dtype(self.fp16, self.bf16), self.use_cpu)
         self.fp16, self.bf16 = dtype == "float16", dtype == "bfloat16"
         self.precision = Precision(dtype, 16)  # parse_finetune, which knows --bits, may lower the bits
         if self.do_eval and self.eval_strategy == "no":
@@ -167,6 +167,7 @@ class FinetuneArguments(TrainingArguments):
             self.save_strategy == "best" or (self.save_strategy == self.eval_strategy and evaluated)
         )
         self.remove_unused_columns = False
+        self.ddp_find_unused_parameters = bool(self.ddp_find_unused_parameters)  # unset, it would search each step
         super().__post_init__()
         if self.n_gpu > 1:  # one process, several cards: the Trainer would split every batch over threads, slowly
             say(f"cards: 1 of {self.n_gpu} (torchrun --nproc_per_node={self.n_gpu} uses them all)")

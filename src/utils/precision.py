@@ -20,16 +20,23 @@ def has_cuda(use_cpu: bool = False) -> bool:
     return torch.cuda.is_available() and not use_cpu
 
 
-def choose_dtype(fp16: bool, bf16: bool, use_cpu: bool = False) -> str:
-    """The dtype the flags ask for, as far as the machine can do it; the decision is said with its reason."""
+def asked_dtype(fp16: bool, bf16: bool) -> str | None:
+    """The dtype that the flags name, None when neither is given."""
     if fp16 and bf16:
         raise UserError("--fp16 and --bf16 contradict each other; drop one of them")
+    return "float16" if fp16 else "bfloat16" if bf16 else None
+
+
+def choose_dtype(asked: str | None, use_cpu: bool = False) -> str:
+    """The asked dtype as far as the machine can do it, else what suits it; the decision is said with its reason."""
     if not has_cuda(use_cpu):
-        name, why = ("bfloat16", "--bf16") if bf16 else ("float32", "--fp16 needs a GPU" if fp16 else "no GPU")
-    elif fp16 or bf16:
-        name, why = ("float16", "--fp16") if fp16 else ("bfloat16", "--bf16")
-        if bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
-            raise UserError("--bf16: this card has no bfloat16 (it needs Ampere or newer); use --fp16")
+        name, why = "float32", "float16 needs a GPU" if asked == "float16" else "no GPU"
+        if asked == "bfloat16":
+            name, why = asked, "as asked"
+    elif asked in ("float16", "bfloat16"):
+        name, why = asked, "as asked"
+        if name == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise UserError("bfloat16: this card has none (it needs Ampere or newer); use --fp16")
     elif torch.cuda.is_bf16_supported(including_emulation=False):
         name, why = "bfloat16", "the card supports it"
     else:

@@ -238,6 +238,7 @@ def draw_curve(history: list[dict], file: Path) -> None:
     if scores is not None:
         scores.set_ylabel("score")
         scores.set_ylim(0, 1)
-    figure.legend(loc="upper center", ncols=4)
+    if losses.lines:  # a run shorter than --logging_steps logs no loss
+        figure.legend(loc="upper center", ncols=4)
     figure.savefig(file, dpi=120)
     pyplot.close(figure)
