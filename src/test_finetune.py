@@ -116,7 +116,7 @@ def main(argv=None) -> None:
 def read_records(data_args, args):
     """Training and validation records, checked; the second is empty when nothing is evaluated."""
     records = load(data_args.train_file)
-    if not args.do_eval and data_args.val_set_size:
+    if not args.do_eval and (data_args.valid_file or data_args.val_set_size):
         say("validation: none (add --do_eval, or --eval_strategy, to evaluate)")
     if not args.do_eval:
         return records, []

@@ -101,7 +101,8 @@ def test_a_run_leaves_adapter_manifest_curve_log_and_scores(tmp_path):
     assert run["data"]["train"] == 9
     assert run["data"]["valid"] == 3
     assert run["lora"]["lora_target_modules"] == ["q_proj", "v_proj"]
-    assert run["results"]["best_step"] in (2, 4)
+    best = tmp_path / f"checkpoint-{run['results']['best_step']}" / "adapter_model.safetensors"
+    assert best.read_bytes() == (tmp_path / "adapter_model.safetensors").read_bytes()
     rows = log(tmp_path)
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4]
     assert [row["step"] for row in rows if "eval_contest" in row] == [2, 4]
@@ -224,6 +225,9 @@ def test_cut_and_dropped_rows_are_counted_and_the_sufficient_cutoff_named(tmp_pa
         ({"prompt_template_name": "alpaka"}, "no such template; known: alpaca"),
         ({"eval_strategy": "epoch", "val_set_size": 12}, "there are only 12 records"),
         ({"cutoff_len": 40}, "no training record fits"),
+        ({"predict_with_generate": True}, "--predict_with_generate: nothing is evaluated; add --do_eval"),
+        ({"deepspeed": "zero3.json"}, "the package deepspeed is not installed"),
+        ({"eval_strategy": "epochs"}, "--eval_strategy: invalid choice: 'epochs'"),
         (
             {"lora_target_modules": "q_proj,query_key_value"},
             "query_key_value: this model has no such layer; .*down_proj",

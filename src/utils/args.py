@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import importlib.util
 import os
 from dataclasses import dataclass, field, fields
 
@@ -121,10 +122,15 @@ class FinetuneArguments(TrainingArguments):
     bf16: bool = option(False, "bfloat16; default: bfloat16 where the card has it, else float16; float32 on a CPU")
     gradient_checkpointing: bool | None = option(None, "save memory by computing twice; default: on a GPU only")
     train_sampling_strategy: str = option("group_by_length", "group_by_length (least padding), random or sequential")
-    eval_strategy: str = option("no", "no, steps or epoch; default: epoch with --do_eval", "--evaluation_strategy")
+    eval_strategy: str = option(
+        "no",
+        "no, steps or epoch; default: epoch with --do_eval",
+        "--evaluation_strategy",
+        choices=["no", "steps", "epoch"],
+    )
     predict_with_generate: bool = option(False, "evaluation also predicts: triple F1 and the contest's score")
     eval_generate_samples: int = option(200, "validation records to predict at each evaluation; 0: all")
-    save_strategy: str = option("epoch", "no, steps, epoch or best")
+    save_strategy: str = option("epoch", "no, steps, epoch or best", choices=["no", "steps", "epoch", "best"])
     save_steps: float = option(500, "steps between two checkpoints with --save_strategy steps")
     save_total_limit: int | None = option(10, "checkpoints kept; the best one is never deleted")
     logging_steps: float = option(10, "steps between two lines of the log")
@@ -151,6 +157,10 @@ class FinetuneArguments(TrainingArguments):
         self.precision = Precision(dtype, 16)  # parse_finetune, which knows --bits, may lower the bits
         if self.do_eval and self.eval_strategy == "no":
             self.eval_strategy = "epoch"
+        if self.predict_with_generate and self.eval_strategy == "no":
+            raise UserError("--predict_with_generate: nothing is evaluated; add --do_eval, or drop it")
+        if self.deepspeed and importlib.util.find_spec("deepspeed") is None:
+            raise UserError("--deepspeed: the package deepspeed is not installed; pip install deepspeed")
         if not has_cuda(self.use_cpu) and ("paged" in self.optim or "bit" in self.optim):
             say(f"optimizer: adamw_torch ({self.optim} needs a GPU)")
             self.optim = "adamw_torch"

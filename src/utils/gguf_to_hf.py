@@ -60,6 +60,8 @@ def main(argv=None) -> None:
     if (out / "config.json").is_file():
         say(f"{out}: already there")
         return
+    if out.exists():
+        raise UserError(f"--out {out}: is there but holds no config.json; move it away, or give another folder")
     gguf = find_gguf(arguments.package)
     out.parent.mkdir(parents=True, exist_ok=True)
     convert(gguf, out)
