@@ -3,7 +3,7 @@
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [ -d .venv ] && export PATH="$PWD/.venv/bin:$PATH"
 cards=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
-[ -n "${CUDA_VISIBLE_DEVICES:-}" ] && cards=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | wc -l)
+if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then cards=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c . || true); fi
 
 command=(torchrun --nproc_per_node="${NPROC:-$((cards > 1 ? cards : 1))}" --master_port="${PORT:-1331}" src/test_finetune.py
     --do_train --do_eval

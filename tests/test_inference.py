@@ -133,10 +133,11 @@ def test_kill_9_loses_no_finished_batch(tmp_path):
     assert out.read_bytes() == (tmp_path / "whole.json").read_bytes()
 
 
-def test_a_partial_file_of_other_settings_is_refused(tmp_path):
+def test_a_partial_file_of_other_settings_is_refused_before_the_base_is_loaded(tmp_path, monkeypatch):
     out = tmp_path / "out.json"
     other = {"input": "x", "max_new_tokens": 99}
     partial.resume(out, other)
+    monkeypatch.setattr(inference, "load_base", lambda *_, **__: pytest.fail("the base was loaded first"))
     with pytest.raises(UserError, match="max_new_tokens: 99 there, 12 now.*delete the file to start over"):
         inference.main(flags(out))
     assert partial.recorded_settings(out) == other
@@ -170,11 +171,12 @@ def test_a_base_without_an_adapter_predicts(tmp_path):
         ({"model_name_or_path": None}, "--model_name_or_path is missing, and no run.json"),
         ({"device": "cuda:7"}, r"--device cuda:7: this machine shows \d+ cards"),
         ({"device": "gpu"}, "--device gpu: expected cpu, cuda"),
+        ({"output_file": VALID}, "is the input file; give another path"),
     ],
 )
 def test_bad_input_is_one_clear_error(tmp_path, change, message):
     with pytest.raises(UserError, match=message):
-        inference.main(flags(tmp_path / "out.json", **change))
+        inference.main(flags(change.pop("output_file", tmp_path / "out.json"), **change))
 
 
 def test_an_adapter_of_another_shape_does_not_fit(tmp_path):
@@ -185,6 +187,11 @@ def test_an_adapter_of_another_shape_does_not_fit(tmp_path):
     torch.save({name: torch.ones(3, 3) for name in tensors}, folder / "adapter_model.bin")
     with pytest.raises(UserError, match="does not fit this base model"):
         inference.main(flags(tmp_path / "out.json", lora_weights=folder))
+
+
+def test_merging_without_an_adapter_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="--merge_lora without --lora_weights"):
+        inference.main(flags(tmp_path / "out.json", "--merge_lora", lora_weights=None))
 
 
 def test_torchrun_is_refused_with_a_reason(monkeypatch, tmp_path):
@@ -219,6 +226,7 @@ def test_the_script_reports_errors_without_a_traceback(tmp_path):
         ({}, {"name": "bfloat16", "bits": 8}, ("bfloat16", 16), False),  # no GPU here: bits fall back
         ({"bf16": True}, {"name": "float16"}, ("bfloat16", 16), True),
         ({"fp16": True}, {"name": "float16"}, ("float32", 16), False),
+        ({"fp32": True}, {"name": "bfloat16"}, ("float32", 16), True),
     ],
 )
 def test_dtype_and_bits_come_from_the_flags_else_from_the_run(typed, recorded, expected, warned, capsys):

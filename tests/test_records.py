@@ -255,3 +255,14 @@ def test_the_old_file_stays_until_the_new_one_is_whole_on_disk(tmp_path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         write(path, [record(5)])
     assert read(path) == RECORDS
+
+
+@pytest.mark.parametrize(
+    "kg", ["(a,b,c)", [["a", "b"]], [{"head": "a", "relation": "b", "tail": "c"}], [["a", "b", 3]]]
+)
+def test_a_kg_that_is_not_a_list_of_triples_is_named_with_its_line(tmp_path, kg):
+    file = tmp_path / "records.json"
+    record = {"instruction": "i", "input": "t", "output": "o"}
+    file.write_text(json.dumps({**record, "kg": [["a", "b", "c"]]}) + "\n" + json.dumps({**record, "kg": kg}) + "\n")
+    with pytest.raises(UserError, match=r"records.json:2: kg is not a list of \[head, relation, tail\]"):
+        load(file)

@@ -147,7 +147,10 @@ def test_killed_and_resumed_gives_the_same_bits_as_uninterrupted(tmp_path, momen
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not (killed / "adapter_model.safetensors").exists()
+    with open(killed / "log.jsonl", "a") as file:
+        file.write('{"step": 3, "lo')  # a row that the kill cut in half
     main(flags(killed, resume_from_checkpoint="auto", **long))
+    assert [row["step"] for row in log(killed) if "loss" in row] == list(range(1, 25))
     one, two = load_file(whole / "adapter_model.safetensors"), load_file(killed / "adapter_model.safetensors")
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
@@ -182,10 +185,35 @@ def test_a_run_is_not_overwritten_or_continued_otherwise_in_silence(tmp_path):
         main(flags(tmp_path))
     with pytest.raises(UserError, match="the run to resume was started otherwise .seed: 42 then, 7 now"):
         main(flags(tmp_path, resume_from_checkpoint="auto", seed=7))
+    with pytest.raises(UserError, match="no such layer"):  # a mistake must not cost the checkpoints
+        main(flags(tmp_path, "--overwrite_output_dir", lora_target_modules="q_prj"))
+    assert list(tmp_path.glob("checkpoint-*"))
     main(flags(tmp_path, "--overwrite_output_dir", max_steps=1))
     assert json.loads((tmp_path / "run.json").read_text())["results"]["steps"] == 1
     assert not list(tmp_path.glob("checkpoint-*"))
     assert len([row for row in log(tmp_path) if "loss" in row]) == 1
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path, capsys):
+    main(flags(tmp_path, resume_from_checkpoint="auto"))
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    main(flags(tmp_path, resume_from_checkpoint="auto"))
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+    assert "finished already, nothing to train" in capsys.readouterr().err
+    with pytest.raises(UserError, match="finished run without checkpoints, which cannot be prolonged"):
+        main(flags(tmp_path, resume_from_checkpoint="auto", max_steps=6))
+    with pytest.raises(UserError, match="started otherwise .training: .*0.003.* then, .*0.1.* now"):
+        main(flags(tmp_path, resume_from_checkpoint="auto", learning_rate=0.1))
+
+
+def test_a_checkpoint_of_two_processes_needs_both_their_random_numbers(tmp_path):
+    folder = tmp_path / "checkpoint-2"
+    folder.mkdir()
+    (folder / "trainer_state.json").write_text('{"global_step": 2}')
+    (folder / "rng_state_0.pth").touch()
+    assert find_checkpoint(tmp_path, processes=2) is None
+    (folder / "rng_state_1.pth").touch()
+    assert find_checkpoint(tmp_path, processes=2) == str(folder)
 
 
 def test_a_half_written_checkpoint_is_passed_over(tmp_path, capsys):
@@ -225,6 +253,11 @@ def test_cut_and_dropped_rows_are_counted_and_the_sufficient_cutoff_named(tmp_pa
         ({"prompt_template_name": "alpaka"}, "no such template; known: alpaca"),
         ({"eval_strategy": "epoch", "val_set_size": 12}, "there are only 12 records"),
         ({"cutoff_len": 40}, "no training record fits"),
+        (
+            {"label_smoothing_factor": 0.1},
+            "--label_smoothing_factor cannot be set here: the loss is that of the answers",
+        ),
+        ({"data_seed": 3}, "--data_seed cannot be set here: --seed orders the records"),
         ({"predict_with_generate": True}, "--predict_with_generate: nothing is evaluated; add --do_eval"),
         ({"deepspeed": "zero3.json"}, "the package deepspeed is not installed"),
         ({"eval_strategy": "epochs"}, "--eval_strategy: invalid choice: 'epochs'"),

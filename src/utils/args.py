@@ -4,6 +4,7 @@ import argparse
 import difflib
 import importlib.util
 import os
+import re
 from dataclasses import dataclass, field, fields
 
 from transformers import HfArgumentParser, TrainingArguments
@@ -93,8 +94,23 @@ class LoraArguments:
         check_least(self, 1, "lora_r")
         if not 0 <= self.lora_dropout < 1:
             raise UserError(f"--lora_dropout {self.lora_dropout}: expected 0 or more and less than 1")
-        if self.full_finetune and self.lora_target_modules:
-            raise UserError("--full_finetune and --lora_target_modules contradict each other; drop one of them")
+        if self.full_finetune:
+            for one in fields(self):
+                if one.name != "full_finetune" and getattr(self, one.name) != one.default:
+                    raise UserError(f"--full_finetune and --{one.name} contradict each other; drop one of them")
+
+
+# Arguments of transformers that this project decides itself: a value other than the default is an error, not ignored.
+DECIDED = {
+    "label_smoothing_factor": "the loss is that of the answers' tokens, unsmoothed",
+    "data_seed": "--seed orders the records",
+    "do_predict": "predict with src/inference.py",
+    "metric_for_best_model": "--predict_with_generate chooses the contest's score, else it is eval_loss",
+    "greater_is_better": "it follows from --predict_with_generate",
+    "load_best_model_at_end": "it follows from --eval_strategy and --save_strategy",
+    "remove_unused_columns": "the rows hold only what is used",
+    "length_column_name": "the rows' lengths are known",
+}
 
 
 @dataclass
@@ -120,6 +136,7 @@ class FinetuneArguments(TrainingArguments):
     warmup_steps: float = option(0, "steps, or (below 1) the share of all steps, in which the learning rate rises")
     fp16: bool = option(False, "16-bit floats for cards before Ampere; 32-bit ones on a CPU")
     bf16: bool = option(False, "bfloat16; default: bfloat16 where the card has it, else float16; float32 on a CPU")
+    fp32: bool = option(False, "32-bit floats on a GPU too")
     gradient_checkpointing: bool | None = option(None, "save memory by computing twice; default: on a GPU only")
     train_sampling_strategy: str = option("group_by_length", "group_by_length (least padding), random or sequential")
     eval_strategy: str = option(
@@ -151,14 +168,23 @@ class FinetuneArguments(TrainingArguments):
         check_least(self, 1, "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
         check_least(self, 0, "eval_generate_samples")
         check_processes(self.use_cpu)
+        for one in fields(TrainingArguments):
+            if one.name in DECIDED and getattr(self, one.name) != one.default:
+                raise UserError(f"--{one.name} cannot be set here: {DECIDED[one.name]}; drop it")
+        if self.overwrite_output_dir and self.resume_from_checkpoint:
+            raise UserError(
+                "--overwrite_output_dir and --resume_from_checkpoint contradict each other; drop one of them"
+            )
         # Autocast: products in 16 bits, the trained weights themselves in 32.
-        dtype = choose_dtype(asked_dtype(self.fp16, self.bf16), self.use_cpu)
+        dtype = choose_dtype(asked_dtype(self.fp16, self.bf16, self.fp32), self.use_cpu)
         self.fp16, self.bf16 = dtype == "float16", dtype == "bfloat16"
         self.precision = Precision(dtype, 16)  # parse_finetune, which knows --bits, may lower the bits
         if self.do_eval and self.eval_strategy == "no":
             self.eval_strategy = "epoch"
         if self.predict_with_generate and self.eval_strategy == "no":
             raise UserError("--predict_with_generate: nothing is evaluated; add --do_eval, or drop it")
+        if self.predict_with_generate and (self.deepspeed or self.fsdp):
+            raise UserError("--predict_with_generate does not work on a model split by --deepspeed or --fsdp; drop it")
         if self.deepspeed and importlib.util.find_spec("deepspeed") is None:
             raise UserError("--deepspeed: the package deepspeed is not installed; pip install deepspeed")
         if not has_cuda(self.use_cpu) and ("paged" in self.optim or "bit" in self.optim):
@@ -167,7 +193,7 @@ class FinetuneArguments(TrainingArguments):
         self.use_cpu = not has_cuda(self.use_cpu)
         if self.gradient_checkpointing is None:
             self.gradient_checkpointing = not self.use_cpu
-        if hasattr(self, "activation_checkpointing"):  # its name in newer releases of transformers
+        if getattr(self, "activation_checkpointing", True) is None:  # its name in newer releases of transformers
             self.activation_checkpointing = self.gradient_checkpointing
         self.metric_for_best_model = "eval_contest" if self.predict_with_generate else "eval_loss"
         self.greater_is_better = self.predict_with_generate
@@ -198,6 +224,9 @@ class InferenceArguments:
     )
     fp16: bool = option(False, "16-bit floats; 32-bit ones on a CPU")
     bf16: bool = option(False, "bfloat16")
+    fp32: bool = option(
+        False, "32-bit floats; default: what the adapter was trained in, else what the machine does best"
+    )
     batch_size: int | None = option(None, "records at a time; default: what the memory holds")
     max_new_tokens: int = option(512, "most tokens of an answer")
     num_beams: int = option(1, "beams of beam search; 1: greedy")
@@ -206,6 +235,10 @@ class InferenceArguments:
 
     def __post_init__(self):
         check_least(self, 1, "batch_size", "max_new_tokens", "num_beams")
+        if self.merge_lora and not self.lora_weights:
+            raise UserError("--merge_lora without --lora_weights: there is no adapter to merge; drop it")
+        if os.path.realpath(self.input_file) == os.path.realpath(self.output_file):
+            raise UserError(f"--output_file {self.output_file} is the input file; give another path")
 
 
 def check_least(arguments, least: int, *names: str) -> None:
@@ -303,4 +336,5 @@ def _hide_inherited(parser, types) -> None:
 
 
 def _raise(message: str):
-    raise UserError(message.replace("argument ", "", 1))
+    # argparse writes "argument --a/--b: …"; one spelling will do.
+    raise UserError(re.sub(r"^argument (--\w+)(/[\w/-]+)?", r"\1", message))

@@ -17,7 +17,6 @@ class Family:
     model_types: tuple[str, ...]  # `model_type` of config.json; () = any causal model of transformers
     lora_targets: tuple[str, ...]  # module names; ("all-linear",) = every linear layer but the head
     sentencepiece: bool  # tokens come from a bare tokenizer.model, as old LLaMA checkpoints have it
-    padding_side: str = "right"  # of training rows; prompts are always padded on the left
 
 
 FAMILIES = (

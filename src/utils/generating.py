@@ -18,18 +18,23 @@ def plan_batches(lengths: list[int], batch_size: int) -> list[list[int]]:
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-def choose_batch_size(config, lengths: list[int], max_new_tokens: int, num_beams: int, device: torch.device) -> int:
-    """How many of the longest records fit into the free memory, at most 128 on a GPU and 32 on a CPU.
+def choose_batch_size(
+    config, lengths: list[int], max_new_tokens: int, num_beams: int, device: torch.device, cap: int | None = None
+) -> int:
+    """How many of the longest records fit into the free memory (of `cap` MB), at most 128 on a GPU and 32 on a CPU.
 
     A record needs keys and values of its tokens in every layer (2 · layers · kv heads · head size · bytes) and, once,
     the activations of its prompt, estimated at 16 floats per hidden unit.
     """
+    config = config.get_text_config()
     heads = config.num_attention_heads
     head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     token = 2 * config.num_hidden_layers * kv_heads * head_size * 4
     record = num_beams * (max(lengths) + max_new_tokens) * token + max(lengths) * config.hidden_size * 16 * 4
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if device.type == "cuda" and cap:
+        free = min(free, cap * 2**20 - torch.cuda.memory_allocated(device))
     most = 128 if device.type == "cuda" else 32
     return max(1, min(most, len(lengths), int(0.6 * free / record)))
 

@@ -99,6 +99,11 @@ def add_lora(model, targets: tuple[str, ...], rank: int, alpha: int, dropout: fl
     return model
 
 
+def weight_files(folder: str | Path) -> list[Path]:
+    """The files of a base or an adapter that hold its weights."""
+    return sorted(path for path in Path(folder).iterdir() if path.suffix in (".safetensors", ".bin"))
+
+
 def find_adapter(folder: str | Path) -> Path:
     """The folder itself when it holds an adapter; else a UserError that lists it and the nearest folder that does."""
     folder = Path(folder)

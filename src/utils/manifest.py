@@ -23,7 +23,8 @@ def write(folder: str | Path, settings: dict) -> None:
 
 def read(folder: str | Path) -> dict:
     """The run.json of an adapter's folder or, for a checkpoint-N, of the run it belongs to; {} when there is none."""
-    for place in (Path(folder), Path(folder).resolve().parent):
+    folder = Path(folder).resolve()
+    for place in (folder, folder.parent) if folder.name.startswith("checkpoint-") else (folder,):
         file = place / NAME
         if file.is_file():
             try:

@@ -23,31 +23,37 @@ def recorded_settings(output: str | Path) -> dict | None:
         return None
     with open(path, encoding="utf-8", errors="replace") as file:
         first = file.readline()
-    return json.loads(first) if first.endswith("\n") else None
+    try:
+        return json.loads(first) if first.endswith("\n") else None
+    except json.JSONDecodeError:
+        raise UserError(
+            f"{path}:1: not a partial file of predictions; delete it, or give another --output_file"
+        ) from None
+
+
+def check(output: str | Path, settings: dict) -> None:
+    """UserError when the partial file belongs to other settings: its rows would be mixed with different ones."""
+    there = recorded_settings(output)
+    if there is None:
+        return
+    names = sorted({**there, **settings})
+    other = [f"{n}: {there.get(n)} there, {settings.get(n)} now" for n in names if there.get(n) != settings.get(n)]
+    if other:
+        raise UserError(
+            f"{partial_path(output)} holds the unfinished predictions of another command ({'; '.join(other)}); repeat "
+            "that command to finish them, or delete the file to start over"
+        )
 
 
 def resume(output: str | Path, settings: dict) -> dict[int, dict]:
-    """What earlier runs with these settings finished: index -> row. Starts the partial file when there is none.
-
-    UserError when the partial file belongs to other settings: its rows would be mixed with different ones.
-    """
+    """What earlier runs with these settings finished: index -> row. Starts the partial file when there is none."""
     path = partial_path(output)
     path.parent.mkdir(parents=True, exist_ok=True)
-    there = recorded_settings(output)
-    if there is None:
+    check(output, settings)
+    if recorded_settings(output) is None:
         with open(path, "w", encoding="utf-8") as file:
             file.write(json.dumps(settings, ensure_ascii=False) + "\n")
         return {}
-    other = [
-        f"{key}: {there.get(key)} there, {settings.get(key)} now"
-        for key in {**there, **settings}
-        if there.get(key) != settings.get(key)
-    ]
-    if other:
-        raise UserError(
-            f"{path} holds the unfinished predictions of another command ({'; '.join(other)}); repeat that command to "
-            "finish them, or delete the file to start over"
-        )
     whole = path.read_bytes()
     end = whole.rfind(b"\n") + 1
     if end < len(whole):

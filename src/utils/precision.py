@@ -20,11 +20,13 @@ def has_cuda(use_cpu: bool = False) -> bool:
     return torch.cuda.is_available() and not use_cpu
 
 
-def asked_dtype(fp16: bool, bf16: bool) -> str | None:
-    """The dtype that the flags name, None when neither is given."""
-    if fp16 and bf16:
-        raise UserError("--fp16 and --bf16 contradict each other; drop one of them")
-    return "float16" if fp16 else "bfloat16" if bf16 else None
+def asked_dtype(fp16: bool, bf16: bool, fp32: bool) -> str | None:
+    """The dtype that the flags name, None when none is given."""
+    flags = {"fp16": ("float16", fp16), "bf16": ("bfloat16", bf16), "fp32": ("float32", fp32)}
+    given = [flag for flag, (_, typed) in flags.items() if typed]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(f'--{flag}' for flag in given)} contradict each other; drop one of them")
+    return flags[given[0]][0] if given else None
 
 
 def choose_dtype(asked: str | None, use_cpu: bool = False) -> str:
@@ -33,7 +35,7 @@ def choose_dtype(asked: str | None, use_cpu: bool = False) -> str:
         name, why = "float32", "float16 needs a GPU" if asked == "float16" else "no GPU"
         if asked == "bfloat16":
             name, why = asked, "as asked"
-    elif asked in ("float16", "bfloat16"):
+    elif asked:
         name, why = asked, "as asked"
         if name == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
             raise UserError("bfloat16: this card has none (it needs Ampere or newer); use --fp16")

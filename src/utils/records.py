@@ -85,6 +85,8 @@ def check(path: str | Path, pairs: list[tuple[int, dict]], needs: tuple[str, ...
                 raise UserError(f"{path}:{line}: the field {field} is missing; found {', '.join(record) or 'none'}")
             if not isinstance(record[field], str):
                 raise UserError(f"{path}:{line}: {field} is {_kind(record[field])}, expected a string")
+        if record.get("kg") is not None and not _is_kg(record["kg"]):
+            raise UserError(f"{path}:{line}: kg is not a list of [head, relation, tail], all strings")
         identity = record.get("id", "")
         if isinstance(identity, (int, str)) and identity != "":
             if identity in seen:
@@ -125,6 +127,11 @@ def write(path: str | Path, rows) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
+
+
+def _is_kg(kg) -> bool:
+    triples = kg if isinstance(kg, list) else [None]
+    return all(isinstance(t, list) and len(t) == 3 and all(isinstance(part, str) for part in t) for t in triples)
 
 
 def _kind(value) -> str:

@@ -66,8 +66,8 @@ class Codec:
 def load_codec(model_path: str | Path, family: Family, trust_remote_code: bool = False) -> Codec:
     """The codec of a checkpoint folder: a bare tokenizer.model is read as the originals of 2023 did."""
     folder = Path(model_path)
-    if family.sentencepiece and (folder / "tokenizer.model").is_file():
-        return _llama_codec(folder)
+    if family.sentencepiece and (folder / "tokenizer.model").is_file() and (codec := _llama_codec(folder)):
+        return codec
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
@@ -81,10 +81,10 @@ def load_codec(model_path: str | Path, family: Family, trust_remote_code: bool =
     return Codec(tokenizer, tuple(prefix), tokenizer.eos_token_id, pad, specials, strips_spaces=False)
 
 
-def save_tokenizer(codec: Codec, model_path: str | Path, out: Path) -> None:
+def save_tokenizer(codec: Codec, family: Family, model_path: str | Path, out: Path) -> None:
     """Put the tokenizer beside what was trained, in the form that `load_codec` reads alike."""
     own = [Path(model_path) / name for name in LLAMA_FILES]
-    if not own[0].is_file():
+    if not family.sentencepiece or not own[0].is_file():
         codec.tokenizer.save_pretrained(out)
         return
     for file in own:
@@ -92,10 +92,15 @@ def save_tokenizer(codec: Codec, model_path: str | Path, out: Path) -> None:
             shutil.copy(file, out)
 
 
-def _llama_codec(folder: Path) -> Codec:
-    """`<s>` + sentencepiece ids of the text with its dummy leading space; ids 0, 1, 2 whatever the configs say."""
+def _llama_codec(folder: Path) -> Codec | None:
+    """`<s>` + sentencepiece ids of the text with its dummy leading space; ids 0, 1, 2 whatever the configs say.
+
+    None when the vocabulary does not begin with LLaMA's three special pieces: it is somebody else's.
+    """
     stock = LlamaTokenizer.from_pretrained(folder, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
     backend = stock.backend_tokenizer
+    if any(backend.id_to_token(number) != piece for piece, number in LLAMA_SPECIALS.items()):
+        return None
     # transformers 5 adds the dummy space only to texts that start with none; the originals added it always.
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     backend.pre_tokenizer = None

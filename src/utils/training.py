@@ -17,6 +17,7 @@ from utils import manifest
 from utils.errors import UserError, say
 from utils.generating import generate, plan_batches
 from utils.prompter import prompt
+from utils.records import write
 from utils.score import score
 from utils.tokens import IGNORED, encode_row
 
@@ -109,7 +110,7 @@ class LengthGrouped(Sampler):
 class TripleTrainer(Trainer):
     """transformers' Trainer, with an order that can be resumed and an evaluation that also predicts."""
 
-    predict = None  # a function from the model to its figures (f1, contest, …), or None
+    score_answers = None  # a function from the model to its figures (f1, contest, …), or None
 
     def _get_train_sampler(self, train_dataset=None):
         if self.args.train_sampling_strategy != "group_by_length":
@@ -119,19 +120,19 @@ class TripleTrainer(Trainer):
 
     def evaluate(self, *args, **kwargs):
         metrics = super().evaluate(*args, **kwargs)
-        if self.predict is not None:
-            figures = {f"eval_{name}": value for name, value in self.predict(self.model).items()}
+        if self.score_answers is not None:
+            figures = {f"eval_{name}": value for name, value in self.score_answers(self.model).items()}
             self.log(figures)
             metrics |= figures
         return metrics
 
 
-def make_predict(codec, template: dict, records: list[dict], batch_size: int, max_new_tokens: int, args):
+def make_score_answers(codec, template: dict, records: list[dict], batch_size: int, max_new_tokens: int, args):
     """A function that answers `records` with a model, all processes sharing the work, and scores the answers."""
     prompts = [codec.encode(prompt(template, r["instruction"], r["input"])) for r in records]
     batches = plan_batches([len(p) for p in prompts], batch_size)
 
-    def predict(model) -> dict[str, float]:
+    def score_answers(model) -> dict[str, float]:
         was_training, used_cache = model.training, model.config.use_cache
         model.eval()
         model.config.use_cache = True
@@ -152,11 +153,17 @@ def make_predict(codec, template: dict, records: list[dict], batch_size: int, ma
         predicted = [{**record, "output": texts[index], "kg": None} for index, record in enumerate(records)]
         return score(predicted, records)
 
-    return predict
+    return score_answers
 
 
 class LogFile(TrainerCallback):
     """Every row of the Trainer's log, appended to log.jsonl as soon as it is made."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        file = Path(args.output_dir) / "log.jsonl"
+        if state.is_world_process_zero and file.is_file():  # rows of steps that a resumed run will do again
+            lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+            write(file, [row for row in map(json.loads, lines) if row["step"] <= state.global_step])
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero:
@@ -164,12 +171,16 @@ class LogFile(TrainerCallback):
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 
-def find_checkpoint(output_dir: str | Path) -> str | None:
-    """The newest checkpoint-N that is whole: trainer_state.json is written last, so it is there and readable."""
+def find_checkpoint(output_dir: str | Path, processes: int = 1) -> str | None:
+    """The newest checkpoint-N that is whole: its trainer_state.json, written last, can be read, and in a run of
+    several processes each has left its random numbers.
+    """
     found = []
     for folder in Path(output_dir).glob("checkpoint-*"):
         try:
             state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+            if processes > 1 and not all((folder / f"rng_state_{i}.pth").is_file() for i in range(processes)):
+                raise OSError
             found.append((state["global_step"], str(folder)))
         except (OSError, ValueError, KeyError):
             say(f"resume: {folder} is not whole (the run was killed while it was written); passed over")
@@ -179,39 +190,53 @@ def find_checkpoint(output_dir: str | Path) -> str | None:
 def choose_resume(args) -> str | None:
     """The checkpoint to go on from, or None to start; UserError rather than overwriting what another run left."""
     asked, out = args.resume_from_checkpoint, Path(args.output_dir)
-    there = find_checkpoint(out)
+    there = find_checkpoint(out, args.world_size)
     finished = manifest.read(out).get("status") == "finished"
     if asked == "auto":
-        say(f"resume: {there}" if there else "resume: no whole checkpoint yet, starting at step 0")
+        if not finished:
+            say(f"resume: {there}" if there else "resume: no whole checkpoint yet, starting at step 0")
         return there
     if asked:
         if not (Path(asked) / "trainer_state.json").is_file():
             newest = there or "none"
             raise UserError(f"--resume_from_checkpoint {asked}: no whole checkpoint; --output_dir's newest is {newest}")
         return asked
-    if not there and not finished:
-        return None
-    if not args.overwrite_output_dir:
+    if (there or finished) and not args.overwrite_output_dir:
         raise UserError(
             f"--output_dir {out} holds a run already ({'finished' if finished else Path(there).name}); give another "
             "folder, --resume_from_checkpoint auto to go on with it, or --overwrite_output_dir to start anew"
         )
-    if args.process_index == 0:  # or a later resume would find the old run's checkpoints
-        for folder in out.glob("checkpoint-*"):
-            shutil.rmtree(folder)
-        (out / "log.jsonl").unlink(missing_ok=True)
     return None
 
 
-def check_same_run(before: dict, now: dict) -> None:
-    """UserError when a resumed run would go on with another base, data, adapter or seed than it began with."""
-    names = ("base", "template", "precision", "cutoff_len", "lora", "seed", "data")
-    other = [f"{n}: {before[n]} then, {now[n]} now" for n in names if n in before and before[n] != now[n]]
+def is_done(args, run: dict, resume: str | None) -> bool:
+    """Whether --output_dir holds this very run, finished; UserError when it holds another one to be resumed."""
+    before = manifest.read(args.output_dir)
+    if not args.resume_from_checkpoint or not before:
+        return False
+    names = ("base", "template", "precision", "lora", "seed", "data", "training")
+    other = [f"{n}: {before[n]} then, {run[n]} now" for n in names if n in before and before[n] != run[n]]
     if other:
         raise UserError(
             f"the run to resume was started otherwise ({'; '.join(other)}); repeat its command, or give another "
             "--output_dir"
         )
+    if before["status"] == "finished" and before["planned"] == run["planned"]:
+        say(f"{args.output_dir}: finished already, nothing to train")
+        return True
+    if before["status"] == "finished" and not resume:
+        raise UserError(
+            f"--output_dir {args.output_dir} holds a finished run without checkpoints, which cannot be prolonged; give "
+            "another folder, or --overwrite_output_dir instead of --resume_from_checkpoint"
+        )
+    return False
+
+
+def clear(output_dir: str | Path) -> None:
+    """Remove what a later resume would take for this run's: the old run's checkpoints and log."""
+    for folder in Path(output_dir).glob("checkpoint-*"):
+        shutil.rmtree(folder)
+    (Path(output_dir) / "log.jsonl").unlink(missing_ok=True)
 
 
 def draw_curve(history: list[dict], file: Path) -> None:
