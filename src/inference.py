@@ -44,7 +44,7 @@ def main(argv=None) -> None:
         )
     name = manifest.prefer("model_name", model_args.model_name, run.get("model_name"))
     family, name, why = find_family(base, name)
-    say(f"family: {family.name}, as {name} ({why})")
+    say(f"family: {family.name}, as {name} ({'run.json' if run.get('model_name') == name else why})")
     template_name = manifest.prefer("prompt_template_name", args.prompt_template_name, run.get("template_name"))
     same = template_name is not None and template_name == run.get("template_name")
     template = run["template"] if same else load_template(template_name or family.templates[name])
