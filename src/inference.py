@@ -19,7 +19,7 @@ from utils.errors import UserError, run_script, say
 from utils.families import find_family
 from utils.generating import choose_batch_size, generate, plan_batches
 from utils.loading import find_adapter, limit_memory, load_adapter, load_base, weight_files
-from utils.precision import Precision, asked_dtype, choose_bits, choose_dtype, has_cuda
+from utils.precision import FLAGS, Precision, asked_dtype, choose_bits, choose_dtype, has_cuda
 from utils.prompter import load_template, prompt
 from utils.records import load
 from utils.tokens import load_codec
@@ -131,8 +131,8 @@ def warn_context(model, prompts, records, max_new_tokens) -> None:
 
 def choose_precision(model_args, args, recorded: dict, on_cpu: bool) -> Precision:
     """What the flags say, else what the adapter was trained with (run.json), else what the machine does best."""
-    typed = asked_dtype(args.fp16, args.bf16, args.fp32)
-    flag = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}.get(typed)
+    typed = asked_dtype(args)
+    flag = next((flag for flag, dtype in FLAGS.items() if dtype == typed), "")
     dtype = manifest.prefer(flag, typed, recorded.get("name"))
     bits = manifest.prefer("bits", model_args.bits, recorded.get("bits"), 16)
     return Precision(choose_dtype(dtype, on_cpu), choose_bits(bits, on_cpu))

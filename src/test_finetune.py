@@ -23,6 +23,7 @@ from utils.tokens import load_codec, save_tokenizer
 from utils.training import (
     LogFile,
     TripleTrainer,
+    checkpoint_step,
     choose_resume,
     clear,
     draw_curve,
@@ -120,12 +121,13 @@ def main(argv=None) -> None:
         if args.overwrite_output_dir:
             clear(out)
         manifest.write(out, run)
+    resumed_at = checkpoint_step(resume) if resume else 0
     result = trainer.train(resume_from_checkpoint=resume)
 
     trainer.save_model(str(out))
     if args.process_index == 0:
         save_tokenizer(codec, family, model_args.model_name_or_path, out)
-        finish(trainer, run, result, time.time() - started, int(Path(resume).name.split("-")[-1]) if resume else 0)
+        finish(trainer, run, result, time.time() - started, resumed_at)
 
 
 def read_records(data_args, args):

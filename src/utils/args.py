@@ -5,8 +5,10 @@ import difflib
 import importlib.util
 import os
 import re
+import sys
 from dataclasses import dataclass, field, fields
 
+import torch
 from transformers import HfArgumentParser, TrainingArguments
 
 from utils.errors import UserError, say
@@ -176,7 +178,7 @@ class FinetuneArguments(TrainingArguments):
                 "--overwrite_output_dir and --resume_from_checkpoint contradict each other; drop one of them"
             )
         # Autocast: products in 16 bits, the trained weights themselves in 32.
-        dtype = choose_dtype(asked_dtype(self.fp16, self.bf16, self.fp32), self.use_cpu)
+        dtype = choose_dtype(asked_dtype(self), self.use_cpu)
         self.fp16, self.bf16 = dtype == "float16", dtype == "bfloat16"
         self.precision = Precision(dtype, 16)  # parse_finetune, which knows --bits, may lower the bits
         if self.do_eval and self.eval_strategy == "no":
@@ -276,7 +278,7 @@ def parse(types, argv=None):
         "--help_all", action="store_true", help="list every other argument of transformers' Trainer too"
     )
     parser.error = _raise
-    argv = list(os.sys.argv[1:] if argv is None else argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
     if "--help_all" in argv:
         argv = ["--help"]
     else:
@@ -299,14 +301,11 @@ def parse(types, argv=None):
 def check_processes(use_cpu: bool = False) -> None:
     """UserError when torchrun started more processes on this machine than it has cards."""
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if has_cuda(use_cpu):
-        import torch
-
-        if local > torch.cuda.device_count():
-            raise UserError(
-                f"--nproc_per_node {local}: this machine shows {torch.cuda.device_count()} cards; start as many "
-                "processes as cards (CUDA_VISIBLE_DEVICES limits what is shown)"
-            )
+    if has_cuda(use_cpu) and local > torch.cuda.device_count():
+        raise UserError(
+            f"--nproc_per_node {local}: this machine shows {torch.cuda.device_count()} cards; start as many "
+            "processes as cards (CUDA_VISIBLE_DEVICES limits what is shown)"
+        )
 
 
 class _Formatter(argparse.HelpFormatter):
@@ -325,12 +324,10 @@ class _Formatter(argparse.HelpFormatter):
 
 
 def _hide_inherited(parser, types) -> None:
-    """Leave transformers' own hundred arguments out of --help; they work all the same."""
+    """Leave transformers' own hundred arguments out of --help; they work all the same, but for those DECIDED here."""
     own = {f.name for kind in types for f in fields(kind) if f.name in kind.__annotations__}
     for action in parser._actions:
-        if action.dest not in own | {"help", "help_all"} or any(
-            flag.startswith("--no") for flag in action.option_strings
-        ):
+        if action.dest not in own | {"help", "help_all"}:
             action.help = argparse.SUPPRESS
     parser.usage = "%(prog)s [flags]"
 

@@ -1,5 +1,6 @@
 """Errors that are the user's to mend: one sentence, no traceback."""
 
+import os
 import sys
 
 
@@ -18,7 +19,5 @@ def run_script(main) -> None:
 
 def say(message: str) -> None:
     """One line for the person at the terminal: to stderr, at once, and only from the first process of a run."""
-    import os
-
     if os.environ.get("RANK", "0") == "0":
         print(message, file=sys.stderr, flush=True)

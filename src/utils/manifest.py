@@ -3,10 +3,10 @@
 import hashlib
 import importlib.metadata
 import json
-import os
 from pathlib import Path
 
 from utils.errors import UserError, say
+from utils.records import write_lines
 
 NAME = "run.json"
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
@@ -14,11 +14,7 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
 
 def write(folder: str | Path, settings: dict) -> None:
     """Write run.json whole or not at all."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / (NAME + ".tmp")
-    partial.write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, folder / NAME)
+    write_lines(Path(folder) / NAME, [json.dumps(settings, ensure_ascii=False, indent=2)])
 
 
 def read(folder: str | Path) -> dict:

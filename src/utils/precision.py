@@ -6,6 +6,8 @@ import torch
 
 from utils.errors import UserError, say
 
+FLAGS = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+
 
 class Precision(NamedTuple):
     name: str  # of a torch dtype: float32, float16, bfloat16
@@ -20,13 +22,12 @@ def has_cuda(use_cpu: bool = False) -> bool:
     return torch.cuda.is_available() and not use_cpu
 
 
-def asked_dtype(fp16: bool, bf16: bool, fp32: bool) -> str | None:
-    """The dtype that the flags name, None when none is given."""
-    flags = {"fp16": ("float16", fp16), "bf16": ("bfloat16", bf16), "fp32": ("float32", fp32)}
-    given = [flag for flag, (_, typed) in flags.items() if typed]
+def asked_dtype(arguments) -> str | None:
+    """The dtype that the flags of FLAGS name in a script's arguments, None when none is given."""
+    given = [flag for flag in FLAGS if getattr(arguments, flag)]
     if len(given) > 1:
         raise UserError(f"{' and '.join(f'--{flag}' for flag in given)} contradict each other; drop one of them")
-    return flags[given[0]][0] if given else None
+    return FLAGS[given[0]] if given else None
 
 
 def choose_dtype(asked: str | None, use_cpu: bool = False) -> str:

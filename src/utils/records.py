@@ -117,13 +117,17 @@ def split(records: list[dict], held_out: int, seed: int) -> tuple[list[dict], li
 
 
 def write(path: str | Path, rows) -> None:
-    """JSON lines, to a temporary file beside `path` and then renamed: `path` is whole or not there."""
+    """JSON lines: `path` is whole or not there."""
+    write_lines(path, (json.dumps(row, ensure_ascii=False) for row in rows))
+
+
+def write_lines(path: str | Path, lines) -> None:
+    """Write the lines to a temporary file beside `path`, on disk, and then rename it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".tmp")
     with open(partial, "w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.writelines(line + "\n" for line in lines)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)

@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.errors import UserError, run_script
-from utils.records import read
+from utils.records import read, write_lines
 from utils.triples import parse, render, schema
 
 
@@ -96,7 +96,7 @@ def main(argv=None) -> None:
         print(f"id {right.get('id')}  predicted {render(triples_of(mine)) or '-'}")
         print(f"{' ' * len(str(right.get('id')))}         gold {render(triples_of(right)) or '-'}")
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        write_lines(arguments.json, [json.dumps(figures, indent=2)])
 
 
 if __name__ == "__main__":

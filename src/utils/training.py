@@ -178,13 +178,18 @@ def find_checkpoint(output_dir: str | Path, processes: int = 1) -> str | None:
     found = []
     for folder in Path(output_dir).glob("checkpoint-*"):
         try:
-            state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+            step = checkpoint_step(folder)
             if processes > 1 and not all((folder / f"rng_state_{i}.pth").is_file() for i in range(processes)):
                 raise OSError
-            found.append((state["global_step"], str(folder)))
+            found.append((step, str(folder)))
         except (OSError, ValueError, KeyError):
             say(f"resume: {folder} is not whole (the run was killed while it was written); passed over")
     return max(found)[1] if found else None
+
+
+def checkpoint_step(folder: str | Path) -> int:
+    """The optimizer step a checkpoint was saved at; OSError, ValueError or KeyError when it is not whole."""
+    return json.loads((Path(folder) / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
 
 
 def choose_resume(args) -> str | None:
