@@ -1,23 +1,40 @@
-"""Triples as text: the relations an instruction asks for, the triples an answer holds, and the text of triples.
+"""Triples as text: what an instruction asks for, the triples an answer holds, and the text of triples.
 
 Pure functions of the standard library. Every part of the project that reads an answer calls `parse`.
+
+The text form has no escapes, so some texts have two readings. With the relations asked for (`schema`) and the record's
+`input` (`source`), `parse(render(triples))` gives the triples back unless an entity itself holds what stands between
+two triples, such as `),(`, or an asked relation between two commas. Without them, an entity with a comma or an unpaired
+bracket may be cut at the wrong place: docs/triples.md counts how often real gold has one.
 """
 
 import re
-from itertools import combinations
+from bisect import bisect_left, bisect_right
+from functools import lru_cache
+from itertools import islice, pairwise
 from typing import NamedTuple
 
 OPEN, CLOSE, COMMAS = "(（[【", ")）]】", ",，"
+MARKS, MARKS_CLOSE = "《“「『", "》”」』"  # title and quotation marks: a comma between them belongs to the entity
 QUOTES = "\"'"  # a model's or Python's quotes around a part; Chinese quotation marks belong to the entity
+BETWEEN = {"contest": ",", "older": "", "lines": "\n"}  # what stands between two triples in each style of `render`
 LONGEST_TRIPLE = 1000  # characters; a bracket that stays open for longer does not hold a triple
+TRIES, MANY = (8, 2), 1000  # closing brackets and commas tried for a triple; fewer where more brackets open than MANY
 
+_OPEN, _PART = r"[(（\[【]", r"([^()（）\[\]【】,，]*)"
+_ENDS_TRIPLE = re.compile(rf"(?:\s*[,，;；、。.])?\s*(?:{_OPEN}|<|\n|$)")  # what may follow a triple's last bracket
+_ENDS_LISTED = re.compile(r"[)）\]】]?" + _ENDS_TRIPLE.pattern)  # the same where the triples stand in a list's brackets
+_OPENS_LIST = re.compile(rf"[^(（\[【]*{_OPEN}\s*{_OPEN}")
+_PILE = re.compile(_OPEN + "{4}")
+# a triple with nothing to doubt: no bracket in its parts and no third comma
+_PLAIN = re.compile(rf"{_OPEN}{_PART}[,，]{_PART}[,，]{_PART}[)）\]】]{_ENDS_TRIPLE.pattern}")
+
+_RELATIONS = re.compile(r"(?:关系(?:列表|类型)|relation list)\s*(?:为|是|is|[:：=])?\s*(?=[\[{【（(])", re.IGNORECASE)
+_ENTITY_TYPES = re.compile(r"实体(?:列表|类型)\s*(?:为|是|[:：=])?\s*(?=[\[{【（(])")
 _NAME = r"""\s*(?:'[^']*'|"[^"]*"|‘[^’]*’|“[^”]*”)\s*"""
-_LIST = re.compile(
-    r"(?:(?:候选)?关系(?:列表|类型)|relation list)\s*(?:为|是|is|[:：=])?\s*"
-    rf"[\[{{【（(]({_NAME}(?:[,，、]{_NAME})*|.*?)[\]}}】）)]",  # a quoted name may hold brackets
-    re.DOTALL | re.IGNORECASE,
-)
+_QUOTED_NAMES = re.compile(rf"[\[{{【（(]({_NAME}(?:[,，、]{_NAME})*)[\]}}】）)]")  # a quoted name may hold brackets
 _QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"|‘([^’]*)’|“([^”]*)”")
+_CLOSES_LIST = re.compile(r"[\]}】）)]")
 
 
 class Triple(NamedTuple):
@@ -26,116 +43,215 @@ class Triple(NamedTuple):
     tail: str
 
 
-def schema(instruction: str) -> list[str] | None:
+class _Reading(NamedTuple):
+    rank: tuple  # the higher, the better
+    end: int  # position of the closing bracket
+    triple: Triple
+    whole: bool  # its brackets are paired, and what follows it may follow a triple
+
+
+def schema(instruction: str | None) -> list[str] | None:
     """The relations an instruction asks for, in its order; `[]` for an empty list, None when it names no list."""
-    found = _LIST.search(instruction or "")
-    if not found:
-        return None
-    inside = found[1]
-    quoted = [next(part for part in match if part) for match in _QUOTED.findall(inside) if any(match)]
-    names = quoted or re.split(r"[,，、]", inside)
-    return [name.strip() for name in names if name.strip()]
+    return _listed(_RELATIONS, instruction)
+
+
+def entity_types(instruction: str | None) -> list[str] | None:
+    """The entity types an instruction of the older wording names; None when it names none."""
+    return _listed(_ENTITY_TYPES, instruction)
 
 
 def parse(text: str, schema: list[str] | None = None, source: str | None = None) -> list[Triple]:
     """The triples of an answer, in order, each once; nothing in them is normalised.
 
     `schema` (the relations asked for) and `source` (the record's input) decide where the commas of an entity end and
-    those between the parts begin. Empty parts, `NAN`, prose and a last triple that was cut off are dropped.
+    those between the parts begin. Empty parts, `NAN`, prose and a last triple that was cut off are dropped. Any `str`
+    is accepted; the time is linear in its length.
     """
-    triples = dict.fromkeys(_split(body, schema or [], source or "") for body in _bodies(text))
-    return [triple for triple in triples if triple]
+    return parse_with_rest(text, schema, source)[0]
 
 
-def render(triples) -> str:
-    """`(h,r,t),(h,r,t)`, the form of the contest; the empty string for no triples."""
-    return ",".join(f"({head},{relation},{tail})" for head, relation, tail in triples)
+def parse_with_rest(
+    text: str, schema: list[str] | None = None, source: str | None = None
+) -> tuple[list[Triple], list[str]]:
+    """As `parse`, and beside the triples what began like one and was dropped: cut off, or with an empty part.
+
+    A triple with a part `NAN` says that there is nothing; it is dropped and stands in neither list.
+    """
+    triples, rest = {}, []
+    for found in _read(text, schema or [], source or ""):
+        if isinstance(found, str):
+            rest.append(found)
+        elif not all(found):
+            rest.append(f"({','.join(found)})")
+        elif not any(part in ("NAN", "nan", "NaN") for part in found):
+            triples[found] = None
+    return list(triples), rest
 
 
-def _bodies(text: str):
-    """Yield what stands between a triple's outer brackets, of any style and mixture."""
-    start = 0
-    while start < len(text):
-        if text[start] not in OPEN:
-            start += 1
+def render(triples, style: str = "contest") -> str:
+    """`(h,r,t),(h,r,t)`, the form of the contest; nothing between the triples in style `older`, newlines in `lines`."""
+    return BETWEEN[style].join(f"({head},{relation},{tail})" for head, relation, tail in triples)
+
+
+def _listed(introduction: re.Pattern, instruction: str | None) -> list[str] | None:
+    found = introduction.search(instruction) if isinstance(instruction, str) else None
+    if not found:
+        return None
+    names = _QUOTED_NAMES.match(instruction, found.end())
+    if names:
+        parts = [next((part for part in match if part), "") for match in _QUOTED.findall(names[1])]
+    else:
+        end = _CLOSES_LIST.search(instruction, found.end() + 1)
+        if not end:
+            return None
+        parts = re.split(r"[,，、]", instruction[found.end() + 1 : end.start()])
+        parts = [part.strip().strip("'\"‘’“”") for part in parts]
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _read(text: str, relations: list[str], source: str):
+    """Yield the triples of `text` in order, parts possibly empty, and as plain strings the pieces of broken ones."""
+    opens, closes, commas = ([m.start() for m in re.finditer(f"[{re.escape(c)}]", text)] for c in (OPEN, CLOSE, COMMAS))
+    asked, tries = _asked_relations(tuple(relations)), TRIES[len(opens) > MANY]
+    ends_triple = _ENDS_LISTED if _OPENS_LIST.match(text) else _ENDS_TRIPLE
+
+    @lru_cache(maxsize=2)
+    def reading(number: int) -> _Reading | None:
+        """The best way to close the triple that the bracket of this number opens; None when no bracket near it can."""
+        start, best = opens[number], None
+        second = bisect_right(commas, start) + 1
+        first = bisect_left(closes, commas[second]) if second < len(commas) else len(closes)
+        for end in closes[first : first + tries]:
+            if end - start > LONGEST_TRIPLE:
+                break
+            triple, is_asked, stands = _split(text[start + 1 : end], asked, source, tries)
+            paired, ends = _paired(triple), bool(ends_triple.match(text, end + 1))
+            # Entities that stand in the source are believed although a bracket in them has no partner.
+            rank = (is_asked, stands, *((ends, paired) if stands else (paired, ends)), start - end)
+            if best is None or rank > best.rank:
+                best = _Reading(rank, end, triple, paired and ends)
+            if paired and ends:
+                break
+        return best
+
+    done = 0  # what stands before this position has been read
+    for number, start in enumerate(opens):
+        if start < done or _PILE.match(text, start):
+            continue  # inside the last triple, or far out in a pile of brackets
+        plain = _PLAIN.match(text, start)
+        if plain:
+            done = plain.end(3) + 1
+            yield _triple(*plain.groups(), source)
             continue
-        if _around_triples(text, start):
-            start += 1
+        second = bisect_right(commas, start) + 1
+        if second >= len(commas) or not closes or closes[-1] < commas[second]:  # nothing from here on is a triple
+            rest = text[start:]
+            if sum(map(rest.count, OPEN)) > sum(map(rest.count, CLOSE)) and sum(map(rest.count, COMMAS)):
+                yield rest
+            return
+        # `[(a,b,c),…` or `（例如）(a,b,c)`: the triple may open only at the next bracket
+        inner = reading(number + 1) if _only_leads(text, start, opens[number + 1 : number + 2]) else None
+        best = inner if inner and inner.whole else reading(number)
+        if best is None:
             continue
-        end = _end(text, start)
-        if end is None:
-            start += 1
-        else:
-            yield text[start + 1 : end]
-            start = end + 1
+        if inner and inner.end <= best.end and inner.rank >= best.rank:
+            skipped = text[start : opens[number + 1]]
+            if sum(map(skipped.count, COMMAS)) > 1:
+                yield skipped
+            continue
+        done = best.end + 1
+        yield text[start:done] if _cut_off(text, best, source) else best.triple
 
 
-def _around_triples(text: str, start: int) -> bool:
-    """Whether the bracket is that of a list, `[(a,b,c),(d,e,f)]`, and not of a triple `((10199)a,b,c)`."""
-    if text[start + 1 : start + 2] not in tuple(OPEN):
+def _only_leads(text: str, start: int, following: list[int]) -> bool:
+    """Whether the bracket at `start` may be a list's, or one of the prose before the bracket that follows."""
+    if not following or following[0] - start > LONGEST_TRIPLE:
         return False
-    end, outer = _end(text, start + 1), _end(text, start)
-    if end is None or outer in (None, end):
-        return True
-    rest = text[end + 1 :].lstrip(" \t\r\n;；、" + COMMAS)
-    if not rest or rest[0] in OPEN + CLOSE:
-        return True
-    return _commas(text, start, end) >= 2 and not text[end + 1 :].startswith(rest)
+    between = text[start + 1 : following[0]]
+    if any(close in between for close in CLOSE):
+        return sum(map(between.count, COMMAS)) < 2
+    prose = between.rstrip()
+    return not prose or prose[-1] in ":：,，;；" or "\n" in between[len(prose) :]
 
 
-def _commas(text: str, start: int, end: int) -> int:
-    return sum(text.count(comma, start, end) for comma in COMMAS)
+def _split(body: str, asked: re.Pattern | None, source: str, tries: int) -> tuple[Triple, bool, bool]:
+    """Head, relation and tail of a body, whether the relation was asked for, and whether head and tail are in `source`.
+
+    Preferred are an asked relation, then entities of the source, then the longest relation; with no asked relation:
+    entities of the source, paired brackets, commas of one kind, and the first two commas.
+    """
+    if asked:
+        triples = [
+            _triple(body[: m.start()], m[0][1:], body[m.end() + 1 :], source)
+            for m in islice(asked.finditer(body), tries)
+        ]
+        if triples:
+            best = max(triples, key=lambda triple: (_stands(triple, source), len(triple.relation)))
+            return best, True, _stands(best, source)
+    commas = [position for position, char in enumerate(body) if char in COMMAS][: tries + 1]
+    pairs = list(pairwise(commas))
+    triples = [_triple(body[:first], body[first + 1 : second], body[second + 1 :], source) for first, second in pairs]
+    if len(triples) == 1:
+        return triples[0], False, _stands(triples[0], source)
+
+    def worth(number: int) -> tuple:
+        triple, (first, second) = triples[number], pairs[number]
+        return _stands(triple, source), _paired(triple, marks=True), body[first] == body[second], -number
+
+    best = triples[max(range(len(triples)), key=worth)]
+    return best, False, _stands(best, source)
 
 
-def _end(text: str, start: int) -> int | None:
-    """Where the bracket opened at `start` closes; brackets inside an entity may nest, or be left open."""
-    depth, first_close = 0, None
-    for position in range(start, min(len(text), start + LONGEST_TRIPLE)):
-        if text[position] in OPEN:
-            if first_close is not None and _between_triples(text, start, first_close, position):
-                return first_close  # `(a(b,r,t),(…`: the entity's own bracket was never closed
-            depth += 1
-        elif text[position] in CLOSE:
-            depth -= 1
-            first_close = position
-            if depth == 0:
-                return position
-    return first_close
+@lru_cache(maxsize=1024)
+def _asked_relations(relations: tuple[str, ...]) -> re.Pattern | None:
+    """Finds `,RELATION` where a comma follows, the longest relation first."""
+    names = "|".join(re.escape(name) for name in sorted(relations, key=len, reverse=True) if name.strip())
+    return re.compile(rf"[,，]\s*[\"']?(?:{names})[\"']?\s*(?=[,，])") if names else None
 
 
-def _between_triples(text: str, start: int, close: int, opening: int) -> bool:
-    if _commas(text, start, close) < 2 or text[close + 1 : opening].strip() not in (*COMMAS, "", ";", "；", "、"):
-        return False
-    depth = 0
-    for position in range(opening, min(len(text), opening + LONGEST_TRIPLE)):
-        depth += (text[position] in OPEN) - (text[position] in CLOSE)
-        if depth == 0:  # `中野站(东京都)(中野区)`: no triple opens here
-            return _commas(text, opening, position) >= 2
+def _triple(head: str, relation: str, tail: str, source: str) -> Triple:
+    """The parts without the spaces and quotes of the format.
+
+    A space or quote is the entity's own when the source has it there too and the relation does not.
+    """
+    name = relation.strip()
+    spaced, quoted = name != relation, len(name) > 1 and name[0] in QUOTES and name[0] == name[-1]
+    name = name[1:-1].strip() if quoted else name
+    return Triple(_entity(head, source, spaced, quoted), name, _entity(tail, source, spaced, quoted))
+
+
+def _entity(part: str, source: str, spaced: bool, quoted: bool) -> str:
+    bare = part.strip()
+    if bare != part and not spaced and source and bare and part in source:
+        return part
+    if len(bare) > 1 and bare[0] in QUOTES and bare[0] == bare[-1] and (quoted or not source or bare not in source):
+        bare = bare[1:-1].strip()
+    return bare
+
+
+def _stands(triple: Triple, source: str) -> bool:
+    return bool(source and triple.head and triple.tail) and triple.head in source and triple.tail in source
+
+
+def _paired(triple: Triple, marks: bool = False) -> bool:
+    """Whether in each part every bracket has its partner, of whatever kind; `marks`: title and quotation marks too."""
+    opening, closing = (OPEN + MARKS, CLOSE + MARKS_CLOSE) if marks else (OPEN, CLOSE)
+    for part in triple:
+        depth = 0
+        for char in part:
+            if char in opening:
+                depth += 1
+            elif char in closing:
+                depth -= 1
+                if depth < 0:
+                    return False
+        if depth or (marks and part.count('"') % 2):
+            return False
     return True
 
 
-def _split(body: str, relations: list[str], source: str) -> Triple | None:
-    """Head, relation and tail of one body, or None when it holds no complete triple."""
-    commas = [position for position, char in enumerate(body) if char in COMMAS]
-    if len(commas) < 2:
-        return None
-    cuts = list(combinations(commas[:12], 2))
-    asked = [cut for cut in cuts if body[cut[0] + 1 : cut[1]].strip(" " + QUOTES) in relations]
-    asked.sort(key=lambda cut: cut[0] - cut[1])  # the longest relation first
-    triples = [_triple(body, *cut) for cut in asked or cuts]
-    if not asked:  # the plain three-way split: what follows the second comma belongs to the tail
-        triples.sort(key=lambda triple: "," in triple.relation or "，" in triple.relation)
-    known = [triple for triple in triples if source and triple.head in source and triple.tail in source]
-    best = (known or triples)[0]
-    return best if all(part and part.upper() != "NAN" for part in best) else None
-
-
-def _triple(body: str, first: int, second: int) -> Triple:
-    return Triple(_clean(body[:first]), _clean(body[first + 1 : second]), _clean(body[second + 1 :]))
-
-
-def _clean(part: str) -> str:
-    part = part.strip()
-    if len(part) > 1 and part[0] in QUOTES and part[0] == part[-1]:
-        part = part[1:-1].strip()
-    return part
+def _cut_off(text: str, reading: _Reading, source: str) -> bool:
+    """Whether the text ends inside a tail with an open bracket, `(甲,位于,中野站(东京都)`: that bracket closed it."""
+    tail, close = reading.triple.tail, text[reading.end]
+    is_open = sum(map(tail.count, OPEN)) > sum(map(tail.count, CLOSE))
+    return is_open and not text[reading.end + 1 :].strip() and (not source or tail + close in source)
