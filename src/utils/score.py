@@ -99,7 +99,6 @@ def score(predicted: list[dict], gold: list[dict]) -> dict[str, float]:
 def load_answers(path: str | Path, hint: str) -> list[dict]:
     """The records of a file, each with an id of its own and with kg or output; UserError with file and line if not."""
     pairs = read_with_lines(path)
-    records = check(path, pairs, ())
     for line, record in pairs:
         identity = record.get("id")
         if isinstance(identity, bool) or not isinstance(identity, (int, str)) or identity == "":
@@ -112,7 +111,7 @@ def load_answers(path: str | Path, hint: str) -> list[dict]:
                 raise UserError(f"{path}:{line}: {field} is {record[field]!r:.60}, expected a string")
         if record.get("kg") is None and record.get("output") is None:
             raise UserError(f"{path}:{line}: neither kg nor output; {hint}")
-    return records
+    return check(path, pairs, ())
 
 
 def pair(predicted: list[dict], gold: list[dict]) -> tuple[list[tuple[dict | None, dict | None]], list[str]]:
