@@ -221,7 +221,7 @@ def test_predictions_are_paired_by_id_whatever_their_order():
 
 def test_an_output_is_parsed_with_golds_instruction_and_input_if_it_comes_alone():
     gold = [record(0, ("甲,乙", "位于", "丙"))]
-    pairs, _ = score.pair([{"id": 0, "output": "(甲,乙,位于,丙)"}], gold)
+    pairs, _ = score.pair([{"id": 0, "instruction": None, "output": "(甲,乙,位于,丙)"}], gold)
     assert score.compare(pairs)[0].predicted == [("甲,乙", "位于", "丙")]
 
 
@@ -251,7 +251,7 @@ def test_an_extra_predictions_triples_are_spurious_and_leave_rouge_alone(tmp_pat
 def test_an_id_that_is_text_in_one_file_and_a_number_in_the_other_is_refused(tmp_path, mine, right):
     with pytest.raises(UserError) as caught:
         run(tmp_path, [record(0, A), record(mine, C)], [record(0, A), record(right, C)])
-    assert f"the predictions have the id {json.dumps(mine)}, gold has {json.dumps(right)}" in str(caught.value)
+    assert f"--pred has the id {json.dumps(mine)}, --gold has {json.dumps(right)}" in str(caught.value)
 
 
 def test_text_and_number_may_both_be_ids():

@@ -82,7 +82,7 @@ def align(predicted: list[tuple], gold: list[tuple]) -> list[Mark]:
 def count_errors(rows: list[Row]) -> dict[str, int]:
     """How often each kind of error occurs.
 
-    right + every kind but missed = triples predicted; right + the kinds of `PAIRED` + missed = gold triples.
+    With the right ones, all but missed add up to the triples predicted; all but repeated and spurious to gold's.
     """
     counts = Counter(mark.kind for row in rows for mark in row.marks)
     return {kind: counts[kind] for kind in ERRORS}

@@ -128,8 +128,8 @@ def pair(predicted: list[dict], gold: list[dict]) -> tuple[list[tuple[dict | Non
         if str(row["id"]) in other_type:
             mine, right = json.dumps(row["id"]), json.dumps(other_type[str(row["id"])])
             raise UserError(
-                f"the predictions have the id {mine}, gold has {right}: a text in one file, a number in the other; "
-                "write the ids of the predictions as those of gold"
+                f"--pred has the id {mine}, --gold has {right}: a text in one file, a number in the other; write "
+                "the ids of the predictions as those of gold"
             )
     notes = []
     if missing:
@@ -144,8 +144,10 @@ def pair(predicted: list[dict], gold: list[dict]) -> tuple[list[tuple[dict | Non
         )
     pairs = []
     for row in gold:
-        asked = {field: row.get(field) for field in ("instruction", "input")}
-        pairs.append(({**asked, **by_id[row["id"]]} if row["id"] in by_id else None, row))
+        mine = by_id.get(row["id"])
+        if mine is not None:
+            mine = mine | {field: mine.get(field) or row.get(field) for field in ("instruction", "input")}
+        pairs.append((mine, row))
     return pairs + [(row, None) for row in extra], notes
 
 
