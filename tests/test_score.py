@@ -225,6 +225,12 @@ def test_an_output_is_parsed_with_golds_instruction_and_input_if_it_comes_alone(
     assert score.compare(pairs)[0].predicted == [("甲,乙", "位于", "丙")]
 
 
+def test_a_gold_triple_that_stands_twice_is_wanted_once(tmp_path):
+    figures = run_json(tmp_path, [record(0, A)], [record(0, A, A, B, B)])
+    assert (figures["counts"]["gold"], figures["errors"]["missed"], figures["recall"]) == (2, 1, 1 / 2)
+    assert figures["interval"]["f1"] == pytest.approx([figures["f1"]] * 2)
+
+
 # missing and extra predictions
 
 
