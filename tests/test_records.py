@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from utils.errors import UserError
-from utils.records import load, read, read_with_lines, split, write
+from utils.records import load, read, read_with_lines, split, stream, to_line, write
 
 LINE_SEPARATOR, NEXT_LINE = chr(0x2028), chr(0x85)  # str.splitlines would cut at both
 
@@ -211,6 +211,53 @@ def test_a_split_that_leaves_nothing_to_train_on_is_an_error_with_the_count(size
 
 def test_a_negative_split_is_an_error_that_names_the_flag():
     assert "--val_set_size -1" in error_of(split, RECORDS, -1, 42)
+
+
+@pytest.mark.parametrize("piece", [1, 2, 7, 100])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_list_is_read_piece_by_piece(tmp_path, monkeypatch, piece, indent):
+    rows = [{"id": n, "text": '一二\n]}\\"' * n, "kg": [["a", "[", "}"]]} for n in range(5)]
+    path = tmp_path / "rows.json"
+    path.write_text("\n " + json.dumps(rows, ensure_ascii=False, indent=indent) + "\n", encoding="utf-8")
+    whole = read_with_lines(path)
+    monkeypatch.setattr("utils.records.PIECE", max(piece, 3))
+    assert read_with_lines(path) == whole
+    assert [row for _, row in whole] == rows
+
+
+@pytest.mark.parametrize("piece", [3, 10, 2**20])
+def test_the_line_where_a_list_breaks_is_named_wherever_the_pieces_end(tmp_path, monkeypatch, piece):
+    monkeypatch.setattr("utils.records.PIECE", piece)
+    path = tmp_path / "rows.json"
+    path.write_text('[\n{"a": 1},\n{"a": 2},\n{"a": oops}\n]', encoding="utf-8")
+    assert f"{path}:4: not JSON" in error_of(read, path)
+    path.write_text('[\n{"a": 1},\n{"a": 2},\n', encoding="utf-8")
+    assert f"{path}:4: not JSON" in error_of(read, path)
+
+
+def test_bad_lines_are_collected_instead_when_a_list_is_given_for_them(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_bytes(b'{"id": 1}\n{"id":\n\xff\n3\n' + b"[" * 100_000 + b'\n{"id": 2}\n')
+    bad = []
+    assert list(stream(path, bad)) == [(1, {"id": 1}), (6, {"id": 2})]
+    assert [message.split(": ")[1].split(" (")[0] for message in bad] == [
+        "not JSON",
+        "not UTF-8",
+        "found a number, expected an object with instruction, input, output",
+        "not JSON",
+    ]
+    assert [message.split(": ")[0] for message in bad] == [f"{path}:{line}" for line in (2, 3, 4, 5)]
+
+
+def test_the_line_that_is_not_utf8_is_named(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_bytes('{"a": "一"}\n{"a": "'.encode() + "文".encode("gbk") + b'"}\n')
+    assert f"{path}:2: not UTF-8 (byte 7 of the line)" in error_of(read, path)
+
+
+def test_half_a_surrogate_pair_is_escaped_and_other_text_is_not():
+    assert to_line({"a": "一\ud83d"}) == '{"a": "\\u4e00\\ud83d"}'
+    assert to_line({"a": "一😀"}) == '{"a": "一😀"}'
 
 
 @settings(derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -1,8 +1,10 @@
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.triples import Triple, parse, render, schema
+from utils.triples import Triple, entity_types, parse, parse_with_rest, render, schema
 
 seeded = settings(derandomize=True, deadline=None, database=None, max_examples=300)
 
@@ -131,6 +133,52 @@ HARD = {
         "（10199）女凯龙星是半人马小行星",
         [("（10199）女凯龙星", "类型", "半人马小行星")],
     ),
+    "a bracket in the prose before": (
+        "输入（节选，见上）中包含：(甲,位于,乙)",
+        ["位于"],
+        "甲在乙",
+        [("甲", "位于", "乙")],
+    ),
+    "numbered lines": ("1. (a,b,c)\n2. (d,e,f)", ["b", "e"], "a c d f", [("a", "b", "c"), ("d", "e", "f")]),
+    "prose between": ("(a,b,c) 和 (d,e,f)。", ["b", "e"], "a c d f", [("a", "b", "c"), ("d", "e", "f")]),
+    "JSON": (
+        '[["甲, 乙","位于","丙"],["a","位于","f"]]',
+        ["位于"],
+        "甲, 乙在丙，a在f",
+        [("甲, 乙", "位于", "丙"), ("a", "位于", "f")],
+    ),
+    "a head that is all in brackets": ("((a,b),位于,t)", ["位于"], "(a,b) t", [("(a,b)", "位于", "t")]),
+    "the triple before was never closed": (
+        "(甲,位于,乙\n(丙,位于,丁)",
+        ["位于"],
+        "甲在乙，丙在丁",
+        [("丙", "位于", "丁")],
+    ),
+    "full-width comma in a head, half-width ones between": (
+        "(你好，旧时光,主演,李兰迪)",
+        ["主演"],
+        "《你好，旧时光》由李兰迪主演",
+        [("你好，旧时光", "主演", "李兰迪")],
+    ),
+    "comma between title marks": (
+        "(《你好,再见》,作者,丁)",
+        ["作者"],
+        "丁写《你好,再见》",
+        [("《你好,再见》", "作者", "丁")],
+    ),
+    "cut off right behind a tail's bracket": (
+        "(a,b,c),(甲,位于,中野站(东京都)",
+        ["b", "位于"],
+        "a c 甲在中野站(东京都)",
+        [("a", "b", "c")],
+    ),
+    "NAN in other spellings, and a name": (
+        "(甲,位于,nan),(甲,位于,NaN),(Nan,位于,乙)",
+        ["位于"],
+        "Nan在乙",
+        [("Nan", "位于", "乙")],
+    ),
+    "spaces of the format": ("( a , b , c )", ["b"], "x a y c z", [("a", "b", "c")]),
     "two pairs of brackets in a tail": (
         "(甲,位于,中野站(东京都)(中野区))",
         ["位于"],
@@ -158,6 +206,55 @@ HEAD_WITH_COMMA = "云南临沧市凤庆县(北纬24.34度，东经99.98度)"
 )
 def test_a_comma_inside_a_head_is_kept_as_it_is_when_schema_or_source_tell(relations, source):
     assert parse(f"({HEAD_WITH_COMMA},位于,云南省)", relations, source) == [(HEAD_WITH_COMMA, "位于", "云南省")]
+
+
+def test_a_list_bracket_that_ends_a_triple_is_not_the_tails_although_the_source_has_both_together():
+    assert parse("[(丙,位于,乙)]", ["位于"], "丙(在乙)") == [("丙", "位于", "乙")]
+    assert parse("[(丙,位于,乙(丁))]", ["位于"], "丙在乙(丁)") == [("丙", "位于", "乙(丁)")]
+
+
+@pytest.mark.parametrize("tail", ["朱子)", "(朱子", "朱)子", "朱子】", "的《朱子 "])
+def test_a_bracket_or_space_without_a_partner_is_kept_when_the_source_has_it(tail):
+    text = f"(甲,位于,{tail}),(乙,位于,丙)"
+    assert parse(text, ["位于"], f"甲乙丙 {tail}。") == [("甲", "位于", tail), ("乙", "位于", "丙")]
+
+
+@pytest.mark.parametrize(
+    ("text", "source", "right"),
+    [
+        ("('A',b,'C')", "", ("'A'", "b", "'C'")),  # nothing says that the quotes are not the entity's
+        ("('A',b,'C')", "A C", ("A", "b", "C")),
+        ("('A',b,'C')", "'A' C", ("'A'", "b", "C")),
+        ("('A','b','C')", "'A' C", ("A", "b", "C")),  # here the relation has them as well
+        ("(理发店3 ,导演, 丙)", "理发店3 由丙执导", ("理发店3 ", "导演", "丙")),
+        ("(理发店3 ,导演 ,丙)", "理发店3 由丙执导", ("理发店3", "导演", "丙")),
+        ("(理发店3 ,导演,丙)", "", ("理发店3", "导演", "丙")),
+    ],
+)
+def test_relation_and_source_tell_the_quotes_and_spaces_of_the_format_from_an_entitys_own(text, source, right):
+    assert parse(text, None, source) == [right]
+
+
+def test_a_bracket_left_open_at_the_very_end_is_believed_only_when_the_source_has_it_so():
+    assert parse("(甲,位于,中野站(东京都)", ["位于"], "甲在中野站(东京都，即") == [("甲", "位于", "中野站(东京都")]
+    assert parse("(甲,位于,中野站(东京都)", ["位于"], "甲在中野站(东京都)") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "rest"),
+    [
+        ("(a,b,c),(d,e,", ["(d,e,"]),
+        ("(a,b,c),(甲,位于,中野站(东京都)", ["(甲,位于,中野站(东京都)"]),
+        ("(a,b,c),(d,,f)", ["(d,,f)"]),
+        ("(a,b,c\n(d,e,f)", ["(a,b,c\n"]),
+        ("(a,b,c),(d,e,NAN)", []),
+        ("(a,b,c)，以上（共一条）。", []),
+        ("NAN", []),
+        ("", []),
+    ],
+)
+def test_what_began_like_a_triple_and_was_dropped_is_told(text, rest):
+    assert parse_with_rest(text)[1] == rest
 
 
 def test_a_relation_of_the_schema_beats_entities_that_stand_in_the_input():
@@ -199,8 +296,12 @@ def test_nothing_in_an_entity_is_normalised():
         ("relation list：[]", []),
         ("请抽取三元组，以(头实体,关系,尾实体)的形式回答", None),
         ("抽取实体类型为{'专业','时间'}", None),
+        ("关系列表：['位于', '别名'", None),
+        ("关系列表：['位于,别名]", ["位于", "别名"]),
+        ("实体列表：['人']，关系列表：['位于']", ["位于"]),
         ("", None),
         (None, None),
+        (3, None),
     ],
 )
 def test_schema_finds_the_relations_in_every_wording(instruction, relations):
@@ -209,6 +310,20 @@ def test_schema_finds_the_relations_in_every_wording(instruction, relations):
 
 def test_schema_keeps_brackets_inside_a_quoted_relation():
     assert schema("关系列表：['语言(官方)', '位于']，请抽取") == ["语言(官方)", "位于"]
+
+
+@pytest.mark.parametrize(
+    ("instruction", "types"),
+    [
+        (OLDER, ["专业", "时间"]),
+        (CONTEST.format("['位于']"), None),
+        ("实体类型：[人，组织]", ["人", "组织"]),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_the_older_wording_names_its_entity_types(instruction, types):
+    assert entity_types(instruction) == types
 
 
 @seeded
@@ -221,32 +336,45 @@ def test_schema_of_any_text_is_none_or_a_list_of_names(text):
 def test_render_is_the_form_of_the_contest():
     assert render([("a", "b", "c"), Triple("d", "e", "f")]) == "(a,b,c),(d,e,f)"
     assert render([]) == ""
+    assert render([("a", "b", "c"), ("d", "e", "f")], "older") == "(a,b,c)(d,e,f)"
+    assert render([("a", "b", "c"), ("d", "e", "f")], "lines") == "(a,b,c)\n(d,e,f)"
 
 
-def _grow(entity):
-    pairs = st.sampled_from([*zip("(（[【", ")）]】", strict=True), ("(", "）")])
-    return st.one_of(
-        st.builds("{}{}{}".format, entity, st.sampled_from(["", ",", "，", ", "]), entity),
-        st.builds(lambda name, pair, inside: f"{name}{pair[0]}{inside}{pair[1]}", entity, pairs, entity),
+WORDS = st.text("甲乙丙丁戊Ab19年·《》“”", min_size=1, max_size=4)
+PAIRS = ("({})", "（{}）", "[{}]", "【{}】", "({}）", '"{}"', "'{}'", "“{}”", "《{}》")
+# Entities with commas, quotes, and brackets that have their partners, in any order and depth.
+ENTITIES = st.recursive(
+    WORDS,
+    lambda inner: st.one_of(
+        st.builds("{}{}{}".format, inner, st.sampled_from([",", "，", ", ", "、", ""]), inner),
+        st.builds(lambda pair, inside: pair.format(inside), st.sampled_from(PAIRS), inner),
+    ),
+    max_leaves=6,
+).filter(
+    lambda entity: (
+        not any(
+            f"{close}{comma}{opening}" in entity
+            for close in ")）]】"
+            for comma in ("", ",", "，", ", ", "、")
+            for opening in "(（[【"
+        )
     )
-
-
-WORDS = st.text("甲乙丙Ab19年·《》“”", min_size=1, max_size=4)
-# A bracket follows a word here; those that open an entity or follow another bracket are hard cases above.
-ENTITIES = st.recursive(WORDS, lambda entity: _grow(entity).filter(lambda e: ")(" not in e), max_leaves=5).filter(
-    lambda entity: not any(close + opening in entity for close in ")）]】" for opening in "(（[【")
 )
 TRIPLES = st.builds(Triple, ENTITIES, st.sampled_from(["位于", "出生日期", "named after"]), ENTITIES)
 
 
 @seeded
-@given(st.lists(TRIPLES, max_size=5, unique=True), st.randoms(use_true_random=False))
-def test_parse_gives_back_what_render_wrote(triples, order):
+@given(
+    st.lists(TRIPLES, max_size=5, unique=True),
+    st.randoms(use_true_random=False),
+    st.sampled_from(["contest", "older", "lines"]),
+)
+def test_parse_gives_back_what_render_wrote(triples, order, style):
     source = "。".join(entity for head, _, tail in triples for entity in (head, tail))
     relations = ["位于", "出生日期", "named after", "别名"]
     order.shuffle(relations)
-    assert parse(render(triples), relations, source) == triples
-    assert parse(render(triples), relations) == triples
+    assert parse(render(triples, style), relations, source) == triples
+    assert parse(render(triples, style), relations) == triples
 
 
 @seeded
@@ -261,3 +389,32 @@ def test_parse_of_any_text_holds_only_whole_distinct_triples_of_that_text(text, 
     for triple in found:
         assert len(triple) == 3
         assert all(part and part == part.strip() and part in text and part.upper() != "NAN" for part in triple)
+
+
+MEGABYTE = 1_000_000
+PILES = ["(", ")", "()", "(,", "(,,", "(,,)", "[(", "([{)]}", "（", "(a,b,c),", "(a,b,c"]
+
+
+@pytest.mark.parametrize("unit", PILES)
+def test_a_megabyte_of_brackets_takes_less_than_a_second(unit):
+    text = (unit * MEGABYTE)[:MEGABYTE]
+    start = time.process_time()
+    parse(text, ["b"], "a c")
+    assert time.process_time() - start < 1 + text.count("(a,b,c)") / 50_000  # and 20 microseconds for a real triple
+
+
+@settings(derandomize=True, deadline=None, database=None, max_examples=100)
+@given(st.text("()（[】,， a\"'\n", min_size=1, max_size=12), st.none() | st.just(["a"]), st.sampled_from(["", "a"]))
+def test_no_repeated_text_makes_the_parser_slow(unit, relations, source):
+    text = (unit * 20_000)[:20_000]
+    start = time.process_time()
+    parse(text, relations, source)
+    assert time.process_time() - start < 1  # about 0.1 s at worst; quadratic time would need minutes
+
+
+@pytest.mark.parametrize("unit", ["关系列表：[", "关系列表：['", "关系列表：['a',", "关系列表", "实体类型{'", " "])
+def test_a_megabyte_of_instruction_takes_less_than_a_second(unit):
+    start = time.process_time()
+    schema(unit * (MEGABYTE // len(unit)))
+    entity_types(unit * (MEGABYTE // len(unit)))
+    assert time.process_time() - start < 1

@@ -1,7 +1,10 @@
 """Errors that are the user's to mend: one sentence, no traceback."""
 
+import errno
 import os
 import sys
+
+FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class UserError(Exception):
@@ -9,11 +12,21 @@ class UserError(Exception):
 
 
 def run_script(main) -> None:
-    """Call `main()`; a `UserError` becomes one message on stderr and exit status 2."""
+    """Call `main()`; a `UserError`, a full disk or a forbidden file becomes one message on stderr and exit status 2."""
     try:
         main()
+        sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more when it ends
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in FULL_OR_FORBIDDEN:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"error: {error.strerror}{where}; what was finished before is kept", file=sys.stderr)
         sys.exit(2)
 
 

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.records import write
+from utils.records import to_line, write
 
 
 def partial_path(output: str | Path) -> Path:
@@ -65,7 +65,7 @@ def resume(output: str | Path, settings: dict) -> dict[int, dict]:
 def append(output: str | Path, batch: dict[int, dict]) -> None:
     """Add one finished batch, on disk when this returns."""
     with open(partial_path(output), "a", encoding="utf-8") as file:
-        file.write(json.dumps(batch, ensure_ascii=False) + "\n")
+        file.write(to_line(batch) + "\n")
         file.flush()
         os.fsync(file.fileno())
 

@@ -1,5 +1,6 @@
 """Read, check, split and write records: JSON lines, or one JSON list, in UTF-8."""
 
+import io
 import json
 import os
 import random
@@ -8,6 +9,7 @@ from pathlib import Path
 from utils.errors import UserError
 
 TEXT_FIELDS = ("instruction", "input", "output")
+PIECE = 2**20  # characters of a JSON list that are read at a time
 
 
 def read(path: str | Path) -> list[dict]:
@@ -17,58 +19,95 @@ def read(path: str | Path) -> list[dict]:
 
 def read_with_lines(path: str | Path) -> list[tuple[int, dict]]:
     """The records with the line each one starts on."""
+    return list(stream(path))
+
+
+def stream(path: str | Path, bad: list[str] | None = None):
+    """Yield (line it starts on, record), holding one line of JSON lines, or one piece of a JSON list, in memory.
+
+    What is no record raises UserError. With a list `bad`, the error's text is appended there and reading goes on at
+    the next line or item; only a list whose JSON is broken still raises.
+    """
     path = Path(path)
     if not path.is_file():
         near = sorted(p.name for p in path.parent.glob("*.json*")) if path.parent.is_dir() else []
         there = f"{path.parent} holds {', '.join(near)}" if near else f"{path.parent} holds no .json file"
         raise UserError(f"{path}: no such file ({there})")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 (byte {error.start}); save the file as UTF-8") from None
-    if not text.strip():
-        raise UserError(f"{path}: the file is empty; expected JSON lines or a JSON list of records")
-    pairs = list(_list_items(path, text) if text.lstrip()[0] == "[" else _lines(path, text))
-    if not pairs:
-        raise UserError(f"{path}: the list is empty; expected JSON lines or a JSON list of records")
-    for line, record in pairs:
-        if not isinstance(record, dict):
-            raise UserError(f"{path}:{line}: found {_kind(record)}, expected an object with {', '.join(TEXT_FIELDS)}")
-    return pairs
+    nothing = True
+    with open(path, "rb") as file:
+        first = file.read(PIECE).decode("utf-8-sig", "replace").lstrip()[:1]
+        file.seek(0)
+        items = _list_items(path, io.TextIOWrapper(file, "utf-8-sig")) if first == "[" else _lines(path, file)
+        for line, item in items:
+            nothing = False
+            if isinstance(item, dict):
+                yield line, item
+                continue
+            found = item if isinstance(item, UserError) else None
+            expected = f"expected an object with {', '.join(TEXT_FIELDS)}"
+            error = found or UserError(f"{path}:{line}: found {_kind(item)}, {expected}")
+            if bad is None:
+                raise error
+            bad.append(str(error))
+    if nothing:
+        what = "list" if first == "[" else "file"
+        raise UserError(f"{path}: the {what} is empty; expected JSON lines or a JSON list of records")
 
 
-def _lines(path, text):
+def _lines(path, file):
+    """Yield (line, value or the UserError that says why there is none) of JSON lines."""
     # Only "\n" ends a record: str.splitlines would also cut at U+2028, which JSON strings may hold as it is.
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
+    for number, raw in enumerate(file, 1):
+        try:
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            if line.strip():
                 yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(
-                    f"{path}:{number}: not JSON ({error.msg} at column {error.colno}): {line[:60]!r}; "
+        except UnicodeDecodeError as error:
+            yield number, UserError(f"{path}:{number}: not UTF-8 (byte {error.start} of the line); save it as UTF-8")
+        except (ValueError, RecursionError) as error:
+            where = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+            yield (
+                number,
+                UserError(
+                    f"{path}:{number}: not JSON ({where}): {line[:60]!r}; "
                     "expected one whole object a line (a line cut in the middle? then remove it)"
-                ) from None
+                ),
+            )
 
 
-def _list_items(path, text):
-    decoder, position = json.JSONDecoder(), text.index("[") + 1
-    line, counted = 1, 0
+def _list_items(path, file):
+    """Yield (line, value) of one JSON list, read piece by piece."""
+    decoder, line = json.JSONDecoder(), 1  # `line` is that of text[counted]
+    text, counted = _piece(path, file, PIECE), 0
+    position = text.index("[") + 1
     while True:
         while position < len(text) and text[position] in " \t\r\n,":
             position += 1
         line, counted = line + text.count("\n", counted, position), position
         if text[position : position + 1] == "]":
-            if text[position + 1 :].strip():
+            if (text[position + 1 :] + _piece(path, file, -1)).strip():
                 raise UserError(f"{path}:{line}: something stands behind the ] that closes the list; remove it")
             return
         try:
             record, position = decoder.raw_decode(text, position)
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{path}:{error.lineno}: not JSON ({error.msg} at column {error.colno}); "
-                "expected one JSON list of objects, closed by ]"
-            ) from None
+        except (json.JSONDecodeError, RecursionError) as error:
+            more = _piece(path, file, max(PIECE, len(text)))  # doubled: the time stays linear in what is read
+            if not more:
+                at = line + text.count("\n", counted, error.pos) if isinstance(error, json.JSONDecodeError) else line
+                raise UserError(
+                    f"{path}:{at}: not JSON ({getattr(error, 'msg', error)}); "
+                    "expected one JSON list of objects, closed by ]"
+                ) from None
+            text, position, counted = text[position:] + more, 0, 0
+            continue
         yield line, record
+
+
+def _piece(path, file, size: int) -> str:
+    try:
+        return file.read(size)
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8; save the file as UTF-8") from None
 
 
 def check(path: str | Path, pairs: list[tuple[int, dict]], needs: tuple[str, ...]) -> list[dict]:
@@ -85,7 +124,7 @@ def check(path: str | Path, pairs: list[tuple[int, dict]], needs: tuple[str, ...
                 raise UserError(f"{path}:{line}: the field {field} is missing; found {', '.join(record) or 'none'}")
             if not isinstance(record[field], str):
                 raise UserError(f"{path}:{line}: {field} is {_kind(record[field])}, expected a string")
-        if record.get("kg") is not None and not _is_kg(record["kg"]):
+        if record.get("kg") is not None and not is_kg(record["kg"]):
             raise UserError(f"{path}:{line}: kg is not a list of [head, relation, tail], all strings")
         identity = record.get("id", "")
         if isinstance(identity, (int, str)) and identity != "":
@@ -118,7 +157,17 @@ def split(records: list[dict], held_out: int, seed: int) -> tuple[list[dict], li
 
 def write(path: str | Path, rows) -> None:
     """JSON lines: `path` is whole or not there."""
-    write_lines(path, (json.dumps(row, ensure_ascii=False) for row in rows))
+    write_lines(path, map(to_line, rows))
+
+
+def to_line(row: dict) -> str:
+    """The row as one line of JSON: characters as they are, unless it holds half a surrogate pair, which UTF-8 lacks."""
+    line = json.dumps(row, ensure_ascii=False)
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        return json.dumps(row)
+    return line
 
 
 def write_lines(path: str | Path, lines) -> None:
@@ -133,7 +182,8 @@ def write_lines(path: str | Path, lines) -> None:
     os.replace(partial, path)
 
 
-def _is_kg(kg) -> bool:
+def is_kg(kg) -> bool:
+    """Whether it is a list of `[head, relation, tail]`, all strings."""
     triples = kg if isinstance(kg, list) else [None]
     return all(isinstance(t, list) and len(t) == 3 and all(isinstance(part, str) for part in t) for t in triples)
 

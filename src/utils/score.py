@@ -45,7 +45,7 @@ def rouge2_rows(predicted: list[str], gold: list[str]) -> list[float]:
     rouge = Rouge(metrics=["rouge-2"])
     values = []
     both = list(zip(predicted, gold, strict=True))
-    for mine, right in tqdm(both, desc="ROUGE-2", unit="record", delay=3, leave=False):
+    for mine, right in tqdm(both, desc="ROUGE-2", unit="record", delay=3, mininterval=1, leave=False):
         mine, right = mine.strip(), right.strip()
         if mine and right:
             words = " ".join(jieba.cut(mine)), " ".join(jieba.cut(right))

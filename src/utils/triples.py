@@ -25,7 +25,7 @@ _OPEN, _PART = r"[(（\[【]", r"([^()（）\[\]【】,，]*)"
 _ENDS_TRIPLE = re.compile(rf"(?:\s*[,，;；、。.])?\s*(?:{_OPEN}|<|\n|$)")  # what may follow a triple's last bracket
 _ENDS_LISTED = re.compile(r"[)）\]】]?" + _ENDS_TRIPLE.pattern)  # the same where the triples stand in a list's brackets
 _OPENS_LIST = re.compile(rf"[^(（\[【]*{_OPEN}\s*{_OPEN}")
-_PILE = re.compile(_OPEN + "{4}")
+_PILE = re.compile(_OPEN + "{6}")
 # a triple with nothing to doubt: no bracket in its parts and no third comma
 _PLAIN = re.compile(rf"{_OPEN}{_PART}[,，]{_PART}[,，]{_PART}[)）\]】]{_ENDS_TRIPLE.pattern}")
 
@@ -151,7 +151,7 @@ def _read(text: str, relations: list[str], source: str):
             return
         # `[(a,b,c),…` or `（例如）(a,b,c)`: the triple may open only at the next bracket
         inner = reading(number + 1) if _only_leads(text, start, opens[number + 1 : number + 2]) else None
-        best = inner if inner and inner.whole else reading(number)
+        best = inner if inner and inner.whole and opens[number + 1] == start + 1 else reading(number)
         if best is None:
             continue
         if inner and inner.end <= best.end and inner.rank >= best.rank:
@@ -178,7 +178,7 @@ def _split(body: str, asked: re.Pattern | None, source: str, tries: int) -> tupl
     """Head, relation and tail of a body, whether the relation was asked for, and whether head and tail are in `source`.
 
     Preferred are an asked relation, then entities of the source, then the longest relation; with no asked relation:
-    entities of the source, paired brackets, commas of one kind, and the first two commas.
+    entities of the source, paired brackets, commas that are not a number's, commas of one kind, and the first two.
     """
     if asked:
         triples = [
@@ -196,7 +196,8 @@ def _split(body: str, asked: re.Pattern | None, source: str, tries: int) -> tupl
 
     def worth(number: int) -> tuple:
         triple, (first, second) = triples[number], pairs[number]
-        return _stands(triple, source), _paired(triple, marks=True), body[first] == body[second], -number
+        numeric = any(body[comma - 1 : comma + 2 : 2].isdigit() for comma in (first, second))  # `2,424人` `1,3-丁二烯`
+        return _stands(triple, source), _paired(triple, marks=True), not numeric, body[first] == body[second], -number
 
     best = triples[max(range(len(triples)), key=worth)]
     return best, False, _stands(best, source)
@@ -212,7 +213,7 @@ def _asked_relations(relations: tuple[str, ...]) -> re.Pattern | None:
 def _triple(head: str, relation: str, tail: str, source: str) -> Triple:
     """The parts without the spaces and quotes of the format.
 
-    A space or quote is the entity's own when the source has it there too and the relation does not.
+    They are the format's if the relation has them too. Else the source decides; without one, spaces go and quotes stay.
     """
     name = relation.strip()
     spaced, quoted = name != relation, len(name) > 1 and name[0] in QUOTES and name[0] == name[-1]
@@ -224,8 +225,10 @@ def _entity(part: str, source: str, spaced: bool, quoted: bool) -> str:
     bare = part.strip()
     if bare != part and not spaced and source and bare and part in source:
         return part
-    if len(bare) > 1 and bare[0] in QUOTES and bare[0] == bare[-1] and (quoted or not source or bare not in source):
-        bare = bare[1:-1].strip()
+    if len(bare) > 1 and bare[0] in QUOTES and bare[0] == bare[-1]:
+        inside = bare[1:-1].strip()
+        if quoted or (source and bare not in source and inside in source):
+            return inside
     return bare
 
 
