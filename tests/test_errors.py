@@ -1,10 +1,14 @@
 import errno
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from utils import errors
 from utils.errors import UserError, run_script
+
+SRC = Path(errors.__file__).parents[1]
 
 
 def failing(error):
@@ -38,8 +42,8 @@ def test_anything_else_keeps_its_traceback(error):
         run_script(failing(error))
 
 
-def test_a_closed_pipe_ends_the_script_without_a_word(tmp_path):
-    script = "import sys; from utils.errors import run_script; run_script(lambda: print('line\\n' * 100_000))"
+def test_a_closed_pipe_ends_the_script_without_a_word():
+    script = f"import sys; sys.path.insert(0, '{SRC}'); from utils.errors import run_script; run_script(lambda: print('line\\n' * 100_000))"
     command = f'"{sys.executable}" -c "{script}" | head -n 1'
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert done.stdout == "line\n"
