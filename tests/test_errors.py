@@ -43,8 +43,9 @@ def test_anything_else_keeps_its_traceback(error):
 
 
 def test_a_closed_pipe_ends_the_script_without_a_word():
-    script = f"import sys; sys.path.insert(0, '{SRC}'); from utils.errors import run_script; run_script(lambda: print('line\\n' * 100_000))"
-    command = f'"{sys.executable}" -c "{script}" | head -n 1'
+    script = f"import sys; sys.path.insert(0, '{SRC}'); from utils.errors import run_script\n"
+    script += "run_script(lambda: print('line\\n' * 100_000))"
+    command = f'"{sys.executable}" -c "{script}" | head -n 1'  # the shell closes the pipe
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert done.stdout == "line\n"
     assert done.stderr == ""
