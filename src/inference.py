@@ -13,7 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch
 from tqdm import tqdm
 
-from utils import manifest, partial
+from utils import manifest, memory, partial
 from utils.args import parse_inference
 from utils.errors import UserError, run_script, say
 from utils.families import find_family
@@ -70,6 +70,9 @@ def main(argv=None) -> None:
     settings["batch_size"] = args.batch_size or (partial.recorded_settings(args.output_file) or {}).get("batch_size")
     partial.check(args.output_file, settings)
 
+    longest = max(map(len, prompts)) + args.max_new_tokens
+    shape = memory.read_shape(base, model_args.trust_remote_code)
+    memory.check_prediction(shape, longest * args.num_beams, precision, device, model_args.max_memory_MB)
     limit_memory(model_args.max_memory_MB, device)
     model = load_base(base, precision, device, codec, model_args.trust_remote_code)
     if adapter:

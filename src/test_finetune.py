@@ -12,7 +12,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # --preprocessing_num_
 
 import torch
 
-from utils import manifest
+from utils import manifest, memory
 from utils.args import parse_finetune
 from utils.errors import UserError, run_script, say
 from utils.families import find_family
@@ -90,6 +90,7 @@ def main(argv=None) -> None:
         return
 
     device = training_device(args.use_cpu)
+    check_memory(model_args, lora_args, args, train_rows, targets, device)
     limit_memory(model_args.max_memory_MB, device)
     torch.manual_seed(args.seed)  # the first values of the adapter; the Trainer seeds all the rest
     base_precision = args.precision
@@ -128,6 +129,22 @@ def main(argv=None) -> None:
     if args.process_index == 0:
         save_tokenizer(codec, family, model_args.model_name_or_path, out)
         finish(trainer, run, result, time.time() - started, resumed_at)
+
+
+def check_memory(model_args, lora_args, args, rows, targets, device) -> None:
+    """UserError when the run would not fit into the card, or into --max_memory_MB."""
+    if args.deepspeed or args.fsdp:
+        say("memory: not estimated (the model is split over cards)")
+        return
+    full = lora_args.full_finetune
+    shape = memory.read_shape(model_args.model_name_or_path, model_args.trust_remote_code)
+    trained = shape and (
+        shape.linear + shape.other if full else memory.adapter_weights(shape, targets, lora_args.lora_r)
+    )
+    plan = memory.Plan(
+        args.per_device_train_batch_size, args.gradient_accumulation_steps, args.precision, args.gradient_checkpointing
+    )
+    memory.check_training(shape, rows, plan, trained, full, args.optim, device, model_args.max_memory_MB)
 
 
 def read_records(data_args, args):

@@ -33,7 +33,7 @@ class ModelArguments:
     )
     bits: int | None = option(
         None,
-        "16: weights as --fp16/--bf16 say; 8 or 4: quantised by bitsandbytes (GPU only); default: 16, or what the "
+        "16: weights as --fp16/--bf16 say; 8 or 4: quantised by bitsandbytes; default: 16, or what the "
         "adapter was trained with",
         choices=[4, 8, 16],
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
 
 from utils.errors import UserError, say
 from utils.precision import Precision
@@ -41,12 +41,7 @@ def load_base(path: str | Path, precision: Precision, device: torch.device | str
     return model
 
 
-def _quantization(precision: Precision):
-    try:
-        import bitsandbytes  # noqa: F401
-        from transformers import BitsAndBytesConfig
-    except ImportError:
-        raise UserError(f"--bits {precision.bits} needs bitsandbytes: pip install -r requirements.txt") from None
+def _quantization(precision: Precision) -> BitsAndBytesConfig:
     if precision.bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(

@@ -1,5 +1,6 @@
 """Which numbers the weights are kept and multiplied in: a decision with its reason."""
 
+import importlib.util
 from typing import NamedTuple
 
 import torch
@@ -49,11 +50,14 @@ def choose_dtype(asked: str | None, use_cpu: bool = False) -> str:
 
 
 def choose_bits(bits: int, use_cpu: bool = False) -> int:
-    """Bits of a base weight; quantised weights need a GPU, and without one the base stays as its dtype says."""
+    """Bits of a base weight. bitsandbytes quantises it; a CPU without the package leaves it as its dtype says."""
     if bits == 16:
         return 16
-    if not has_cuda(use_cpu):
-        say(f"weights: not quantised (--bits {bits} needs a GPU)")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        if has_cuda(use_cpu):
+            raise UserError(f"--bits {bits} needs bitsandbytes: pip install -r requirements.txt")
+        say(f"weights: not quantised (--bits {bits} needs bitsandbytes: pip install -r requirements.txt)")
         return 16
-    say(f"weights: {bits} bits (--bits {bits}), products in the dtype above")
+    where = "products in the dtype above" if has_cuda(use_cpu) else "on a CPU this saves memory, not time"
+    say(f"weights: {bits} bits (--bits {bits}), {where}")
     return bits

@@ -1,0 +1,219 @@
+"""What a run needs of the card's memory, estimated before anything is loaded, and what would make it fit.
+
+The estimate is that of torch's allocator at its peak, in bytes. Its constants were fitted to measured peaks of
+LLaMA-shaped models (docs/memory.md) and checked against others there.
+"""
+
+from typing import NamedTuple
+
+import psutil
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from utils.errors import UserError, say
+from utils.precision import Precision
+
+MB = 2**20  # as --max_memory_MB and torch count
+QUANTISED = {16: None, 8: 1.0, 4: 0.53}  # bytes of a quantised weight with its scales; 16: as the dtype says
+OPTIMIZER = {"paged": 0, "8bit": 2, "adafactor": 1, "sgd": 0}  # bytes of state a trained weight; AdamW: 8
+# Floats a token in the layer that is being computed: per hidden unit and per unit of the feed-forward's width.
+PER_HIDDEN, PER_WIDE = 22, 8
+PER_LOGIT = 12  # bytes a logit: in 16 and 32 bits, and its gradient
+FIXED = 300 * MB  # what torch keeps for the products themselves
+
+
+class Shape(NamedTuple):
+    """What the estimate needs to know of a base."""
+
+    linear: int  # weights of the linear layers but the head: --bits quantises them
+    other: int  # all other weights
+    layers: int
+    hidden: int
+    wide: int  # of the feed-forward's inner units
+    cached: int  # numbers kept of one token in all layers for generation: keys and values
+    vocabulary: int
+    targets: dict  # name of a linear layer -> inputs + outputs of all its occurrences
+
+
+class Load(NamedTuple):
+    """The largest batch of a run: `rows` rows of `tokens` tokens, logits at `answers` positions of each."""
+
+    rows: int
+    tokens: int
+    answers: int
+
+
+def read_shape(model_path, trust_remote_code: bool = False) -> Shape | None:
+    """Sizes of a checkpoint, from its config.json alone; None when its code cannot be built without weights."""
+    try:
+        config = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except Exception:  # noqa: BLE001 - somebody's own model code may fail in any way; loading itself will say why
+        return None
+    config = config.get_text_config()
+    head = model.get_output_embeddings()
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
+    targets = {}
+    for name, module in linear.items():
+        short = name.split(".")[-1]
+        targets[short] = targets.get(short, 0) + module.in_features + module.out_features
+    heads = config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kept = 2 * (getattr(config, "num_key_value_heads", None) or heads) * head_size
+    count = sum(module.weight.numel() for module in linear.values())
+    wide = max((m.out_features for m in linear.values()), default=config.hidden_size)
+    return Shape(
+        linear=count,
+        other=sum(p.numel() for p in model.parameters()) - count,
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        wide=wide,
+        cached=kept * config.num_hidden_layers,
+        vocabulary=config.vocab_size,
+        targets=targets,
+    )
+
+
+def weight_bytes(shape: Shape, precision: Precision) -> int:
+    """Of the base, as it lies on the card."""
+    size = precision.dtype.itemsize
+    return int(shape.linear * (QUANTISED[precision.bits] or size) + shape.other * size)
+
+
+def adapter_weights(shape: Shape, targets: tuple[str, ...], rank: int) -> int:
+    """Number of an adapter's weights: rank × (inputs + outputs) of every layer it is on."""
+    return rank * sum(size for name, size in shape.targets.items() if name in targets or targets == ("all-linear",))
+
+
+def trained_bytes(count: int, optim: str) -> int:
+    """Of `count` trained weights in 32 bits with their gradients and the optimizer's state."""
+    return count * (8 + next((size for name, size in OPTIMIZER.items() if name in optim), 8))
+
+
+def activation_bytes(shape: Shape, load: Load, precision: Precision, recompute: bool) -> int:
+    """Of one forward and backward pass; `recompute` (gradient checkpointing) keeps one layer's at a time."""
+    tokens, size = load.rows * load.tokens, precision.dtype.itemsize
+    layer = tokens * (PER_HIDDEN * shape.hidden + PER_WIDE * shape.wide) * size
+    between = tokens * shape.hidden * size * shape.layers
+    logits = load.rows * load.answers * shape.vocabulary * PER_LOGIT
+    return max(between + layer, between + logits) if recompute else shape.layers * layer + logits
+
+
+def answer_bytes(shape: Shape, tokens: int, precision: Precision) -> int:
+    """Of one record being answered: keys and values of `tokens` tokens, and a layer's activations of its prompt."""
+    return tokens * (shape.cached + PER_HIDDEN * shape.hidden) * precision.dtype.itemsize
+
+
+def largest_load(rows, batch_size: int) -> Load:
+    """The longest batch that rows (with `length` and `labels`) can make."""
+    lengths = rows["length"]
+    longest = sorted(range(len(rows)), key=lambda index: -lengths[index])[:batch_size]
+    starts = [next(i for i, label in enumerate(rows[index]["labels"]) if label >= 0) for index in longest]
+    return Load(batch_size, max(lengths), max(lengths) - min(starts) + 1)
+
+
+class Plan(NamedTuple):
+    """The settings of a training run that decide what it needs."""
+
+    batch: int  # records of one forward pass
+    accumulation: int
+    precision: Precision
+    recompute: bool  # gradient checkpointing
+
+    def flags(self, other: "Plan") -> str:
+        """The flags that turn `other` into this plan."""
+        flags = []
+        if self.recompute != other.recompute:
+            flags.append("--gradient_checkpointing True")
+        if self.batch != other.batch:
+            flags.append(
+                f"--per_device_train_batch_size {self.batch} --gradient_accumulation_steps {self.accumulation}"
+            )
+        if self.precision.bits != other.precision.bits:
+            flags.append(f"--bits {self.precision.bits}")
+        return " ".join(flags)
+
+
+def training_bytes(shape: Shape, rows, plan: Plan, trained: int, full: bool, optim: str) -> dict[str, int]:
+    """What a plan needs, by purpose; `trained` weights are an adapter's, or with `full` the base's own."""
+    load = largest_load(rows, min(plan.batch, len(rows)))
+    return {
+        "weights": 0 if full else weight_bytes(shape, plan.precision),
+        "trained": trained_bytes(trained, optim),
+        "activations": activation_bytes(shape, load, plan.precision, plan.recompute),
+        "workspace": FIXED,
+    }
+
+
+def plans_that_fit(plan: Plan, full: bool, fits) -> list[Plan]:
+    """The smallest changes of a plan that fit: of one setting if that is enough, else of two; at most three."""
+    recompute = [] if plan.recompute else [plan._replace(recompute=True)]
+    bits = [] if full else [plan._replace(precision=plan.precision._replace(bits=b)) for b in (8, 4)]
+    bits = [other for other in bits if other.precision.bits < plan.precision.bits]
+
+    def smaller(one: Plan) -> list[Plan]:
+        plans, factor = [], 2
+        while one.batch // factor >= 1 and one.batch % factor == 0:
+            plans.append(one._replace(batch=one.batch // factor, accumulation=one.accumulation * factor))
+            factor *= 2
+        return plans
+
+    single = [[other for other in group if fits(other)][:1] for group in (recompute, smaller(plan), bits)]
+    found = [other for group in single for other in group]
+    return found or [other for one in [*recompute, *bits] for other in smaller(one) if fits(other)][:2]
+
+
+def check_training(shape: Shape | None, rows, plan: Plan, trained: int, full: bool, optim: str, device, cap) -> None:
+    """Say what the run will need; UserError with the flags that would make it fit when a card has less.
+
+    `cap`: --max_memory_MB, or None. On a CPU, which can swap, too little is a warning.
+    """
+    if shape is None:
+        say("memory: not estimated (this model's own code cannot be built without its weights)")
+        return
+    needs = training_bytes(shape, rows, plan, trained, full, optim)
+    free = available(device, cap)
+    parts = ", ".join(f"{name} {size // MB:,}" for name, size in needs.items() if size)
+    say(f"memory: about {sum(needs.values()) // MB:,} MB needed ({parts}), {free // MB:,} MB free")
+
+    def fits(other: Plan) -> bool:
+        return sum(training_bytes(shape, rows, other, trained, full, optim).values()) <= free
+
+    if fits(plan):
+        return
+    others = [other.flags(plan) for other in plans_that_fit(plan, full, fits)]
+    refuse(device, cap, "the run", sum(needs.values()), free, others or ["more cards, or a smaller base"])
+
+
+def check_prediction(shape: Shape | None, tokens: int, precision: Precision, device, cap) -> None:
+    """UserError with the flags that would help when base and one record of `tokens` tokens exceed a card's memory."""
+    if shape is None:
+        return
+
+    def need(bits: int) -> int:
+        numbers = precision._replace(bits=bits)
+        return weight_bytes(shape, numbers) + answer_bytes(shape, tokens, numbers) + FIXED
+
+    free = available(device, cap)
+    if need(precision.bits) > free:
+        fitting = [f"--bits {bits}" for bits in (8, 4) if bits < precision.bits and need(bits) <= free]
+        refuse(device, cap, "prediction", need(precision.bits), free, fitting or ["a larger card, or a smaller base"])
+
+
+def available(device: torch.device, cap: int | None) -> int:
+    """Bytes that this process may take: what is free of the card, at most `cap` MB; or of the machine's memory."""
+    if device.type != "cuda":
+        return psutil.virtual_memory().available
+    free = torch.cuda.mem_get_info(device)[0]
+    return min(free, cap * MB) if cap else free
+
+
+def refuse(device, cap, what: str, needed: int, free: int, others: list[str]) -> None:
+    limit = f"--max_memory_MB {cap} allows" if cap and free == cap * MB else "are free"
+    message = (
+        f"{what} needs about {needed // MB:,} MB and {free // MB:,} MB {limit}; what would fit: {', or '.join(others)}"
+    )
+    if device.type == "cuda":
+        raise UserError(f"memory: {message}")
+    say(f"warning: {message}")
