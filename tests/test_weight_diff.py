@@ -222,6 +222,24 @@ def test_recover_gives_back_what_make_diff_took(tmp_path, capsys, dtype, saved, 
         assert {tensor.dtype for tensor in found.values()} == {dtype}
 
 
+def test_any_fp16_numbers_below_1_come_back_from_a_float32_difference(tmp_path, capsys):
+    torch.manual_seed(3)
+    signs = torch.tensor([1, -1])
+    base, other = (
+        {
+            name: torch.randint(0, 0x3C00, t.shape, dtype=torch.int16).view(torch.float16)  # every pattern below 1
+            * signs[torch.randint(2, t.shape)]
+            for name, t in base_tensors().items()
+        }
+        for _ in range(2)
+    )
+    raw, tuned = save(tmp_path / "raw", base), save(tmp_path / "tuned", other)
+    run("make_diff", path_raw=raw, path_tuned=tuned, path_diff=tmp_path / "diff")
+    assert "gives every weight back equal" in capsys.readouterr().err
+    run("recover", path_raw=raw, path_diff=tmp_path / "diff", path_tuned=tmp_path / "out")
+    assert_equal(load(tmp_path / "out"), other)
+
+
 def test_a_fine_tuned_fp16_model_comes_back_whatever_the_sharding(tmp_path):
     base = base_tensors()
     tuned = {name: (tensor.float() + 1e-3 * torch.randn(tensor.shape)).half() for name, tensor in base.items()}
@@ -384,9 +402,9 @@ print(weight_diff.peak_memory())
 
 
 def test_memory_holds_tensors_and_not_shards(tmp_path):
-    """Two shards of 256 MB and what comes out of them would be 768 MB beyond what the tiny model takes."""
+    """Two shards of 128 MB and what comes out of them would be 384 MB beyond what the tiny model takes."""
     peaks = []
-    for rows in (8, 16_000):
+    for rows in (8, 8_000):
         tensors = {f"model.layers.{i}.mlp.up_proj.weight": torch.full((rows, 2000), 0.5).half() for i in range(4)}
         (tmp_path / str(rows)).mkdir()
         for name, kind in (("raw", "bin"), ("diff", "safetensors")):
@@ -394,7 +412,7 @@ def test_memory_holds_tensors_and_not_shards(tmp_path):
         words = [sys.executable, "-c", MEMORY.replace("src", str(ROOT / "src"))]
         done = subprocess.run(words, cwd=tmp_path / str(rows), capture_output=True, text=True, timeout=120, check=True)
         peaks.append(int(done.stdout))
-    assert peaks[1] - peaks[0] < 400e6
+    assert peaks[1] - peaks[0] < 240e6
 
 
 # What does not fit together
@@ -432,8 +450,7 @@ def test_what_does_not_fit_is_named(tmp_path, case, message, kind):
     folder = save(tmp_path / "delta", changed(noise(base_tensors(), torch.float16), case), kind, 2)
     with pytest.raises(UserError, match=message):
         run("recover", path_raw=BASE, path_diff=folder, path_tuned=tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    assert case == "not finite" or not (tmp_path / "out.partial").exists()
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_swapped_paths_and_wrong_kinds_are_refused(tmp_path, delta, made):
@@ -647,8 +664,8 @@ def test_the_converted_folder_answers_as_the_golden_checkpoint(tmp_path, chatflo
     codec = load_codec(tmp_path / "out", family)
     assert (name, codec.prefix_ids, codec.eos_id, codec.pad_id) == ("chatflow", (1,), 2, 0)
     model = load_base(tmp_path / "out", Precision("float32", 16), "cpu", codec).eval()
-    for case in [case for case in PREDICTIONS if not case["adapter"]][:3]:
-        assert answer(model, case, 48) == case["new_ids"]
+    for case in [case for case in PREDICTIONS if not case["adapter"]][:2]:
+        assert answer(model, case, 32) == case["new_ids"][:32]
 
 
 def test_heads_are_of_128_rows_unless_said(tmp_path, chatflow):
@@ -673,7 +690,7 @@ def test_heads_are_of_128_rows_unless_said(tmp_path, chatflow):
         ("lacking", r"lacks encoder.transformer.1.layer_norm_2.weight \(1 such"),
         ("more", r"holds encoder.transformer.0.adapter.weight, which LLaMA has not \(1 such"),
         ("hugging face", "no .bin file in TencentPretrain's format there; found config.json"),
-        ("nowhere", "--path_in .*: not there"),
+        ("nowhere", "--path_in .*: no such file or folder"),
     ],
 )
 def test_what_is_no_chatflow_is_refused(tmp_path, chatflow, case, message):

@@ -15,7 +15,7 @@ from utils.errors import UserError, say
 from utils.records import write_lines
 
 SHARD_BYTES = 5 * 10**9  # most bytes of weights in a file that is written
-BLOCK = 1 << 22  # weights that are worked on at once
+BLOCK = 1 << 18  # weights that are worked on at once
 RECORD = "weight_diff.json"  # how a folder was made; the first file of an unfinished one
 BUFFER = "rotary_emb.inv_freq"  # old checkpoints hold these; they follow from the config and are no weights
 CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -60,10 +60,15 @@ def tensors_of(folder: str | Path, flag: str) -> dict[str, Stored]:
     if lost := sorted(set(index) - set(stored)):
         raise UserError(f"--{flag} {folder}: {index[lost[0]]} does not hold {lost[0]}, as the index says it does")
     stored = {name: at for name, at in stored.items() if not name.endswith(BUFFER)}
+    refuse_quantised(stored, flag)
+    return stored
+
+
+def refuse_quantised(stored: dict[str, Stored], flag: str) -> None:
+    """UserError for the first tensor that is not of a dtype in CODES."""
     for name, at in stored.items():
         if at.dtype not in CODES:
             raise UserError(f"--{flag} {at.file}: {name} is {at.dtype}; only unquantised weights can be worked on")
-    return stored
 
 
 def contents(file: Path) -> dict[str, Stored]:
@@ -192,14 +197,17 @@ def write_model(partial: Path, plan: dict[str, tuple[tuple[int, ...], torch.dtyp
     """Write the tensors of `plan` (name -> shape, dtype) as safetensors shards with an index; the sum of each, in fp64.
 
     `pieces(name)` yields a tensor's weights in order, as flat blocks of its dtype; no more than a block is held here.
-    UserError for a tensor with NaN or infinity in it.
+    UserError, and `partial` is gone, for a tensor with NaN or infinity in it.
     """
-    shards, sums, total = split(plan), {}, sum(_size(*plan[name]) for name in plan)
-    names = {}
+    shards, sums, names, total = split(plan), {}, {}, sum(_size(*entry) for entry in plan.values())
     with tqdm(total=total, unit="B", unit_scale=True, desc="writing") as bar:
         for number, tensors in enumerate(shards, 1):
             file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            sums |= write_shard(partial / file, {name: plan[name] for name in tensors}, pieces, bar)
+            try:
+                sums |= write_shard(partial / file, {name: plan[name] for name in tensors}, pieces, bar)
+            except UserError:
+                shutil.rmtree(partial)
+                raise
             names |= dict.fromkeys(tensors, file)
     index = {"metadata": {"total_size": total}, "weight_map": names}
     write_lines(partial / LAYOUTS[0][0], [json.dumps(index, indent=2)])

@@ -190,7 +190,7 @@ def from_tencentpretrain(path_in, path_out, *, heads=None) -> None:
     """
     started, out, file = time.time(), Path(path_out), Path(path_in)
     if not file.exists():
-        raise UserError(f"--path_in {path_in}: not there; give chatflow_7b.bin or the folder that holds it")
+        raise UserError(f"--path_in {path_in}: no such file or folder; give the .bin file or the folder that holds it")
     if file.is_dir() and (file := tencent.find_file(path_in)) is None:
         inside = ", ".join(sorted(path.name for path in Path(path_in).iterdir())[:12]) or "nothing"
         raise UserError(
@@ -198,6 +198,7 @@ def from_tencentpretrain(path_in, path_out, *, heads=None) -> None:
             "config.json and pytorch_model*.bin needs no conversion"
         )
     stored = shards.contents(file)
+    shards.refuse_quantised(stored, "path_in")
     names = tencent.rename(stored, file)
     config = tencent.make_config(stored, names, heads)
     tokenizer = file.with_name("tokenizer.model")
@@ -277,6 +278,8 @@ def peak_memory() -> int | None:
 
 # The command line
 
+COMMANDS = (recover, make_diff, merge, from_tencentpretrain)
+
 
 def main(argv=None) -> None:
     """Let fire parse everything first: by itself it would run a command before it complains about a misspelt flag."""
@@ -294,8 +297,7 @@ def main(argv=None) -> None:
         converters = {"check": boolean, "is_fp16": boolean, "heads": number(int), "expected_sum": number(float)}
         return SetParseFns(**converters)(SetParseFn(str)(remember))
 
-    commands = (recover, make_diff, merge, from_tencentpretrain)
-    fire.Fire({command.__name__: later(command) for command in commands}, command=argv, name="weight_diff.py")
+    fire.Fire({command.__name__: later(command) for command in COMMANDS}, command=argv, name="weight_diff.py")
     for command, args, kwargs in parsed:
         for flag, value in inspect.signature(command).bind(*args, **kwargs).arguments.items():
             if value in ("True", "False"):  # what fire makes of a flag without a value
