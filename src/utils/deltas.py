@@ -1,7 +1,6 @@
 """Deltas: how one is added to its base, and what is checked before and after."""
 
 import functools
-import json
 import math
 import shutil
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import torch
 
 from utils.errors import UserError
-from utils.shards import Stored, blocks, dtype_name, is_delta
+from utils.shards import Stored, blocks, dtype_name, is_delta, read_json
 
 # The sum of all entries that a publisher states: (in the folder's path, number of weights) -> dtype -> sum.
 PUBLISHED_SUMS = {("zhixi", 13_015_864_320): {"float32": 94052.2891, "float16": 94046.1875}}
@@ -32,10 +31,7 @@ def read_config(flag: str, *folders) -> dict:
     file = next((Path(f) / "config.json" for f in folders if (Path(f) / "config.json").is_file()), None)
     if file is None:
         raise UserError(f"--{flag} {folders[0]}: no config.json there; download it again")
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file}: not JSON ({error}); download it again") from None
+    return read_json(file)
 
 
 def check_kind(flag: str, folder, config: dict, delta: bool) -> None:

@@ -1,6 +1,5 @@
 """What a LoRA adapter of peft adds to the weights of its base, read from its files."""
 
-import json
 import math
 import re
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 
 from utils.errors import UserError
 from utils.loading import ADAPTER_FILES, check_weights
-from utils.shards import BLOCK, Stored
+from utils.shards import BLOCK, Stored, read_json
 
 # Settings with which an adapter adds B @ A * scale; any other that is set changes what is added.
 KNOWN_SETTINGS = {
@@ -62,7 +61,7 @@ def read_adapter(folder: Path, base: dict[str, Stored], config: dict) -> tuple[d
         raise UserError(
             f"--path_adapter {folder}: no adapter there (expected adapter_config.json and {' or '.join(ADAPTER_FILES)})"
         )
-    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    settings = read_json(folder / "adapter_config.json")
     _refuse_unknown(folder, settings)
     rank, alpha = settings["r"], settings["lora_alpha"]
     scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)

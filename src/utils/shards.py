@@ -1,6 +1,7 @@
 """Checkpoint folders tensor by tensor: what they hold, one tensor at a time, and a writer that never holds a shard."""
 
 import json
+import math
 import os
 import shutil
 import zipfile
@@ -147,14 +148,22 @@ def model_files(folder: Path) -> tuple[dict[str, str], list[Path]]:
     """The index (tensor -> file name; {} without one) and the files with weights, as transformers would choose them."""
     for index, pattern in LAYOUTS:
         if (folder / index).is_file():
-            try:
-                names = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"]
-            except (ValueError, KeyError):
-                raise _broken(folder / index, "no index of weights") from None
+            names = read_json(folder / index).get("weight_map", {})
             return names, [folder / name for name in sorted(set(names.values()))]
         if files := sorted(folder.glob(pattern)):
             return {}, files
     return {}, []
+
+
+def read_json(file: Path) -> dict:
+    """An object in a JSON file; UserError when it is none."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _broken(file, f"not JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise _broken(file, "no JSON object")
+    return found
 
 
 def _broken(file: Path, why: str) -> UserError:
@@ -172,9 +181,9 @@ def begin(out: Path, flag: str, plan: dict, *inputs: dict[str, Stored]) -> Path:
 
     UserError when `out` holds something, when OUT.partial is not ours, or when the disk is too small.
     """
-    partial = out.with_name(out.name + ".partial")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--{flag} {out}: is there already; give another folder, or delete it to make it anew")
+    partial = out.with_name(out.name + ".partial")
     if partial.exists():
         if any(partial.iterdir()) and not (partial / RECORD).is_file():
             raise UserError(f"{partial}: in the way, and not the beginning of --{flag}; move it away")
@@ -249,7 +258,7 @@ def write_shard(path: Path, plan: dict, pieces, bar=None) -> dict[str, float]:
                 sums[name] += block.sum(dtype=torch.float64).item()
                 if bar is not None:
                     bar.update(block.numel() * block.element_size())
-            if sums[name] - sums[name] != 0:
+            if not math.isfinite(sums[name]):
                 raise UserError(
                     f"{name} would hold NaN or infinity: one of the files is damaged, or its dtype too narrow"
                 )
@@ -281,10 +290,7 @@ def write_record(folder: Path, record: dict) -> None:
 def read_record(folder: str | Path) -> dict:
     """What weight_diff.json says; {} when there is none."""
     file = Path(folder) / RECORD
-    try:
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError:
-        raise _broken(file, "not JSON") from None
+    return read_json(file) if file.is_file() else {}
 
 
 def finish(partial: Path, out: Path, record: dict) -> None:

@@ -281,6 +281,27 @@ def peak_memory() -> int | None:
 COMMANDS = (recover, make_diff, merge, from_tencentpretrain)
 
 
+def converter(flag: str, kind, expected: str):
+    """What turns the text behind a flag into its value."""
+
+    def convert(text):
+        try:
+            return kind(text)
+        except (ValueError, KeyError):
+            raise UserError(f"--{flag} {text}: expected {expected}") from None
+
+    return convert
+
+
+TRUTH = {"True": True, "true": True, "1": True, "False": False, "false": False, "0": False}
+CONVERTERS = {
+    "check": converter("check", TRUTH.__getitem__, "True or False"),
+    "is_fp16": converter("is_fp16", TRUTH.__getitem__, "True or False"),
+    "heads": converter("heads", int, "a whole number"),
+    "expected_sum": converter("expected_sum", float, "a number"),
+}
+
+
 def main(argv=None) -> None:
     """Let fire parse everything first: by itself it would run a command before it complains about a misspelt flag."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -294,8 +315,7 @@ def main(argv=None) -> None:
         def remember(*args, **kwargs):
             parsed.append((command, args, kwargs))
 
-        converters = {"check": boolean, "is_fp16": boolean, "heads": number(int), "expected_sum": number(float)}
-        return SetParseFns(**converters)(SetParseFn(str)(remember))
+        return SetParseFns(**CONVERTERS)(SetParseFn(str)(remember))
 
     fire.Fire({command.__name__: later(command) for command in COMMANDS}, command=argv, name="weight_diff.py")
     for command, args, kwargs in parsed:
@@ -303,22 +323,6 @@ def main(argv=None) -> None:
             if value in ("True", "False"):  # what fire makes of a flag without a value
                 raise UserError(f"--{flag}: its value is missing")
         command(*args, **kwargs)
-
-
-def boolean(text: str) -> bool:
-    if text.lower() not in ("true", "false", "1", "0"):
-        raise UserError(f"{text}: expected True or False")
-    return text.lower() in ("true", "1")
-
-
-def number(kind):
-    def convert(text: str):
-        try:
-            return kind(text)
-        except ValueError:
-            raise UserError(f"{text}: expected {'a whole number' if kind is int else 'a number'}") from None
-
-    return convert
 
 
 if __name__ == "__main__":
