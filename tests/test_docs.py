@@ -1,5 +1,6 @@
-"""README.md and README_CN.md: in step with each other, and every command, flag and path in them is real."""
+"""README and docs/weights, in both languages: in step with each other; every command, flag and path in them is real."""
 
+import inspect
 import json
 import os
 import re
@@ -10,15 +11,20 @@ import pytest
 from conftest import ROOT
 from transformers import HfArgumentParser
 
-from utils import args, convert, score
+from utils import args, convert, score, weight_diff
 from utils.errors import UserError
 
 READMES = ("README.md", "README_CN.md")
-TEXT = {name: (ROOT / name).read_text(encoding="utf-8") for name in READMES}
+WEIGHTS = ("docs/weights.md", "docs/weights_CN.md")
+TEXT = {name: (ROOT / name).read_text(encoding="utf-8") for name in READMES + WEIGHTS}
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.bash"))
 RUNNABLE = [name for name in SCRIPTS if re.match(r"fine_|infer_|run_inference", name)]
 PARSERS = {"src/test_finetune.py": args.parse_finetune, "src/inference.py": args.parse_inference}
-COMMANDS_OF_FILES = {"src/utils/convert.py": convert.main, "src/utils/score.py": score.main}
+COMMANDS_OF_FILES = {
+    "src/utils/convert.py": convert.main,
+    "src/utils/score.py": score.main,
+    "src/utils/weight_diff.py": weight_diff.main,
+}
 OTHER_PROGRAMS = ("hf", "pip", "source")  # and `python3 -m venv`: nothing of this project
 USERS_OWN = ("data/train.json", "data/valid.json")  # paths under models/, lora/, result/, results/ are not looked for
 
@@ -70,7 +76,7 @@ def accept(command):
     if file in PARSERS:
         PARSERS[file](argv)
     elif file in COMMANDS_OF_FILES:
-        with pytest.raises(UserError, match="no such file"):
+        with pytest.raises(UserError, match="no such (file|folder)"):
             COMMANDS_OF_FILES[file](argv)
     else:
         assert not argv, f"teach this test to parse {file}"
@@ -102,22 +108,24 @@ def actions(parser):
     return {flag: action for action in parser._actions for flag in action.option_strings}
 
 
-def test_both_have_the_same_headings_and_code_blocks():
-    levels = [re.findall(r"^(#+) ", prose(TEXT[name]), re.MULTILINE) for name in READMES]
+@pytest.mark.parametrize(("pair", "least"), [(READMES, 10), (WEIGHTS, 5)])
+def test_both_have_the_same_headings_and_code_blocks(pair, least):
+    levels = [re.findall(r"^(#+) ", prose(TEXT[name]), re.MULTILINE) for name in pair]
     assert levels[0] == levels[1]
-    assert len(levels[0]) > 10
-    assert blocks(TEXT["README.md"]) == blocks(TEXT["README_CN.md"])
+    assert len(levels[0]) > least
+    assert blocks(TEXT[pair[0]]) == blocks(TEXT[pair[1]])
 
 
-def test_both_have_the_same_links_and_flags_in_their_tables():
+@pytest.mark.parametrize("pair", [READMES, WEIGHTS])
+def test_both_have_the_same_links_and_flags_in_their_tables(pair):
     def links(text):
         return sorted(link.replace("_CN", "") for link in re.findall(r"\]\(([^)]+)\)", text))
 
     def flags(text):
         return [cells[:2] for _, cells in tables(text) if cells[0].startswith("`--") and len(cells) == 3]
 
-    assert links(TEXT["README.md"]) == links(TEXT["README_CN.md"])
-    assert flags(TEXT["README.md"]) == flags(TEXT["README_CN.md"])
+    assert links(TEXT[pair[0]]) == links(TEXT[pair[1]])
+    assert flags(TEXT[pair[0]]) == flags(TEXT[pair[1]])
 
 
 def test_the_first_two_commands_are_quickstart_and_tests():
@@ -131,7 +139,7 @@ def test_the_example_is_a_record_of_the_sample():
 
 
 @pytest.mark.usefixtures("empty_folder")
-@pytest.mark.parametrize("command", commands(TEXT["README.md"]))
+@pytest.mark.parametrize("command", commands(TEXT["README.md"]) + commands(TEXT["docs/weights.md"]))
 def test_every_command_is_accepted_by_the_real_parser(command):
     words = words_of(command)
     if words[0] == "bash":
@@ -157,7 +165,7 @@ def test_scripts_named_exist_and_every_one_to_run_is_named(name):
     assert set(RUNNABLE) <= named
 
 
-@pytest.mark.parametrize("name", [*READMES, "data/README.md"])
+@pytest.mark.parametrize("name", [*READMES, *WEIGHTS, "data/README.md"])
 def test_links_and_paths_exist(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
@@ -188,13 +196,16 @@ def test_every_flag_of_the_tables_exists_with_the_default_that_is_said(name):
     assert len(seen) > 40
 
 
-@pytest.mark.parametrize("name", READMES)
+@pytest.mark.parametrize("name", READMES + WEIGHTS)
 def test_every_flag_in_the_prose_exists(name, capsys):
     known = {*actions(parser_of("")), *actions(parser_of("## Prediction"))}
-    known |= {"--help", "--help_all", "--master_port"}  # the last one is torchrun's
-    for main in COMMANDS_OF_FILES.values():
+    known |= {"--help", "--help_all", "--master_port", "--nocheck"}  # of torchrun, and fire's way to say --check False
+    for main in (convert.main, score.main):
         with pytest.raises(SystemExit):
             main(["--help"])
+    for command in weight_diff.COMMANDS:
+        known |= {f"--{flag}" for flag in inspect.signature(command).parameters}
+    known |= set(weight_diff.OLD_FLAGS)
     known |= set(re.findall(r"--\w+", capsys.readouterr().out))
     quoted = " ".join(re.findall(r"`([^`]+)`", prose(TEXT[name])))
     assert set(re.findall(r"(?<![\w-])--\w+", quoted)) <= known

@@ -7,7 +7,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils import tencentpretrain
 from utils.errors import UserError
+from utils.shards import is_delta, model_files
+
+CONVERTER = "python src/utils/weight_diff.py"
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ NAMES = tuple(name for family in FAMILIES for name in family.templates)
 
 
 def read_config(model_path: str | Path) -> dict:
-    """The config.json of a checkpoint folder; UserError that lists the folder when there is none."""
+    """The config.json of a checkpoint folder; UserError when the folder holds none, or what is no model by itself."""
     folder = Path(model_path)
     if not folder.is_dir():
         raise UserError(
@@ -54,6 +58,11 @@ def read_config(model_path: str | Path) -> dict:
             "(config.json, tokenizer files, weights)"
         )
     config = folder / "config.json"
+    if not model_files(folder)[1] and (file := tencentpretrain.find_file(folder)):
+        raise UserError(
+            f"--model_name_or_path {model_path}: {file.name} is in TencentPretrain's format; convert it first: "
+            f"{CONVERTER} from_tencentpretrain --path_in {model_path} --path_out NEW_FOLDER"
+        )
     if not config.is_file():
         there = sorted(path.name for path in folder.iterdir())
         if "adapter_config.json" in there:
@@ -64,9 +73,16 @@ def read_config(model_path: str | Path) -> dict:
         inside = ", ".join(there[:12]) or "nothing"
         raise UserError(f"--model_name_or_path {model_path}: no config.json there; found {inside}")
     try:
-        return json.loads(config.read_text(encoding="utf-8"))
+        settings = json.loads(config.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise UserError(f"{config}:{error.lineno}: not JSON ({error.msg}); download the file again") from None
+    if is_delta(folder, settings):
+        raise UserError(
+            f"--model_name_or_path {model_path} is a delta, not a model (its norm weights are near 0, a model's near "
+            f"1); add it to its base first: {CONVERTER} recover --path_raw BASE --path_diff {model_path} --path_tuned "
+            "NEW_FOLDER, and give NEW_FOLDER here"
+        )
+    return settings
 
 
 def find_family(model_path: str | Path, model_name: str | None = None) -> tuple[Family, str, str]:

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
 
 from utils.errors import UserError, say
+from utils.families import read_config
 from utils.precision import Precision
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -19,6 +20,7 @@ def load_base(path: str | Path, precision: Precision, device: torch.device | str
 
     Its generation settings come from `codec`, never from the repository: old ones stop at the wrong token.
     """
+    read_config(path)  # refuses what is no model by itself, such as a delta
     options = {"dtype": precision.dtype, "trust_remote_code": trust_remote_code}
     if (
         torch.device(device).type == "cpu"

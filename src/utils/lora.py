@@ -1,0 +1,120 @@
+"""What a LoRA adapter of peft adds to the weights of its base, read from its files."""
+
+import math
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from utils.errors import UserError
+from utils.loading import ADAPTER_FILES, check_weights
+from utils.shards import BLOCK, Stored, read_json
+
+# Settings with which an adapter adds B @ A * scale; any other that is set changes what is added.
+KNOWN_SETTINGS = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "bias",
+    "corda_config",
+    "eva_config",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "inference_mode",
+    "init_lora_weights",
+    "layers_pattern",
+    "layers_to_transform",
+    "loftq_config",
+    "lora_alpha",
+    "lora_dropout",
+    "megatron_core",
+    "merge_weights",
+    "modules_to_save",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "r",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+    "use_rslora",
+}
+PLAIN_STARTS = (None, True, False, "gaussian")  # of init_lora_weights; the others change the base before training
+CONV1D_TYPES = ("gpt2", "imagegpt", "openai-gpt")  # architectures that keep the weights of a layer as (in, out)
+
+
+class Update(NamedTuple):
+    """`left @ right * scale`, (rows, r) @ (r, columns), is added to a weight."""
+
+    left: torch.Tensor
+    right: torch.Tensor
+    scale: float
+
+
+def read_adapter(folder: Path, base: dict[str, Stored], config: dict) -> tuple[dict, dict]:
+    """Updates and whole new weights (modules_to_save) by the name of the base's tensor. `config`: the base's.
+
+    UserError for settings that are not supported, by name, and for tensors that the base has not, or in another shape.
+    """
+    if not (folder / "adapter_config.json").is_file() or not any((folder / name).is_file() for name in ADAPTER_FILES):
+        raise UserError(
+            f"--path_adapter {folder}: no adapter there (expected adapter_config.json and {' or '.join(ADAPTER_FILES)})"
+        )
+    settings = read_json(folder / "adapter_config.json")
+    _refuse_unknown(folder, settings)
+    rank, alpha = settings["r"], settings["lora_alpha"]
+    scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+    # As in peft, the layer decides and not fan_in_fan_out, which only says which of the two a layer was taken for.
+    turned = config.get("model_type") in CONV1D_TYPES
+    halves, whole = {}, {}
+    for key, tensor in check_weights(folder).items():
+        name = key.removeprefix("base_model.model.")
+        if found := re.fullmatch(r"(.+)\.lora_([AB])(?:\.default)?\.weight", name):
+            halves.setdefault(f"{found[1]}.weight", {})[found[2]] = tensor.float()
+        elif settings.get("modules_to_save") and "lora_" not in name:
+            whole[re.sub(r"\.modules_to_save(\.default)?(?=\.)", "", name)] = tensor
+        else:
+            raise UserError(f"--path_adapter {folder}: {key} is no plain LoRA; merge this adapter with peft")
+    if whole and config.get("tie_word_embeddings"):
+        raise UserError(
+            f"--path_adapter {folder}: modules_to_save on a base whose embedding and lm_head are one tensor "
+            "(tie_word_embeddings) is not supported; merge this adapter with peft"
+        )
+    updates = {}
+    for name, half in halves.items():
+        if set(half) != {"A", "B"} or half["A"].shape[0] != rank or half["B"].shape[1] != rank:
+            raise UserError(f"--path_adapter {folder}: {name} has not one lora_A and one lora_B of rank {rank}")
+        left, right = (half["A"].T, half["B"].T) if turned else (half["B"], half["A"])
+        updates[name] = Update(left, right, scale)
+    shapes = {n: (len(u.left), u.right.shape[1]) for n, u in updates.items()} | {n: t.shape for n, t in whole.items()}
+    for name, shape in shapes.items():
+        there = base[name].shape if name in base else None
+        if there != tuple(shape):
+            raise UserError(
+                f"--path_adapter {folder}: {name} is {tuple(shape)}, in the base {there or 'missing'}; this adapter "
+                f"was trained on another base (its config names {settings.get('base_model_name_or_path')})"
+            )
+    return updates, whole
+
+
+def updated(weight: torch.Tensor, update: Update, dtype: torch.dtype):
+    """`weight` with its update as flat blocks of `dtype`; added in float32 or wider and rounded once."""
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    step = max(1, BLOCK // weight.shape[1])
+    for start in range(0, len(weight), step):
+        more = update.left[start : start + step] @ update.right * update.scale
+        yield (weight[start : start + step].to(wide) + more).to(dtype).reshape(-1)
+
+
+def _refuse_unknown(folder: Path, settings: dict) -> None:
+    if settings.get("peft_type", "LORA") != "LORA":
+        raise UserError(f"--path_adapter {folder}: a {settings['peft_type']} adapter; only LORA can be merged")
+    found = [name for name, value in settings.items() if value and name not in KNOWN_SETTINGS]
+    if settings.get("bias", "none") != "none":
+        found.append("bias")
+    if settings.get("init_lora_weights") not in PLAIN_STARTS:
+        found.append("init_lora_weights")
+    if found:
+        values = ", ".join(f"{name} = {settings[name]}" for name in found)
+        raise UserError(f"--path_adapter {folder}: {values} is not supported here; merge this adapter with peft")
