@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 from utils.errors import UserError, run_script, say
 
 SIZES = {  # hidden, feed-forward, layers, heads
-    "tiny": (64, 172, 2, 4),
+    "tiny": (64, 176, 2, 4),
     "1b": (2048, 5504, 16, 16),
     "7b": (4096, 11008, 32, 32),
     "13b": (5120, 13824, 40, 40),

@@ -345,11 +345,11 @@ def test_a_word_that_is_no_choice_is_an_error_that_names_it_and_the_choices(flag
         ([], "dtype: float32 (no GPU)", ("float32", 16)),
         (["--fp16"], "dtype: float32 (float16 needs a GPU)", ("float32", 16)),
         (["--bf16"], "dtype: bfloat16 (as asked)", ("bfloat16", 16)),
-        (["--bits", "8"], "weights: not quantised (--bits 8 needs a GPU)", ("float32", 16)),
-        (["--bits", "4"], "weights: not quantised (--bits 4 needs a GPU)", ("float32", 16)),
+        (["--bits", "8"], "weights: 8 bits (--bits 8), on a CPU this saves memory, not time", ("float32", 8)),
+        (["--bits", "4"], "weights: 4 bits (--bits 4), on a CPU this saves memory, not time", ("float32", 4)),
     ],
 )
-def test_numbers_a_cpu_cannot_do_fall_back_with_one_line(flags, line, precision, capsys):
+def test_the_numbers_of_a_cpu_are_said_in_one_line(flags, line, precision, capsys):
     found = finetune(*flags)
     assert capsys.readouterr().err.splitlines().count(line) == 1
     assert found["precision"] == precision

@@ -188,7 +188,7 @@ def test_half_a_surrogate_pair_survives(tmp_path):
 def test_the_predictions_themselves_are_never_overwritten(tmp_path):
     source = save(tmp_path / "pred.json", [predicted(0, "(甲,位于,乙)")])
     before = source.read_bytes()
-    with pytest.raises(UserError, match="the predictions would be lost"):
+    with pytest.raises(UserError, match="--tgt_path .* is an input of this command, and would be lost"):
         convert.main(["--pred_path", str(source), "--tgt_path", str(source)])
     assert source.read_bytes() == before
 

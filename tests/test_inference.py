@@ -171,7 +171,7 @@ def test_a_base_without_an_adapter_predicts(tmp_path):
         ({"model_name_or_path": None}, "--model_name_or_path is missing, and no run.json"),
         ({"device": "cuda:7"}, r"--device cuda:7: this machine shows \d+ cards"),
         ({"device": "gpu"}, "--device gpu: expected cpu, cuda"),
-        ({"output_file": VALID}, "is the input file; give another path"),
+        ({"output_file": VALID}, "is an input of this command"),
     ],
 )
 def test_bad_input_is_one_clear_error(tmp_path, change, message):
@@ -223,7 +223,7 @@ def test_the_script_reports_errors_without_a_traceback(tmp_path):
     ("typed", "recorded", "expected", "warned"),
     [
         ({}, {}, ("float32", 16), False),
-        ({}, {"name": "bfloat16", "bits": 8}, ("bfloat16", 16), False),  # no GPU here: bits fall back
+        ({}, {"name": "bfloat16", "bits": 8}, ("bfloat16", 8), False),
         ({"bf16": True}, {"name": "float16"}, ("bfloat16", 16), True),
         ({"fp16": True}, {"name": "float16"}, ("float32", 16), False),
         ({"fp32": True}, {"name": "bfloat16"}, ("float32", 16), True),

@@ -210,7 +210,7 @@ def test_a_prediction_without_kg_is_scored_by_its_output():
 
 def test_a_submission_scores_what_its_predictions_score():
     raw = [said(0, "(甲,位于,乙)(甲,位于,丁)"), said(1, "没有"), said(2, "(甲,别名,丙)")]
-    assert score.score([convert.convert(row) for row in raw], GOLD) == pytest.approx(score.score(raw, GOLD))
+    assert score.score([convert.convert(row)[0] for row in raw], GOLD) == pytest.approx(score.score(raw, GOLD))
 
 
 def test_predictions_are_paired_by_id_whatever_their_order():

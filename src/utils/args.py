@@ -1,10 +1,8 @@
 """The arguments of every script, as small dataclasses, and the one function that parses them."""
 
 import argparse
-import difflib
 import importlib.util
 import os
-import re
 import sys
 from dataclasses import dataclass, field, fields
 
@@ -13,7 +11,9 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from utils.errors import UserError, say
 from utils.families import NAMES
+from utils.flags import check_flags
 from utils.precision import Precision, asked_dtype, choose_bits, choose_dtype, has_cuda
+from utils.records import check_output
 
 
 def option(default, text: str, *aliases: str, **more):
@@ -239,8 +239,7 @@ class InferenceArguments:
         check_least(self, 1, "batch_size", "max_new_tokens", "num_beams")
         if self.merge_lora and not self.lora_weights:
             raise UserError("--merge_lora without --lora_weights: there is no adapter to merge; drop it")
-        if os.path.realpath(self.input_file) == os.path.realpath(self.output_file):
-            raise UserError(f"--output_file {self.output_file} is the input file; give another path")
+        check_output(self.output_file, "--output_file", self.input_file)
 
 
 def check_least(arguments, least: int, *names: str) -> None:
@@ -277,21 +276,12 @@ def parse(types, argv=None):
     parser.add_argument(
         "--help_all", action="store_true", help="list every other argument of transformers' Trainer too"
     )
-    parser.error = _raise
     argv = list(sys.argv[1:] if argv is None else argv)
     if "--help_all" in argv:
         argv = ["--help"]
     else:
         _hide_inherited(parser, types)
-    flags = [option for action in parser._actions for option in action.option_strings]
-    shown = [o for action in parser._actions if action.help != argparse.SUPPRESS for o in action.option_strings]
-    for word in parser.parse_known_args(argv)[1]:
-        if word.startswith("--"):
-            name = word.split("=")[0]
-            near = difflib.get_close_matches(name, shown, 1) or difflib.get_close_matches(name, flags, 1)
-            hint = f"did you mean {near[0]}?" if near else "see --help"
-            raise UserError(f"{name}: unknown flag; {hint}")
-        raise UserError(f"{word!r}: a value without a flag; see --help")
+    check_flags(parser, argv)
     try:
         return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)[: len(types)]
     except ValueError as error:  # TrainingArguments' own cross-checks
@@ -330,8 +320,3 @@ def _hide_inherited(parser, types) -> None:
         if action.dest not in own | {"help", "help_all"}:
             action.help = argparse.SUPPRESS
     parser.usage = "%(prog)s [flags]"
-
-
-def _raise(message: str):
-    # argparse writes "argument --a/--b: …"; one spelling will do.
-    raise UserError(re.sub(r"^argument (--\w+)(/[\w/-]+)?", r"\1", message))

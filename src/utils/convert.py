@@ -4,7 +4,6 @@ python src/utils/convert.py --pred_path result/output_llama_7b_e3_r8.json --tgt_
 python src/utils/convert.py --check data/valid.json --tgt_path result/result_llama_7b_e3_r8.json
 """
 
-import argparse
 import json
 import sys
 import tempfile
@@ -16,12 +15,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tqdm import tqdm
 
 from utils.errors import UserError, run_script, say
-from utils.records import is_kg, stream, to_line, write_lines
+from utils.flags import check_flags, command
+from utils.records import check_output, is_kg, stream, to_line, write_lines
 from utils.triples import parse_with_rest, render, schema
 
 # What prediction scripts of 2023 called these fields: P-Tuning `cata`, ChatGLM's LoRA `text` and `answer`, CPM-Bee
-# `prompt` and `<ans>`.
-OLD_NAMES = {"cata": "cate", "text": "input", "prompt": "instruction", "answer": "output", "<ans>": "output"}
+# `prompt` and `<ans>`; and LLaMA-Factory `predict`.
+OLD_NAMES = {
+    "cata": "cate",
+    "text": "input",
+    "prompt": "instruction",
+    "answer": "output",
+    "<ans>": "output",
+    "predict": "output",
+}
 MOST_NAMED = 20  # bad lines, or faults of a submission, that are listed one by one
 
 
@@ -43,6 +50,8 @@ def convert(record: dict, strict: bool = False) -> tuple[dict, int, int]:
     UserError when a text field is not a string.
     """
     record = record | {name: record[old] for old, name in OLD_NAMES.items() if old in record and name not in record}
+    if "output" not in record and record.get("kg") is not None and is_kg(record["kg"]):
+        record["output"] = render(record["kg"])
     for name in ("output", "instruction", "input"):
         text = record.get(name)
         if not isinstance(text, str) and (name == "output" or text is not None):
@@ -52,7 +61,7 @@ def convert(record: dict, strict: bool = False) -> tuple[dict, int, int]:
     triples, dropped = parse_with_rest(record["output"], asked, record.get("input"))
     unasked = [triple for triple in triples if asked and triple.relation not in asked]
     if strict:
-        triples = [triple for triple in triples if triple not in unasked]
+        triples = [triple for triple in triples if not asked or triple.relation in asked]
     row = {**record, "output": render(triples), "kg": [list(triple) for triple in triples]}
     return row, len(dropped), len(unasked)
 
@@ -73,8 +82,12 @@ def spool(path: str, file, strict: bool, bad: list[str] | None) -> list[Spooled]
     return index
 
 
-def is_number(identity) -> bool:
-    return isinstance(identity, (int, float)) and not isinstance(identity, bool)
+def order(identity) -> tuple[int, float]:
+    """What rows are sorted by: numbers, also written as text, and behind them all other ids as they come."""
+    if isinstance(identity, str) and identity.isdecimal():
+        return 0, int(identity)
+    number = isinstance(identity, (int, float)) and not isinstance(identity, bool) and identity == identity
+    return (0, identity) if number else (1, 0)
 
 
 def key(identity):
@@ -94,6 +107,8 @@ def check_submission(path: str, test_path: str) -> str:
     for line, record in stream(test_path):
         if record.get("id") is None:
             raise UserError(f"{test_path}:{line}: no id; a submission is matched with its test file by id")
+        if key(record["id"]) in tests:
+            raise UserError(f"{test_path}:{line}: id {record['id']!r} stands there twice; ids must be unique")
         tests[key(record["id"])] = record
     faults, seen, triples, before = [], {}, 0, None
     for line, row in stream(path):
@@ -116,7 +131,9 @@ def check_submission(path: str, test_path: str) -> str:
             triples += len(row["kg"])
             if len(set(map(tuple, row["kg"]))) < len(row["kg"]):
                 faults.append(f"{name}: kg holds a triple twice")
-        if is_number(identity) and is_number(before) and identity < before:
+            if any(not part.strip() or part == "NAN" for triple in row["kg"] for part in triple):
+                faults.append(f"{name}: kg holds a triple with an empty part or NAN")
+        if before is not None and order(identity) < order(before):
             faults.append(f"{name} stands behind {before!r}; expected the rows in id order")
         before = identity
     missing = [record["id"] for identity, record in tests.items() if identity not in seen]
@@ -132,9 +149,7 @@ def listed(lines: list[str]) -> str:
 
 
 def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command(__doc__)
     parser.add_argument("--pred_path", default="result/output_llama_7b_e3_r8.json", help="the predictions")
     parser.add_argument("--tgt_path", default="result/result_llama_7b_e3_r8.json", help="the submission")
     parser.add_argument("--schema", choices=("keep", "strict"), default="keep", help="relations not asked for")
@@ -142,17 +157,19 @@ def main(argv=None) -> None:
     parser.add_argument("--sort", choices=("id", "input"), default="id", help="order of the rows")
     parser.add_argument("--skip_bad", action="store_true", help="list and leave out bad lines instead of stopping")
     parser.add_argument("--check", metavar="TEST_FILE", help="only check --tgt_path against this test file")
+    argv = check_flags(parser, argv)
     arguments = parser.parse_args(argv)
     target = Path(arguments.tgt_path)
     if arguments.check:
+        others = [flag for flag in ("pred_path", "schema", "dedupe", "sort", "skip_bad") if f"--{flag}" in argv]
+        if others:
+            raise UserError(f"--check converts nothing, so --{others[0]} would have no effect; drop one of them")
         say(check_submission(arguments.tgt_path, arguments.check))
         return
-    if target.exists() and Path(arguments.pred_path).exists() and target.samefile(arguments.pred_path):
-        raise UserError(f"--tgt_path {target} is the file of --pred_path; the predictions would be lost")
-
+    check_output(arguments.tgt_path, "--tgt_path", arguments.pred_path)
     bad = [] if arguments.skip_bad else None
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=target.parent) as file:
+    existing = next(parent for parent in target.resolve().parents if parent.is_dir())
+    with tempfile.TemporaryFile(dir=existing) as file:
         index = spool(arguments.pred_path, file, arguments.schema == "strict", bad)
         if not index:
             raise UserError(f"{arguments.pred_path}: no prediction could be read\n" + listed(bad))
@@ -160,8 +177,8 @@ def main(argv=None) -> None:
         again = len(index) - len(lasts)
         if arguments.dedupe:
             index = lasts
-        if arguments.sort == "id":  # ids that are no numbers keep their order behind the others
-            index.sort(key=lambda row: (0, row.identity) if is_number(row.identity) else (1, 0))
+        if arguments.sort == "id":
+            index.sort(key=lambda row: order(row.identity))
 
         def lines():
             for row in index:

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationCon
 from utils.errors import UserError, say
 from utils.families import read_config
 from utils.precision import Precision
+from utils.quantised import train_frozen
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
@@ -88,6 +89,8 @@ def add_lora(model, targets: tuple[str, ...], rank: int, alpha: int, dropout: fl
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     model = get_peft_model(model, config)
+    if getattr(model, "is_loaded_in_8bit", False):
+        train_frozen(model)
     if autocast:
         # peft would copy every input to float32 and autocast at once back to 16 bits: the same numbers, for more work.
         for module in model.modules():

@@ -15,11 +15,11 @@ from utils.precision import Precision
 
 MB = 2**20  # as --max_memory_MB and torch count
 QUANTISED = {16: None, 8: 1.0, 4: 0.53}  # bytes of a quantised weight with its scales; 16: as the dtype says
-OPTIMIZER = {"paged": 0, "8bit": 2, "adafactor": 1, "sgd": 0}  # bytes of state a trained weight; AdamW: 8
-# Floats a token in the layer that is being computed: per hidden unit and per unit of the feed-forward's width.
-PER_HIDDEN, PER_WIDE = 22, 8
-PER_LOGIT = 12  # bytes a logit: in 16 and 32 bits, and its gradient
-FIXED = 300 * MB  # what torch keeps for the products themselves
+OPTIMIZER = {"paged": 0, "8bit": 2, "adafactor": 4, "sgd": 0}  # bytes a trained weight; AdamW: 8, and 4 while it steps
+# Numbers kept of a token in a layer for its gradient: per hidden unit and per unit of the feed-forward's width.
+PER_HIDDEN, PER_WIDE = 9, 3.5
+PER_LOGIT = 14  # bytes a logit: itself, in 32 bits, its logarithm, its gradient
+FIXED = 400 * MB  # the products' own workspace, a weight that is being dequantised, what lies between the parts
 
 
 class Shape(NamedTuple):
@@ -88,13 +88,13 @@ def adapter_weights(shape: Shape, targets: tuple[str, ...], rank: int) -> int:
 
 def trained_bytes(count: int, optim: str) -> int:
     """Of `count` trained weights in 32 bits with their gradients and the optimizer's state."""
-    return count * (8 + next((size for name, size in OPTIMIZER.items() if name in optim), 8))
+    return count * (8 + next((size for name, size in OPTIMIZER.items() if name in optim), 12))
 
 
 def activation_bytes(shape: Shape, load: Load, precision: Precision, recompute: bool) -> int:
     """Of one forward and backward pass; `recompute` (gradient checkpointing) keeps one layer's at a time."""
     tokens, size = load.rows * load.tokens, precision.dtype.itemsize
-    layer = tokens * (PER_HIDDEN * shape.hidden + PER_WIDE * shape.wide) * size
+    layer = int(tokens * (PER_HIDDEN * shape.hidden + PER_WIDE * shape.wide) * size)
     between = tokens * shape.hidden * size * shape.layers
     logits = load.rows * load.answers * shape.vocabulary * PER_LOGIT
     return max(between + layer, between + logits) if recompute else shape.layers * layer + logits

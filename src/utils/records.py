@@ -30,9 +30,17 @@ def stream(path: str | Path, bad: list[str] | None = None):
     """
     path = Path(path)
     if not path.is_file():
-        near = sorted(p.name for p in path.parent.glob("*.json*")) if path.parent.is_dir() else []
-        there = f"{path.parent} holds {', '.join(near)}" if near else f"{path.parent} holds no .json file"
-        raise UserError(f"{path}: no such file ({there})")
+        folder = path if path.is_dir() else path.parent
+        near = sorted(p.name for p in folder.glob("*.json*")) if folder.is_dir() else []
+        names = ", ".join(near[:12]) + (", …" if len(near) > 12 else "")
+        what = (
+            "a folder, expected a file"
+            if path.is_dir()
+            else "not an ordinary file"
+            if path.exists()
+            else "no such file"
+        )
+        raise UserError(f"{path}: {what} ({folder} holds {names or 'no .json file'})")
     nothing = True
     with open(path, "rb") as file:
         first = file.read(PIECE).decode("utf-8-sig", "replace").lstrip()[:1]
@@ -66,22 +74,18 @@ def _lines(path, file):
             yield number, UserError(f"{path}:{number}: not UTF-8 (byte {error.start} of the line); save it as UTF-8")
         except (ValueError, RecursionError) as error:
             where = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
-            yield (
-                number,
-                UserError(
-                    f"{path}:{number}: not JSON ({where}): {line[:60]!r}; "
-                    "expected one whole object a line (a line cut in the middle? then remove it)"
-                ),
-            )
+            message = f"{path}:{number}: not JSON ({where}): {line[:60]!r}; expected one whole object a line, or one "
+            yield number, UserError(message + "list of objects in [ ] (a line cut in the middle? then remove it)")
 
 
 def _list_items(path, file):
     """Yield (line, value) of one JSON list, read piece by piece."""
     decoder, line = json.JSONDecoder(), 1  # `line` is that of text[counted]
     text, counted = _piece(path, file, PIECE), 0
-    position = text.index("[") + 1
+    position, comma = text.index("[") + 1, True  # whether an item may follow
     while True:
-        while position < len(text) and text[position] in " \t\r\n,":
+        while position < len(text) and text[position] in " \t\r\n" + ("" if comma else ","):
+            comma = comma or text[position] == ","
             position += 1
         line, counted = line + text.count("\n", counted, position), position
         if text[position : position + 1] == "]":
@@ -89,7 +93,10 @@ def _list_items(path, file):
                 raise UserError(f"{path}:{line}: something stands behind the ] that closes the list; remove it")
             return
         try:
+            if not comma and position < len(text):
+                raise json.JSONDecodeError("Expecting ',' between two objects", text, position)
             record, position = decoder.raw_decode(text, position)
+            comma = False
         except (json.JSONDecodeError, RecursionError) as error:
             more = _piece(path, file, max(PIECE, len(text)))  # doubled: the time stays linear in what is read
             if not more:
@@ -171,15 +178,36 @@ def to_line(row: dict) -> str:
 
 
 def write_lines(path: str | Path, lines) -> None:
-    """Write the lines to a temporary file beside `path`, on disk, and then rename it."""
-    path = Path(path)
+    """Write the lines to a temporary file beside `path`, on disk, and then rename it. A link keeps pointing to it."""
+    check_output(path)
+    path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".tmp")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.writelines(line + "\n" for line in lines)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            file.writelines(line + "\n" for line in lines)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def check_output(path: str | Path, flag: str = "", *inputs: str | Path | None) -> None:
+    """UserError when no file can be written at `path` (given as `flag`), or when it is one of the `inputs`."""
+    said, target = f"{flag} {path}".strip(), Path(path).resolve()
+    if not str(path):
+        raise UserError(f"{flag or 'the output'}: the path is empty; give a file")
+    if target.is_dir():
+        raise UserError(f"{said}: is a folder; give a file in it")
+    if target.exists() and not target.is_file():
+        raise UserError(f"{said}: is no ordinary file, and would be replaced by one; give another path")
+    above = next(parent for parent in target.parents if parent.exists())
+    if not above.is_dir():
+        raise UserError(f"{said}: {above} is a file, not a folder; give another path")
+    if any(one and os.path.realpath(one) == str(target) for one in inputs):
+        raise UserError(f"{said}: is an input of this command, and would be lost; give another path")
 
 
 def is_kg(kg) -> bool:

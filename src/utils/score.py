@@ -3,7 +3,6 @@
 python src/utils/score.py --pred result/result_llama_7b_e3_r8.json --gold data/sample/valid_gold.json
 """
 
-import argparse
 import json
 import sys
 from collections import Counter
@@ -13,7 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.breakdown import NO_CATE, Row, align, as_text, breakdown, printable, rates
 from utils.errors import UserError, run_script
-from utils.records import check, read_with_lines, write_lines
+from utils.flags import check_flags, command
+from utils.records import check, check_output, read_with_lines, write_lines
 from utils.triples import parse, render, schema
 
 
@@ -152,19 +152,19 @@ def pair(predicted: list[dict], gold: list[dict]) -> tuple[list[tuple[dict | Non
 
 
 def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command(__doc__)
     parser.add_argument("--pred", required=True, help="predictions: a submission, or the output of inference.py")
     parser.add_argument("--gold", required=True, help="the same records with the right kg")
     parser.add_argument("--json", metavar="FILE", help="also write the figures and the whole breakdown to this file")
     parser.add_argument("--show", type=int, default=0, help="also print this many predicted rows beside their gold")
     parser.add_argument("--bootstrap", type=int, default=1000, help="resamples for the 95 %% intervals; 0: none")
     parser.add_argument("--seed", type=int, default=42, help="of the resamples")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(check_flags(parser, argv))
     for flag in ("show", "bootstrap", "seed"):
         if getattr(arguments, flag) < 0:
             raise UserError(f"--{flag} {getattr(arguments, flag)}: expected 0 or more")
-    if arguments.json and Path(arguments.json).is_dir():
-        raise UserError(f"--json {arguments.json}: is a folder; give a file in it")
+    if arguments.json is not None:
+        check_output(arguments.json, "--json", arguments.pred, arguments.gold)
 
     gold = load_answers(arguments.gold, "is this the test set? To score, give the records with their answers")
     predicted = load_answers(arguments.pred, "give what inference.py or convert.py wrote")

@@ -8,6 +8,7 @@ two triples, such as `),(`, or an asked relation between two commas. Without the
 bracket may be cut at the wrong place: docs/triples.md counts how often real gold has one.
 """
 
+import json
 import re
 from bisect import bisect_left, bisect_right
 from functools import lru_cache
@@ -16,7 +17,14 @@ from typing import NamedTuple
 
 OPEN, CLOSE, COMMAS = "(（[【", ")）]】", ",，"
 MARKS, MARKS_CLOSE = "《“「『", "》”」』"  # title and quotation marks: a comma between them belongs to the entity
-QUOTES = "\"'"  # a model's or Python's quotes around a part; Chinese quotation marks belong to the entity
+QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’"}  # around all parts of a triple they are the format's
+PLACEHOLDERS = {("Subject", "Relation", "Object"), ("头实体", "关系", "尾实体")}  # an instruction's, said again
+KEYS = (  # what answers in JSON call the parts
+    ("head", "relation", "tail"),
+    ("subject", "relation", "object"),
+    ("subject", "predicate", "object"),
+    ("头实体", "关系", "尾实体"),
+)
 BETWEEN = {"contest": ",", "older": "", "lines": "\n"}  # what stands between two triples in each style of `render`
 LONGEST_TRIPLE = 1000  # characters; a bracket that stays open for longer does not hold a triple
 TRIES, MANY = (8, 2), 1000  # closing brackets and commas tried for a triple; fewer where more brackets open than MANY
@@ -29,8 +37,9 @@ _PILE = re.compile(_OPEN + "{6}")
 # a triple with nothing to doubt: no bracket in its parts and no third comma
 _PLAIN = re.compile(rf"{_OPEN}{_PART}[,，]{_PART}[,，]{_PART}[)）\]】]{_ENDS_TRIPLE.pattern}")
 
-_RELATIONS = re.compile(r"(?:关系(?:列表|类型)|relation list)\s*(?:为|是|is|[:：=])?\s*(?=[\[{【（(])", re.IGNORECASE)
-_ENTITY_TYPES = re.compile(r"实体(?:列表|类型)\s*(?:为|是|[:：=])?\s*(?=[\[{【（(])")
+_IS = r"(?:\s*(?:为|是|is|[:：=]))?\s*(?=[\[{【（(])"
+_RELATIONS = re.compile(r"(?:关系(?:列表|类型)|relation list)" + _IS, re.IGNORECASE)
+_ENTITY_TYPES = re.compile(r"实体(?:列表|类型)" + _IS)
 _NAME = r"""\s*(?:'[^']*'|"[^"]*"|‘[^’]*’|“[^”]*”)\s*"""
 _QUOTED_NAMES = re.compile(rf"[\[{{【（(]({_NAME}(?:[,，、]{_NAME})*)[\]}}】）)]")  # a quoted name may hold brackets
 _QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"|‘([^’]*)’|“([^”]*)”")
@@ -78,12 +87,12 @@ def parse_with_rest(
     A triple with a part `NAN` says that there is nothing; it is dropped and stands in neither list.
     """
     triples, rest = {}, []
-    for found in _read(text, schema or [], source or ""):
+    for found in _read_json(text) or _read(text, schema or [], source or ""):
         if isinstance(found, str):
             rest.append(found)
         elif not all(found):
             rest.append(f"({','.join(found)})")
-        elif not any(part in ("NAN", "nan", "NaN") for part in found):
+        elif found not in PLACEHOLDERS and not any(part in ("NAN", "nan", "NaN") for part in found):
             triples[found] = None
     return list(triples), rest
 
@@ -109,6 +118,26 @@ def _listed(introduction: re.Pattern, instruction: str | None) -> list[str] | No
     return [part.strip() for part in parts if part.strip()]
 
 
+def _read_json(text: str) -> list[Triple] | None:
+    """The triples of an answer that is JSON: lists of three strings, or objects with the three parts by name."""
+    bare = re.sub(r"^\s*```\w*\s|```\s*$", "", text).strip()
+    if bare[:1] not in ("[", "{") or bare[-1:] not in ("]", "}"):
+        return None
+    try:
+        items = json.loads(bare)
+    except (ValueError, RecursionError):
+        return None
+    items = items if isinstance(items, list) and not all(isinstance(item, str) for item in items) else [items]
+    triples = []
+    for item in items:
+        if isinstance(item, dict):
+            item = next(([item[key] for key in keys] for keys in KEYS if all(key in item for key in keys)), None)
+        if not isinstance(item, list) or len(item) != 3 or not all(isinstance(part, str) for part in item):
+            return None
+        triples.append(Triple(*(part.strip() for part in item)))
+    return triples
+
+
 def _read(text: str, relations: list[str], source: str):
     """Yield the triples of `text` in order, parts possibly empty, and as plain strings the pieces of broken ones."""
     opens, closes, commas = ([m.start() for m in re.finditer(f"[{re.escape(c)}]", text)] for c in (OPEN, CLOSE, COMMAS))
@@ -127,7 +156,8 @@ def _read(text: str, relations: list[str], source: str):
             triple, is_asked, stands = _split(text[start + 1 : end], asked, source, tries)
             paired, ends = _paired(triple), bool(ends_triple.match(text, end + 1))
             # Entities that stand in the source are believed although a bracket in them has no partner.
-            rank = (is_asked, stands, *((ends, paired) if stands else (paired, ends)), start - end)
+            likely = is_asked and (stands or paired)  # else the relation may be that of a later triple
+            rank = (likely, stands, *((ends, paired) if stands else (paired, ends)), start - end)
             if best is None or rank > best.rank:
                 best = _Reading(rank, end, triple, paired and ends)
             if paired and ends:
@@ -150,7 +180,11 @@ def _read(text: str, relations: list[str], source: str):
                 yield rest
             return
         # `[(a,b,c),…` or `（例如）(a,b,c)`: the triple may open only at the next bracket
-        inner = reading(number + 1) if _only_leads(text, start, opens[number + 1 : number + 2]) else None
+        leads = number + 1 < len(opens) and (
+            _only_leads(text, start, opens[number + 1])
+            or (asked and asked.search(text, start, opens[number + 1]))  # `(a,位于,b(c,位于,d)`: never closed
+        )
+        inner = reading(number + 1) if leads else None
         best = inner if inner and inner.whole and opens[number + 1] == start + 1 else reading(number)
         if best is None:
             continue
@@ -163,11 +197,11 @@ def _read(text: str, relations: list[str], source: str):
         yield text[start:done] if _cut_off(text, best, source) else best.triple
 
 
-def _only_leads(text: str, start: int, following: list[int]) -> bool:
+def _only_leads(text: str, start: int, following: int) -> bool:
     """Whether the bracket at `start` may be a list's, or one of the prose before the bracket that follows."""
-    if not following or following[0] - start > LONGEST_TRIPLE:
+    if following - start > LONGEST_TRIPLE:
         return False
-    between = text[start + 1 : following[0]]
+    between = text[start + 1 : following]
     if any(close in between for close in CLOSE):
         return sum(map(between.count, COMMAS)) < 2
     prose = between.rstrip()
@@ -207,7 +241,7 @@ def _split(body: str, asked: re.Pattern | None, source: str, tries: int) -> tupl
 def _asked_relations(relations: tuple[str, ...]) -> re.Pattern | None:
     """Finds `,RELATION` where a comma follows, the longest relation first."""
     names = "|".join(re.escape(name) for name in sorted(relations, key=len, reverse=True) if name.strip())
-    return re.compile(rf"[,，]\s*[\"']?(?:{names})[\"']?\s*(?=[,，])") if names else None
+    return re.compile(rf"[,，]\s*[\"'“‘]?(?:{names})[\"'”’]?\s*(?=[,，])") if names else None
 
 
 def _triple(head: str, relation: str, tail: str, source: str) -> Triple:
@@ -216,7 +250,7 @@ def _triple(head: str, relation: str, tail: str, source: str) -> Triple:
     They are the format's if the relation has them too. Else the source decides; without one, spaces go and quotes stay.
     """
     name = relation.strip()
-    spaced, quoted = name != relation, len(name) > 1 and name[0] in QUOTES and name[0] == name[-1]
+    spaced, quoted = name != relation, _quoted(name)
     name = name[1:-1].strip() if quoted else name
     return Triple(_entity(head, source, spaced, quoted), name, _entity(tail, source, spaced, quoted))
 
@@ -225,11 +259,15 @@ def _entity(part: str, source: str, spaced: bool, quoted: bool) -> str:
     bare = part.strip()
     if bare != part and not spaced and source and bare and part in source:
         return part
-    if len(bare) > 1 and bare[0] in QUOTES and bare[0] == bare[-1]:
+    if _quoted(bare):
         inside = bare[1:-1].strip()
         if quoted or (source and bare not in source and inside in source):
             return inside
     return bare
+
+
+def _quoted(part: str) -> bool:
+    return len(part) > 1 and QUOTES.get(part[0]) == part[-1]
 
 
 def _stands(triple: Triple, source: str) -> bool:

@@ -1,0 +1,46 @@
+"""Training through frozen 8-bit weights: products in the dtype of the inputs, nothing of them kept.
+
+bitsandbytes' own product keeps every input of every layer until the backward pass, where gradient checkpointing cannot
+free it (docs/log.md has the figures). The gradient of a frozen layer needs its weight alone, which is at hand.
+"""
+
+import functools
+
+import torch
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """inputs · weightᵀ, the weight being codes (int8) × scales (absolute maximum of each output row / 127)."""
+
+    @staticmethod
+    def forward(ctx, inputs, codes, scales):
+        ctx.save_for_backward(codes, scales)
+        return inputs @ _weight(codes, scales, inputs.dtype).T
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient @ _weight(*ctx.saved_tensors, gradient.dtype), None, None
+
+
+def _weight(codes, scales, dtype):
+    return codes.to(dtype, copy=True).mul_((scales / 127).unsqueeze(1))
+
+
+def _forward(layer, inputs):
+    if layer.weight.CB is not None:
+        layer.init_8bit_state()
+    kind = inputs.device.type
+    inputs = inputs.to(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else inputs.dtype)
+    with torch.autocast(kind, enabled=False):
+        out = _FrozenProduct.apply(inputs, layer.state.CB, layer.state.SCB)
+    return out if layer.bias is None else out + layer.bias.to(out.dtype)
+
+
+def train_frozen(model) -> int:
+    """Give the 8-bit layers of `model` this product; how many there are. For training alone: weights must be frozen."""
+    from bitsandbytes.nn import Linear8bitLt  # imported only where --bits 8 asks for it
+
+    layers = [module for module in model.modules() if isinstance(module, Linear8bitLt)]
+    for layer in layers:
+        layer.forward = functools.partial(_forward, layer)
+    return len(layers)
