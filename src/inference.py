@@ -18,7 +18,7 @@ from utils.args import parse_inference
 from utils.errors import UserError, run_script, say
 from utils.families import find_family
 from utils.generating import choose_batch_size, generate, plan_batches
-from utils.loading import find_adapter, limit_memory, load_adapter, load_base, weight_files
+from utils.loading import check_fits, find_adapter, limit_memory, load_adapter, load_base, weight_files
 from utils.precision import FLAGS, Precision, asked_dtype, choose_bits, choose_dtype, has_cuda
 from utils.prompter import load_template, prompt
 from utils.records import load
@@ -72,6 +72,8 @@ def main(argv=None) -> None:
 
     longest = max(map(len, prompts)) + args.max_new_tokens
     shape = memory.read_shape(base, model_args.trust_remote_code)
+    if adapter and shape:
+        check_fits(adapter, shape.sizes)
     memory.check_prediction(shape, longest * args.num_beams, precision, device, model_args.max_memory_MB)
     limit_memory(model_args.max_memory_MB, device)
     model = load_base(base, precision, device, codec, model_args.trust_remote_code)

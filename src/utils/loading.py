@@ -1,6 +1,10 @@
 """Load a base model, give it a LoRA adapter, save and check one."""
 
+import json
 import os
+import re
+import warnings
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -38,6 +42,11 @@ def load_base(path: str | Path, precision: Precision, device: torch.device | str
         ) from error
     if precision.bits == 16:
         model.to(device)
+    for module in model.modules():
+        # On CPUs with AVX-512 bf16, bitsandbytes would repack weights in evaluation: only sizes that are multiples of
+        # 64 work, and training afterwards is not foreseen.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     model.config.bos_token_id = codec.prefix_ids[0] if codec.prefix_ids else None
     model.config.eos_token_id, model.config.pad_token_id = codec.eos_id, codec.pad_id
     model.generation_config = GenerationConfig(eos_token_id=codec.eos_id, pad_token_id=codec.pad_id, do_sample=False)
@@ -105,29 +114,72 @@ def weight_files(folder: str | Path) -> list[Path]:
 
 
 def find_adapter(folder: str | Path) -> Path:
-    """The folder itself when it holds an adapter; else a UserError that lists it and the nearest folder that does."""
+    """The folder itself when it holds a sound adapter; else a UserError that lists it and the nearest one that is."""
     folder = Path(folder)
-    if (
-        folder.is_dir()
-        and (folder / "adapter_config.json").is_file()
-        and any((folder / f).is_file() for f in ADAPTER_FILES)
-    ):
-        return folder
     inside = ", ".join(sorted(path.name for path in folder.iterdir())) if folder.is_dir() else "no such folder"
-    root = folder if folder.is_dir() else folder.parent
-    others = sorted((p.parent for p in root.glob("*/adapter_config.json")), key=lambda p: p.stat().st_mtime)
-    hint = f"; the newest adapter near it is {others[-1]}" if others else ""
-    raise UserError(
-        f"--lora_weights {folder}: no adapter there (expected adapter_config.json and {' or '.join(ADAPTER_FILES)}); "
-        f"found {inside or 'an empty folder'}{hint}"
-    )
+    try:
+        if not _has_adapter(folder):
+            raise UserError(f"no adapter there (expected adapter_config.json and {' or '.join(ADAPTER_FILES)})")
+        check_weights(folder)
+        return folder
+    except UserError as error:
+        near = _nearest_adapter(folder if folder.is_dir() else folder.parent, folder)
+        hint = f"; the newest adapter near it is {near}" if near else ""
+        raise UserError(f"--lora_weights {folder}: {error}; found {inside or 'an empty folder'}{hint}") from None
+
+
+def _has_adapter(folder: Path) -> bool:
+    return (folder / "adapter_config.json").is_file() and any((folder / name).is_file() for name in ADAPTER_FILES)
+
+
+def _nearest_adapter(root: Path, but: Path) -> Path | None:
+    """The newest sound adapter in the folders of `root` and beside it."""
+    configs = {*root.glob("*/adapter_config.json"), *root.parent.glob("*/adapter_config.json")}
+    for config in sorted(configs, key=lambda path: path.stat().st_mtime, reverse=True):
+        try:
+            if config.parent != but and _has_adapter(config.parent) and check_weights(config.parent):
+                return config.parent
+        except UserError:
+            continue
+    return None
+
+
+def check_fits(folder: Path, layers: dict[str, tuple[int, int]]) -> None:
+    """UserError when a LoRA adapter was trained on another base.
+
+    `layers`: name of every linear layer of this base, but the head, -> its (inputs, outputs).
+    """
+    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    trained_on = settings.get("base_model_name_or_path")
+    wanted = f"--lora_weights {folder} (trained on {trained_on or 'an unknown base'}) does not fit this base model"
+    adapted = {}
+    for key, tensor in check_weights(folder).items():
+        found = re.match(r"(?:base_model\.model\.)?(.*)\.lora_([AB])\.", key)
+        if not found or found[1] == "lm_head":
+            continue
+        name, side = found[1], "AB".index(found[2])
+        if name not in layers:
+            raise UserError(f"{wanted}: the base has no layer {name}")
+        units = tensor.shape[1 - side]  # lora_A: rank x inputs, lora_B: outputs x rank
+        if units != layers[name][side]:
+            raise UserError(f"{wanted}: {key} is made for {units} units, the base has {layers[name][side]}")
+        adapted.setdefault(name.split(".")[-1], set()).add(name)
+    for target, names in adapted.items():
+        there = sum(name.split(".")[-1] == target for name in layers)
+        if len(names) < there and not settings.get("layers_to_transform"):
+            raise UserError(f"{wanted}: it is on {len(names)} layers {target}, the base has {there}")
 
 
 def load_adapter(model, folder: Path, merge: bool = False):
-    """`model` with the trained adapter of `folder`; `merge` adds it into the weights."""
-    check_weights(folder)
+    """`model` with the trained adapter of `folder` (checked by `find_adapter`); `merge` adds it into the weights."""
+    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    unknown = sorted(set(settings) - {field.name for field in fields(LoraConfig)})
+    if settings.get("peft_type") == "LORA" and unknown:
+        say(f"adapter: settings of another version of peft, without effect: {', '.join(unknown)}")
     try:
-        model = PeftModel.from_pretrained(model, folder)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Unexpected keyword arguments")  # said above
+            model = PeftModel.from_pretrained(model, folder)
     except (RuntimeError, ValueError, TypeError) as error:
         raise UserError(f"--lora_weights {folder} does not fit this base model: {error}") from error
     return model.merge_and_unload() if merge else model

@@ -32,7 +32,7 @@ class Shape(NamedTuple):
     wide: int  # of the feed-forward's inner units
     cached: int  # numbers kept of one token in all layers for generation: keys and values
     vocabulary: int
-    targets: dict  # name of a linear layer -> inputs + outputs of all its occurrences
+    sizes: dict  # name of each linear layer but the head -> (inputs, outputs)
 
 
 class Load(NamedTuple):
@@ -54,10 +54,6 @@ def read_shape(model_path, trust_remote_code: bool = False) -> Shape | None:
     config = config.get_text_config()
     head = model.get_output_embeddings()
     linear = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
-    targets = {}
-    for name, module in linear.items():
-        short = name.split(".")[-1]
-        targets[short] = targets.get(short, 0) + module.in_features + module.out_features
     heads = config.num_attention_heads
     head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
     kept = 2 * (getattr(config, "num_key_value_heads", None) or heads) * head_size
@@ -71,7 +67,7 @@ def read_shape(model_path, trust_remote_code: bool = False) -> Shape | None:
         wide=wide,
         cached=kept * config.num_hidden_layers,
         vocabulary=config.vocab_size,
-        targets=targets,
+        sizes={name: (module.in_features, module.out_features) for name, module in linear.items()},
     )
 
 
@@ -83,7 +79,8 @@ def weight_bytes(shape: Shape, precision: Precision) -> int:
 
 def adapter_weights(shape: Shape, targets: tuple[str, ...], rank: int) -> int:
     """Number of an adapter's weights: rank × (inputs + outputs) of every layer it is on."""
-    return rank * sum(size for name, size in shape.targets.items() if name in targets or targets == ("all-linear",))
+    every = targets == ("all-linear",)
+    return rank * sum(sum(size) for name, size in shape.sizes.items() if every or name.split(".")[-1] in targets)
 
 
 def trained_bytes(count: int, optim: str) -> int:
