@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 import tracemalloc
@@ -97,6 +98,10 @@ def test_the_shapes_of_2023_are_read_and_keep_their_fields(shape):
     }
 
 
+def test_a_prediction_that_has_only_kg_gets_its_output_from_it():
+    assert convert.convert({"kg": [["甲", "位于", "乙"]]})[0]["output"] == "(甲,位于,乙)"
+
+
 def test_todays_name_of_a_field_beats_the_old_one():
     row = convert.convert({"output": "(甲,位于,乙)", "answer": "(丙,位于,丁)", "input": "", "text": "x"})[0]
     assert (row["kg"], row["input"], row["answer"]) == ([["甲", "位于", "乙"]], "", "(丙,位于,丁)")
@@ -141,6 +146,44 @@ def test_convert_reads_a_json_list_too(tmp_path):
 def test_ids_that_are_no_numbers_stand_behind_in_file_order(tmp_path):
     rows = [{"id": "b", "output": ""}, {"id": 7, "output": ""}, {"output": ""}, {"id": "a", "output": ""}]
     assert [row.get("id") for row in run(tmp_path, rows)] == [7, "b", None, "a"]
+
+
+def test_ids_that_are_digits_count_as_numbers(tmp_path):
+    rows = [{"id": identity, "output": ""} for identity in ("10", "9", float("nan"), 9.5)]
+    assert [str(row["id"]) for row in run(tmp_path, rows)] == ["9", "9.5", "10", "nan"]
+
+
+@pytest.mark.parametrize("target", ["", "folder", "pred.json/made.json"])
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch, target):
+    (tmp_path / "folder").mkdir()
+    source = save(tmp_path / "pred.json", [predicted(0, "")])
+    monkeypatch.setattr(convert, "spool", lambda *_: pytest.fail("converted first"))
+    with pytest.raises(UserError, match="--tgt_path"):
+        convert.main(["--pred_path", str(source), "--tgt_path", str(tmp_path / target) if target else ""])
+
+
+def test_a_pipe_is_not_replaced_and_a_link_keeps_pointing(tmp_path):
+    source = save(tmp_path / "pred.json", [predicted(0, "")])
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="no ordinary file"):
+        convert.main(["--pred_path", str(source), "--tgt_path", str(tmp_path / "pipe")])
+    (tmp_path / "link.json").symlink_to(tmp_path / "real.json")
+    convert.main(["--pred_path", str(source), "--tgt_path", str(tmp_path / "link.json")])
+    assert (tmp_path / "link.json").is_symlink()
+    assert len(load(tmp_path / "real.json")) == 1
+
+
+def test_a_failed_run_leaves_no_folder_and_no_half_file(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        convert.main(["--pred_path", str(tmp_path / "no.json"), "--tgt_path", str(tmp_path / "new" / "made.json")])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_flag_names_the_nearest_and_check_takes_no_other(tmp_path):
+    with pytest.raises(UserError, match="--pred_pth: unknown flag; did you mean --pred_path"):
+        convert.main(["--pred_pth", "x"])
+    with pytest.raises(UserError, match="--check converts nothing, so --dedupe would have no effect"):
+        convert.main(["--check", "x", "--dedupe"])
 
 
 def test_sort_input_keeps_the_order_of_the_predictions(tmp_path):
@@ -322,6 +365,7 @@ FAULTS = {
     ":1: id 0: output is not the text of kg": changed(0, output="(甲,位于,乙)(甲,位于,丙)"),
     ":2: id 1: output is not the text of kg": changed(1, output=...),
     ":1: id 0: kg holds a triple twice": changed(0, output="(a,b,c),(a,b,c)", kg=[["a", "b", "c"]] * 2),
+    ":1: id 0: kg holds a triple with an empty part or NAN": changed(0, output="(a,b,NAN)", kg=[["a", "b", "NAN"]]),
     ":2: id 0 stands behind 1": [VALID[1], VALID[0], VALID[2]],
 }
 
@@ -340,3 +384,9 @@ def test_check_lists_the_first_faults_and_counts_the_others(tmp_path):
     assert "63 faults" in lines[0]  # 30 unknown ids, 30 without kg, 3 missing
     assert lines[-1] == "  … and 43 more"
     assert len(lines) == 22
+
+
+def test_check_wants_every_id_of_the_test_file_once(tmp_path):
+    tests = save(tmp_path / "valid.json", [TESTS[0], TESTS[0]])
+    with pytest.raises(UserError, match=r"valid.json:2: id 0 stands there twice"):
+        convert.main(["--check", str(tests), "--tgt_path", str(save(tmp_path / "made.json", VALID[:1]))])

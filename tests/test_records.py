@@ -235,6 +235,22 @@ def test_the_line_where_a_list_breaks_is_named_wherever_the_pieces_end(tmp_path,
     assert f"{path}:4: not JSON" in error_of(read, path)
 
 
+@pytest.mark.parametrize("text", ['[{"a": 1} {"a": 2}]', '[{"a": 1},,{"a": 2}]', '[{"a": 1}\n{"a": 2}]'])
+def test_items_of_a_list_are_divided_by_one_comma(tmp_path, text):
+    path = tmp_path / "rows.json"
+    path.write_text(text, encoding="utf-8")
+    assert "not JSON" in error_of(read, path)
+
+
+def test_a_folder_is_called_one_and_what_it_holds_is_listed(tmp_path):
+    for number in range(20):
+        (tmp_path / f"{number:02}.json").touch()
+    message = error_of(read, tmp_path)
+    assert "is a folder, expected a file" in message
+    assert "11.json, …" in message
+    assert "12.json" not in message
+
+
 def test_bad_lines_are_collected_instead_when_a_list_is_given_for_them(tmp_path):
     path = tmp_path / "rows.json"
     path.write_bytes(b'{"id": 1}\n{"id":\n\xff\n3\n' + b"[" * 100_000 + b'\n{"id": 2}\n')

@@ -597,3 +597,12 @@ def test_five_thousand_records_take_less_than_thirty_seconds(tmp_path):
     figures = run_json(tmp_path, spoilt, gold)
     assert time.process_time() - start < 30
     assert 0.5 < figures["interval"]["f1"][0] < figures["f1"] < figures["interval"]["f1"][1] < 1
+
+
+@pytest.mark.parametrize("side", ["pred", "gold"])
+def test_the_figures_never_overwrite_what_they_are_made_from(tmp_path, side):
+    files = {name: save(tmp_path / f"{name}.json", GOLD) for name in ("pred", "gold")}
+    before = files[side].read_bytes()
+    with pytest.raises(UserError, match="--json .* is an input of this command"):
+        score.main(["--pred", str(files["pred"]), "--gold", str(files["gold"]), "--json", str(files[side])])
+    assert files[side].read_bytes() == before

@@ -148,6 +148,26 @@ HARD = {
         [("甲, 乙", "位于", "丙"), ("a", "位于", "f")],
     ),
     "a head that is all in brackets": ("((a,b),位于,t)", ["位于"], "(a,b) t", [("(a,b)", "位于", "t")]),
+    "Chinese quotes around every part": ("(“甲”,“位于”,“乙”)", ["位于"], "甲在乙", [("甲", "位于", "乙")]),
+    "JSON objects": (
+        '```json\n[{"head": "甲\\"a, b", "relation": "位于", "tail": "乙"}]\n```',
+        ["位于"],
+        '甲"a, b在乙',
+        [('甲"a, b', "位于", "乙")],
+    ),
+    "one JSON object of other names": (
+        '{"subject": "甲", "predicate": "位于", "object": "乙"}',
+        ["位于"],
+        "甲在乙",
+        [("甲", "位于", "乙")],
+    ),
+    "JSON lists with escapes": ('[["\\u7532","位于","乙"]]', ["位于"], "甲在乙", [("甲", "位于", "乙")]),
+    "the form asked for, said again": (
+        "(头实体,关系,尾实体)：(甲,位于,乙)(Subject,Relation,Object)",
+        ["位于"],
+        "甲在乙",
+        [("甲", "位于", "乙")],
+    ),
     "the triple before was never closed": (
         "(甲,位于,乙\n(丙,位于,丁)",
         ["位于"],
@@ -206,6 +226,20 @@ HEAD_WITH_COMMA = "云南临沧市凤庆县(北纬24.34度，东经99.98度)"
 )
 def test_a_comma_inside_a_head_is_kept_as_it_is_when_schema_or_source_tell(relations, source):
     assert parse(f"({HEAD_WITH_COMMA},位于,云南省)", relations, source) == [(HEAD_WITH_COMMA, "位于", "云南省")]
+
+
+@pytest.mark.parametrize("between", [",", "", "；2、", "和", " 2. ", "|", " - ", "、以及", "：说明\n", "#\n", '","'])
+@pytest.mark.parametrize("source", ["北京 中国 上海", ""])
+def test_an_asked_relation_never_swallows_the_triple_before_it(between, source):
+    text = f"1、(北京,首都,中国){between}(上海,位于,中国)"
+    assert parse(text, ["位于"], source) == [("北京", "首都", "中国"), ("上海", "位于", "中国")]
+
+
+def test_a_triple_whose_bracket_was_never_closed_does_not_take_the_next_one_along():
+    assert parse_with_rest("(甲,位于,乙(丙,人口,3)", ["位于", "人口"], "甲乙丙3") == (
+        [("丙", "人口", "3")],
+        ["(甲,位于,乙"],
+    )
 
 
 def test_a_list_bracket_that_ends_a_triple_is_not_the_tails_although_the_source_has_both_together():
@@ -412,9 +446,13 @@ def test_no_repeated_text_makes_the_parser_slow(unit, relations, source):
     assert time.process_time() - start < 1  # about 0.1 s at worst; quadratic time would need minutes
 
 
-@pytest.mark.parametrize("unit", ["关系列表：[", "关系列表：['", "关系列表：['a',", "关系列表", "实体类型{'", " "])
+@pytest.mark.parametrize(
+    "unit",
+    ["关系列表：[", "关系列表：['", "关系列表：['a',", "关系列表", "实体类型{'", " "],
+)
 def test_a_megabyte_of_instruction_takes_less_than_a_second(unit):
     start = time.process_time()
-    schema(unit * (MEGABYTE // len(unit)))
-    entity_types(unit * (MEGABYTE // len(unit)))
+    for text in (unit * (MEGABYTE // len(unit)), unit + " " * MEGABYTE):
+        schema(text)
+        entity_types(text)
     assert time.process_time() - start < 1

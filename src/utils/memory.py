@@ -144,10 +144,12 @@ def training_bytes(shape: Shape, rows, plan: Plan, trained: int, full: bool, opt
 
 
 def plans_that_fit(plan: Plan, full: bool, fits) -> list[Plan]:
-    """The smallest changes of a plan that fit: of one setting if that is enough, else of two; at most three."""
+    """The smallest changes of a plan that fit: of one setting if that is enough, else of two."""
     recompute = [] if plan.recompute else [plan._replace(recompute=True)]
-    bits = [] if full else [plan._replace(precision=plan.precision._replace(bits=b)) for b in (8, 4)]
-    bits = [other for other in bits if other.precision.bits < plan.precision.bits]
+
+    def fewer_bits(one: Plan) -> list[Plan]:
+        lower = [] if full else [bits for bits in (8, 4) if bits < one.precision.bits]
+        return [one._replace(precision=one.precision._replace(bits=bits)) for bits in lower]
 
     def smaller(one: Plan) -> list[Plan]:
         plans, factor = [], 2
@@ -156,9 +158,13 @@ def plans_that_fit(plan: Plan, full: bool, fits) -> list[Plan]:
             factor *= 2
         return plans
 
-    single = [[other for other in group if fits(other)][:1] for group in (recompute, smaller(plan), bits)]
-    found = [other for group in single for other in group]
-    return found or [other for one in [*recompute, *bits] for other in smaller(one) if fits(other)][:2]
+    def firsts(*groups: list[Plan]) -> list[Plan]:
+        return [other for group in groups for other in [one for one in group if fits(one)][:1]]
+
+    found = firsts(recompute, smaller(plan), fewer_bits(plan))
+    for one in (*recompute, *fewer_bits(plan)):
+        found = found or firsts(fewer_bits(one), smaller(one))
+    return found
 
 
 def check_training(shape: Shape | None, rows, plan: Plan, trained: int, full: bool, optim: str, device, cap) -> None:

@@ -34,9 +34,9 @@ def stream(path: str | Path, bad: list[str] | None = None):
         near = sorted(p.name for p in folder.glob("*.json*")) if folder.is_dir() else []
         names = ", ".join(near[:12]) + (", …" if len(near) > 12 else "")
         what = (
-            "a folder, expected a file"
+            "is a folder, expected a file"
             if path.is_dir()
-            else "not an ordinary file"
+            else "is no ordinary file"
             if path.exists()
             else "no such file"
         )

@@ -1,0 +1,208 @@
+"""The memory estimate: its parts by hand, peaks measured on a card, and the advice when a run does not fit."""
+
+import json
+
+import pytest
+import torch
+from conftest import GOLDEN
+
+import test_finetune as finetuning
+from utils import memory
+from utils.errors import UserError
+from utils.memory import MB, Load, Plan, Shape
+from utils.precision import Precision
+
+HALF = Precision("float16", 16)
+CARD = torch.device("cuda")
+
+
+def llama(folder, hidden, wide, layers, heads):
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 32000}
+    config |= {
+        "hidden_size": hidden,
+        "intermediate_size": wide,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return memory.read_shape(folder)
+
+
+@pytest.fixture
+def seven(tmp_path):
+    return llama(tmp_path, 4096, 11008, 32, 32)
+
+
+def rows(count=564, tokens=508, answer=216):
+    """Rows as `tokenise` makes them, all of the same length."""
+    label = [-100] * (tokens - answer) + [5] * answer
+    return {"length": [tokens] * count, "labels": [label] * count}
+
+
+class Rows(dict):
+    def __len__(self):
+        return len(self["length"])
+
+    def __getitem__(self, key):
+        return super().__getitem__(key) if isinstance(key, str) else {name: self[name][key] for name in self}
+
+
+def test_llama_7b_has_the_weights_that_its_paper_says(seven):
+    assert seven.linear + seven.other == 6_738_415_616
+    assert seven.linear == 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
+    assert (seven.layers, seven.hidden, seven.wide, seven.cached) == (32, 4096, 11008, 2 * 4096 * 32)
+
+
+def test_grouped_heads_keep_fewer_keys_and_values(tmp_path):
+    (tmp_path / "config.json").write_text(
+        json.dumps(
+            {
+                "model_type": "qwen2",
+                "hidden_size": 64,
+                "intermediate_size": 128,
+                "num_hidden_layers": 3,
+                "num_attention_heads": 8,
+                "num_key_value_heads": 2,
+                "vocab_size": 100,
+            }
+        )
+    )
+    assert memory.read_shape(tmp_path).cached == 2 * 2 * 8 * 3
+
+
+def test_a_config_that_cannot_be_built_gives_no_estimate(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"model_type": "nobodys"}')
+    shape = memory.read_shape(tmp_path)
+    assert shape is None
+    memory.check_training(shape, None, None, 0, False, "adamw_torch", CARD, None)
+    assert "memory: not estimated" in capsys.readouterr().err
+
+
+TOY = Shape(1000, 100, 2, 10, 20, 40, 50, {"a.q_proj": (10, 30), "a.v_proj": (10, 5), "b.q_proj": (10, 30)})
+
+
+def test_the_parts_of_the_estimate_by_hand():
+    assert memory.weight_bytes(TOY, HALF) == 2 * 1100
+    assert memory.weight_bytes(TOY, Precision("float32", 16)) == 4 * 1100
+    assert memory.weight_bytes(TOY, Precision("float16", 8)) == 1000 + 200
+    assert memory.weight_bytes(TOY, Precision("bfloat16", 4)) == 530 + 200
+    assert memory.adapter_weights(TOY, ("q_proj",), 4) == 4 * (40 + 40)
+    assert memory.adapter_weights(TOY, ("all-linear",), 4) == 4 * (40 + 15 + 40)
+    assert memory.trained_bytes(10, "adamw_torch") == 200
+    assert memory.trained_bytes(10, "paged_adamw_32bit") == 80
+    assert memory.trained_bytes(10, "adamw_8bit") == 100
+    layer, between, logits = 6 * (9 * 10 + 3.5 * 20) * 2, 6 * 10 * 2 * 2, 2 * 2 * 50 * 14
+    assert memory.activation_bytes(TOY, Load(2, 3, 2), HALF, recompute=False) == 2 * layer + logits
+    assert memory.activation_bytes(TOY, Load(2, 3, 2), HALF, recompute=True) == between + max(layer, logits)
+
+
+def test_the_largest_batch_is_that_of_the_longest_rows():
+    table = Rows(length=[4, 9, 7], labels=[[-100, -100, 1, 1], [-100] * 5 + [1] * 4, [-100] * 2 + [1] * 5])
+    assert memory.largest_load(table, 1) == Load(1, 9, 5)
+    assert memory.largest_load(table, 2) == Load(2, 9, 8)
+
+
+# Peaks of torch's allocator on one NVIDIA H200 (docs/memory.md), of batches whose longest row has 508 tokens.
+MEASURED = [
+    ("7b", 16, 16, True, 217, 16_794),
+    ("7b", 16, 32, True, 217, 20_654),
+    ("7b", 8, 16, True, 217, 10_629),
+    ("7b", 8, 4, True, 151, 7_782),
+    ("7b", 4, 16, True, 217, 7_639),
+    ("13b", 8, 4, True, 151, 14_285),
+    ("13b", 4, 4, True, 151, 8_428),
+    ("7b of 8 layers", 16, 4, False, 151, 6_339),
+    ("7b of 8 layers", 8, 4, False, 151, 4_792),
+    ("7b of 8 layers", 4, 4, False, 151, 4_035),
+]
+SIZES = {"7b": (4096, 11008, 32, 32), "13b": (5120, 13824, 40, 40), "7b of 8 layers": (4096, 11008, 8, 32)}
+
+
+@pytest.mark.parametrize(("size", "bits", "batch", "recompute", "answers", "peak"), MEASURED)
+def test_the_estimate_is_near_the_peaks_that_were_measured(tmp_path, size, bits, batch, recompute, answers, peak):
+    shape = llama(tmp_path, *SIZES[size])
+    plan = Plan(batch, 1, Precision("float16", bits), recompute)
+    table = Rows(rows(answer=answers - 1))
+    trained = memory.adapter_weights(shape, ("q_proj", "v_proj"), 8)
+    estimate = sum(memory.training_bytes(shape, table, plan, trained, False, "adamw_torch").values()) / MB
+    assert 0.98 * peak < estimate < 1.08 * peak
+
+
+def refused(seven, plan, free, full=False, trained=4_194_304, monkeypatch=None):
+    monkeypatch.setattr(memory, "available", lambda device, cap: free * MB)
+    with pytest.raises(UserError) as caught:
+        memory.check_training(seven, Rows(rows()), plan, trained, full, "adamw_torch", CARD, free)
+    return str(caught.value)
+
+
+def test_a_run_that_fits_is_said_in_one_line(seven, monkeypatch, capsys):
+    monkeypatch.setattr(memory, "available", lambda device, cap: 24_000 * MB)
+    plan = Plan(16, 8, Precision("float16", 8), True)
+    memory.check_training(seven, Rows(rows()), plan, 4_194_304, False, "adamw_torch", CARD, 24_000)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith("memory: about 10,")
+    assert "weights 6,676" in said[0]
+    assert said[0].endswith("24,000 MB free")
+
+
+def test_a_run_that_does_not_fit_names_the_flags_that_would_make_it(seven, monkeypatch):
+    message = refused(seven, Plan(16, 8, Precision("float16", 8), False), 24_000, monkeypatch=monkeypatch)
+    assert "24,000 MB --max_memory_MB 24000 allows" in message
+    assert "what would fit: --gradient_checkpointing True, or --per_device_train_batch_size 4 " in message
+    assert "--gradient_accumulation_steps 32" in message
+    message = refused(seven, Plan(16, 8, HALF, True), 12_000, monkeypatch=monkeypatch)
+    assert message.endswith("what would fit: --bits 8")
+
+
+def test_two_flags_are_named_where_one_is_not_enough(seven, monkeypatch):
+    message = refused(seven, Plan(16, 8, HALF, False), 9_000, monkeypatch=monkeypatch)
+    assert "what would fit: --gradient_checkpointing True --bits 4" in message
+    message = refused(seven, Plan(16, 8, HALF, True), 6_000, monkeypatch=monkeypatch)
+    assert "--per_device_train_batch_size 4 --gradient_accumulation_steps 32 --bits 4" in message
+
+
+def test_what_fits_nowhere_says_so(seven, monkeypatch):
+    assert "what would fit: more cards, or a smaller base" in refused(
+        seven, Plan(1, 1, Precision("float32", 16), True), 24_000, True, 6_738_415_616, monkeypatch
+    )
+
+
+def test_every_plan_that_is_named_fits(seven):
+    table = Rows(rows())
+
+    def need(plan):
+        return sum(memory.training_bytes(seven, table, plan, 4_194_304, False, "adamw_torch").values())
+
+    for free in range(4_000, 60_000, 2_000):
+        for plan in (Plan(16, 8, HALF, False), Plan(6, 1, HALF, True), Plan(1, 1, HALF, False)):
+            for other in memory.plans_that_fit(plan, False, lambda other, free=free: need(other) <= free * MB):
+                assert need(other) <= free * MB
+                assert other.batch * other.accumulation == plan.batch * plan.accumulation
+
+
+def test_prediction_that_cannot_hold_its_weights_is_refused(seven, monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda device, cap: 9_000 * MB)
+    with pytest.raises(UserError, match=r"prediction needs about 13,.* what would fit: --bits 8, or --bits 4"):
+        memory.check_prediction(seven, 1024, HALF, CARD, None)
+    memory.check_prediction(seven, 1024, Precision("float16", 8), CARD, None)
+
+
+def test_on_a_cpu_too_little_memory_is_a_warning(seven, monkeypatch, capsys):
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: type("M", (), {"available": 5_000 * MB}))
+    memory.check_training(
+        seven, Rows(rows()), Plan(16, 8, HALF, True), 1, False, "adamw_torch", torch.device("cpu"), None
+    )
+    assert "warning: the run needs about" in capsys.readouterr().err
+
+
+def test_the_check_comes_before_the_base_is_loaded(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise UserError("memory: too much")
+
+    monkeypatch.setattr(memory, "check_training", refuse)
+    monkeypatch.setattr(finetuning, "load_base", lambda *_: pytest.fail("the base was loaded first"))
+    flags = {"model_name_or_path": GOLDEN / "checkpoint", "train_file": GOLDEN / "train.json", "output_dir": tmp_path}
+    with pytest.raises(UserError, match="too much"):
+        finetuning.main(["--do_train", *(str(w) for name, value in flags.items() for w in (f"--{name}", value))])
+    assert not list(tmp_path.iterdir())
