@@ -4,8 +4,8 @@ Pure functions of the standard library. Every part of the project that reads an 
 
 The text form has no escapes, so some texts have two readings. With the relations asked for (`schema`) and the record's
 `input` (`source`), `parse(render(triples))` gives the triples back unless an entity itself holds what stands between
-two triples, such as `),(`, or an asked relation between two commas. Without them, an entity with a comma or an unpaired
-bracket may be cut at the wrong place: docs/triples.md counts how often real gold has one.
+two triples, such as `),(`, or an asked relation between two commas, or a bracket without a partner. Without them, an
+entity with a comma may be cut at the wrong place too: docs/triples.md counts how often real gold has one.
 """
 
 import json
