@@ -75,7 +75,7 @@ def load_codec(model_path: str | Path, family: Family, trust_remote_code: bool =
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         there = ", ".join(sorted(path.name for path in folder.glob("*token*"))) or "no tokenizer file"
-        raise UserError(f"{folder}: the tokenizer cannot be read ({error}); found {there}") from None
+        raise UserError(f"{folder}: config or tokenizer cannot be read ({error}); found {there}") from None
     if tokenizer.eos_token_id is None:
         raise UserError(f"{folder}: the tokenizer names no eos_token, so no answer could end; add it to its config")
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
