@@ -1,4 +1,4 @@
-"""README and docs/weights, in both languages: in step with each other; every command, flag and path in them is real."""
+"""README, docs/weights and docs/models: both languages in step; every command, flag and path in them is real."""
 
 import inspect
 import json
@@ -16,7 +16,11 @@ from utils.errors import UserError
 
 READMES = ("README.md", "README_CN.md")
 WEIGHTS = ("docs/weights.md", "docs/weights_CN.md")
-TEXT = {name: (ROOT / name).read_text(encoding="utf-8") for name in READMES + WEIGHTS}
+BASES = ("llama", "alpaca", "vicuna", "zhixi", "chatflow", "chinese-llama", "other")
+MODELS = [(f"docs/models/{base}.md", f"docs/models/{base}_CN.md") for base in BASES]
+PAIRS = [READMES, WEIGHTS, *MODELS]
+PAGES = [name for pair in PAIRS for name in pair]
+TEXT = {name: (ROOT / name).read_text(encoding="utf-8") for name in PAGES}
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.bash"))
 RUNNABLE = [name for name in SCRIPTS if re.match(r"fine_|infer_|run_inference", name)]
 PARSERS = {"src/test_finetune.py": args.parse_finetune, "src/inference.py": args.parse_inference}
@@ -59,6 +63,21 @@ def tables(text):
         heading = line if line.startswith("#") else heading
         if line.startswith("|") and not line.startswith("|---"):
             yield heading, [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def links(name):
+    """The links of a page, sorted; a heading in one by its number, for its name depends on the language."""
+    found = []
+    for link in re.findall(r"\]\(([^)]+)\)", TEXT[name]):
+        path, _, heading = link.partition("#")
+        if heading and "://" not in link:
+            target = ((ROOT / name).parent / path).resolve() if path else ROOT / name
+            titles = re.findall(r"^#+ (.*)$", prose(target.read_text(encoding="utf-8")), re.MULTILINE)
+            slugs = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
+            assert heading in slugs, link
+            heading = slugs.index(heading)
+        found.append((path.replace("_CN", ""), str(heading)))
+    return sorted(found)
 
 
 def code(cell):
@@ -108,7 +127,7 @@ def actions(parser):
     return {flag: action for action in parser._actions for flag in action.option_strings}
 
 
-@pytest.mark.parametrize(("pair", "least"), [(READMES, 10), (WEIGHTS, 5)])
+@pytest.mark.parametrize(("pair", "least"), [(READMES, 10), (WEIGHTS, 5), *((pair, 5) for pair in MODELS)])
 def test_both_have_the_same_headings_and_code_blocks(pair, least):
     levels = [re.findall(r"^(#+) ", prose(TEXT[name]), re.MULTILINE) for name in pair]
     assert levels[0] == levels[1]
@@ -116,15 +135,12 @@ def test_both_have_the_same_headings_and_code_blocks(pair, least):
     assert blocks(TEXT[pair[0]]) == blocks(TEXT[pair[1]])
 
 
-@pytest.mark.parametrize("pair", [READMES, WEIGHTS])
+@pytest.mark.parametrize("pair", PAIRS)
 def test_both_have_the_same_links_and_flags_in_their_tables(pair):
-    def links(text):
-        return sorted(link.replace("_CN", "") for link in re.findall(r"\]\(([^)]+)\)", text))
-
     def flags(text):
         return [cells[:2] for _, cells in tables(text) if cells[0].startswith("`--") and len(cells) == 3]
 
-    assert links(TEXT[pair[0]]) == links(TEXT[pair[1]])
+    assert links(pair[0]) == links(pair[1])
     assert flags(TEXT[pair[0]]) == flags(TEXT[pair[1]])
 
 
@@ -139,7 +155,7 @@ def test_the_example_is_a_record_of_the_sample():
 
 
 @pytest.mark.usefixtures("empty_folder")
-@pytest.mark.parametrize("command", commands(TEXT["README.md"]) + commands(TEXT["docs/weights.md"]))
+@pytest.mark.parametrize("command", [line for pair in PAIRS for line in commands(TEXT[pair[0]])])
 def test_every_command_is_accepted_by_the_real_parser(command):
     words = words_of(command)
     if words[0] == "bash":
@@ -165,7 +181,7 @@ def test_scripts_named_exist_and_every_one_to_run_is_named(name):
     assert set(RUNNABLE) <= named
 
 
-@pytest.mark.parametrize("name", [*READMES, *WEIGHTS, "data/README.md"])
+@pytest.mark.parametrize("name", [*PAGES, "data/README.md"])
 def test_links_and_paths_exist(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
@@ -196,7 +212,7 @@ def test_every_flag_of_the_tables_exists_with_the_default_that_is_said(name):
     assert len(seen) > 40
 
 
-@pytest.mark.parametrize("name", READMES + WEIGHTS)
+@pytest.mark.parametrize("name", PAGES)
 def test_every_flag_in_the_prose_exists(name, capsys):
     known = {*actions(parser_of("")), *actions(parser_of("## Prediction"))}
     known |= {"--help", "--help_all", "--master_port", "--nocheck"}  # of torchrun, and fire's way to say --check False
@@ -215,3 +231,12 @@ def test_every_family_of_the_code_is_in_the_table_of_models():
     for name in READMES:
         first = [code(cells[0]) for heading, cells in tables(TEXT[name]) if heading in ("## Models", "## 模型")]
         assert sorted(cell[0] for cell in first[1:]) == sorted(args.NAMES)
+
+
+def test_every_base_has_a_page_that_says_its_name_and_the_readme_links_it():
+    for index, readme in enumerate(READMES):
+        linked = set(re.findall(r"\]\((docs/models/[^)]+)\)", TEXT[readme]))
+        assert linked == {pair[index] for pair in MODELS}
+    for name in args.NAMES:
+        page = TEXT[f"docs/models/{'other' if name == 'auto' else name}.md"]
+        assert f"--model_name {name}" in page or f"--model_file {name}" in page

@@ -4,8 +4,11 @@ Nothing else in the project asks which family a model is of.
 """
 
 import json
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import transformers
 
 from utils import tencentpretrain
 from utils.errors import UserError
@@ -106,3 +109,24 @@ def find_family(model_path: str | Path, model_name: str | None = None) -> tuple[
             "drop --model_name to use what the checkpoint says, or give the checkpoint you meant"
         )
     return named, model_name, "--model_name"
+
+
+@contextmanager
+def own_code(folder: str | Path, trusted: bool):
+    """Errors around the Python code that a checkpoint brings along, not allowed or broken, become UserErrors."""
+    try:
+        yield
+    except Exception as error:
+        files = ", ".join(sorted(path.name for path in Path(folder).glob("*.py")))
+        if not trusted and "trust_remote_code" in str(error):
+            raise UserError(
+                f"{folder} needs Python code of its own ({files or 'from another repository'}), which runs only with "
+                "--trust_remote_code; read it, and add the flag if you trust it"
+            ) from None
+        if trusted and files and not isinstance(error, (OSError, ValueError, RuntimeError)):
+            raise UserError(
+                f"--trust_remote_code: the Python code of {folder} ({files}) fails with transformers "
+                f"{transformers.__version__} ({type(error).__name__}: {error}). It may be written for another "
+                "version, or need a package that is not installed"
+            ) from error
+        raise

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
 
 from utils.errors import UserError, say
-from utils.families import read_config
+from utils.families import own_code, read_config
 from utils.precision import Precision
 from utils.quantised import train_frozen
 
@@ -34,7 +34,8 @@ def load_base(path: str | Path, precision: Precision, device: torch.device | str
     if precision.bits != 16:
         options |= {"quantization_config": _quantization(precision), "device_map": {"": device}}
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, **options)
+        with own_code(path, trust_remote_code):
+            model = AutoModelForCausalLM.from_pretrained(path, **options)
     except (OSError, ValueError, RuntimeError) as error:
         inside = ", ".join(sorted(p.name for p in Path(path).iterdir()))
         raise UserError(

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tokenizers import normalizers
-from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
 from utils.errors import UserError
-from utils.families import Family
+from utils.families import Family, own_code
 from utils.prompter import Piece, prompt
 
 IGNORED = -100  # the label of a token that is not learnt
@@ -69,10 +69,13 @@ def load_codec(model_path: str | Path, family: Family, trust_remote_code: bool =
     if family.sentencepiece and (folder / "tokenizer.model").is_file() and (codec := _llama_codec(folder)):
         return codec
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        with own_code(folder, trust_remote_code):
+            if not trust_remote_code and (folder / "config.json").is_file():  # the model's own code: noticed early
+                AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         there = ", ".join(sorted(path.name for path in folder.glob("*token*"))) or "no tokenizer file"
-        raise UserError(f"{folder}: the tokenizer cannot be read ({error}); found {there}") from None
+        raise UserError(f"{folder}: config or tokenizer cannot be read ({error}); found {there}") from None
     if tokenizer.eos_token_id is None:
         raise UserError(f"{folder}: the tokenizer names no eos_token, so no answer could end; add it to its config")
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
