@@ -5,6 +5,7 @@ import json
 import pytest
 from conftest import GOLDEN
 
+from utils.errors import UserError
 from utils.families import find_family
 from utils.prompter import Piece, load_template, prompt
 from utils.tokens import IGNORED, encode_row, load_codec
@@ -105,3 +106,9 @@ def test_an_answer_decodes_to_its_text(codecs, embedded):
 def test_the_embedded_tokenizer_splits_digits_one_by_one(embedded):
     ids = embedded.encode([Piece("2,424人", from_template=False)])
     assert embedded.tokenizer.convert_ids_to_tokens(ids)[:5] == ["2", ",", "4", "2", "4"]
+
+
+def test_the_recursion_of_the_stock_tokenizer_never_reaches_a_user():
+    family, _, _ = find_family(GOLDEN / "checkpoint", "auto")
+    with pytest.raises(UserError, match="if it is LLaMA's, leave --model_name auto out"):
+        load_codec(GOLDEN / "checkpoint", family)

@@ -73,6 +73,10 @@ def load_codec(model_path: str | Path, family: Family, trust_remote_code: bool =
             if not trust_remote_code and (folder / "config.json").is_file():  # the model's own code: noticed early
                 AutoConfig.from_pretrained(folder, trust_remote_code=False)
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except RecursionError:  # AutoTokenizer on LLaMA repositories of 2023, whose special tokens are empty strings
+        raise UserError(
+            f"{folder}: transformers cannot read this tokenizer; if it is LLaMA's, leave --model_name {family.name} out"
+        ) from None
     except (OSError, ValueError) as error:
         there = ", ".join(sorted(path.name for path in folder.glob("*token*"))) or "no tokenizer file"
         raise UserError(f"{folder}: config or tokenizer cannot be read ({error}); found {there}") from None
