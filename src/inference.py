@@ -22,6 +22,7 @@ from utils.loading import check_fits, find_adapter, limit_memory, load_adapter, 
 from utils.precision import FLAGS, Precision, asked_dtype, choose_bits, choose_dtype, has_cuda
 from utils.prompter import load_template, prompt
 from utils.records import load
+from utils.shards import whole_files
 from utils.tokens import load_codec
 
 
@@ -51,6 +52,7 @@ def main(argv=None) -> None:
     records = load(args.input_file, needs=("instruction", "input"))
     device = choose_device(args.device)
     precision = choose_precision(model_args, args, run.get("precision", {}), device.type == "cpu")
+    whole_files(base, "model_name_or_path")
     codec = load_codec(base, family, model_args.trust_remote_code)
     prompts = [codec.encode(prompt(template, record["instruction"], record["input"])) for record in records]
 
@@ -72,9 +74,11 @@ def main(argv=None) -> None:
 
     longest = max(map(len, prompts)) + args.max_new_tokens
     shape = memory.read_shape(base, model_args.trust_remote_code)
+    memory.check_vocabulary(shape, prompts)
     if adapter and shape:
         check_fits(adapter, shape.sizes)
-    memory.check_prediction(shape, longest * args.num_beams, precision, device, model_args.max_memory_MB)
+    kept = longest * args.num_beams * (args.batch_size or 1)
+    memory.check_prediction(shape, kept, precision, device, model_args.max_memory_MB)
     limit_memory(model_args.max_memory_MB, device)
     model = load_base(base, precision, device, codec, model_args.trust_remote_code)
     if adapter:

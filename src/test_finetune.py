@@ -19,9 +19,11 @@ from utils.families import find_family
 from utils.loading import add_lora, check_saved, check_weights, limit_memory, load_base, training_device
 from utils.prompter import load_template
 from utils.records import load, split
+from utils.shards import whole_files
 from utils.tokens import load_codec, save_tokenizer
 from utils.training import (
     LogFile,
+    SaveTokenizer,
     TripleTrainer,
     checkpoint_step,
     choose_resume,
@@ -46,6 +48,7 @@ def main(argv=None) -> None:
     template = load_template(template_name)
     train_records, valid_records = read_records(data_args, args)
     resume = choose_resume(args)
+    whole_files(model_args.model_name_or_path, "model_name_or_path")
     codec = load_codec(model_args.model_name_or_path, family, model_args.trust_remote_code)
 
     if data_args.max_source_length:
@@ -90,7 +93,7 @@ def main(argv=None) -> None:
         return
 
     device = training_device(args.use_cpu)
-    check_memory(model_args, lora_args, args, train_rows, targets, device)
+    check_memory(model_args, lora_args, args, train_rows, targets, device, data_args.max_target_length)
     limit_memory(model_args.max_memory_MB, device)
     torch.manual_seed(args.seed)  # the first values of the adapter; the Trainer seeds all the rest
     base_precision = args.precision
@@ -113,6 +116,9 @@ def main(argv=None) -> None:
         eval_dataset=valid_rows,
         callbacks=[LogFile()],
     )
+    if lora_args.full_finetune:
+        base = model_args.model_name_or_path
+        trainer.add_callback(SaveTokenizer(lambda folder: save_tokenizer(codec, family, base, folder)))
     if args.predict_with_generate:
         samples = valid_records[: args.eval_generate_samples or None]
         trainer.score_answers = make_score_answers(
@@ -131,18 +137,26 @@ def main(argv=None) -> None:
         finish(trainer, run, result, time.time() - started, resumed_at)
 
 
-def check_memory(model_args, lora_args, args, rows, targets, device) -> None:
-    """UserError when the run would not fit into the card, or into --max_memory_MB."""
+def check_memory(model_args, lora_args, args, rows, targets, device, max_target_length) -> None:
+    """UserError when the rows, or the adapter, do not suit the base, or the run would not fit into the card."""
     if args.deepspeed or args.fsdp:
         say("memory: not estimated (the model is split over cards)")
         return
     full = lora_args.full_finetune
     shape = memory.read_shape(model_args.model_name_or_path, model_args.trust_remote_code)
+    memory.check_vocabulary(shape, rows["input_ids"])
+    if shape and not full:
+        memory.check_targets(shape.sizes, targets)
     trained = shape and (
         shape.linear + shape.other if full else memory.adapter_weights(shape, targets, lora_args.lora_r)
     )
     plan = memory.Plan(
-        args.per_device_train_batch_size, args.gradient_accumulation_steps, args.precision, args.gradient_checkpointing
+        args.per_device_train_batch_size,
+        args.gradient_accumulation_steps,
+        args.precision,
+        args.gradient_checkpointing,
+        args.per_device_eval_batch_size if args.predict_with_generate else 0,
+        max_target_length,
     )
     memory.check_training(shape, rows, plan, trained, full, args.optim, device, model_args.max_memory_MB)
 

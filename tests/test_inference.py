@@ -165,7 +165,7 @@ def test_a_base_without_an_adapter_predicts(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"lora_weights": BASE}, r"no adapter there .*found config.json"),
+        ({"lora_weights": BASE}, r"is a whole model, no adapter; give it as --model_name_or_path; found config.json"),
         ({"lora_weights": GOLDEN}, r"the newest adapter near it is .*adapter"),
         ({"input_file": GOLDEN / "no.json"}, "no such file"),
         ({"model_name_or_path": None}, "--model_name_or_path is missing, and no run.json"),

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import inference
 import test_finetune as finetuning
-from utils import manifest
+from utils import manifest, memory
 from utils.errors import UserError
 from utils.families import find_family
 from utils.loading import check_fits, find_adapter, load_adapter, load_base
@@ -145,13 +145,93 @@ def test_an_adapter_of_its_own_base_fits():
         ({"hidden_size": 128}, "is made for 64 units, the base has 128"),
         ({"num_hidden_layers": 1}, r"the base has no layer model.layers.1.self_attn.q_proj"),
         ({"num_hidden_layers": 7}, r"it is on \d layers q_proj, the base has 7"),
-        ({"model_type": "gpt2", "n_embd": 64, "n_head": 4, "n_layer": 2}, "the base has no layer model.layers.0"),
     ],
 )
 def test_an_adapter_of_another_base_is_refused_without_loading_weights(tmp_path, changes, message):
     with pytest.raises(UserError, match=message) as caught:
         check_fits(ADAPTER, smaller(tmp_path / "base", **changes))
     assert f"--lora_weights {ADAPTER} (trained on " in str(caught.value)
+
+
+def test_the_turned_layers_of_gpt2_are_linear_layers(tmp_path):
+    shape = smaller(tmp_path / "base", model_type="gpt2", n_embd=64, n_head=4, n_layer=2)
+    assert shape["transformer.h.1.attn.c_attn"] == (64, 192)
+    with pytest.raises(UserError, match="the base has no layer model.layers.0"):
+        check_fits(ADAPTER, shape)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: {n: t for n, t in tensors.items() if "lora_A" in n}, "the file lacks"),
+        (lambda tensors: {n: t for n, t in tensors.items() if "layers.1" not in n or "lora_A" in n}, "the file lacks"),
+        (lambda tensors: {**tensors, "base_model.model.model.foo.lora_A.weight": torch.ones(8, 64)}, "no layer"),
+        (lambda tensors: {n: t * float("nan") for n, t in tensors.items()}, "holds NaN or infinity"),
+        (lambda tensors: [1], "something else than tensors"),
+    ],
+)
+def test_a_partial_or_damaged_adapter_never_answers_as_the_bare_base(tmp_path, change, message):
+    folder = copied_adapter(tmp_path / "adapter")
+    torch.save(change(torch.load(folder / "adapter_model.bin", weights_only=True)), folder / "adapter_model.bin")
+
+    def use():  # as src/inference.py does
+        check_fits(find_adapter(folder), read_shape(BASE).sizes)
+        load_adapter(loaded(BASE), folder)
+
+    with pytest.raises(UserError, match=message):
+        use()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}"])
+def test_a_broken_adapter_config_is_named(tmp_path, content):
+    folder = copied_adapter(tmp_path / "adapter", adapter_config__json=content.encode())
+    with pytest.raises(UserError, match="adapter_config.json: "):
+        find_adapter(folder)
+
+
+def test_an_adapter_of_another_run_is_never_suggested(tmp_path):
+    copied_adapter(tmp_path / "other")
+    broken = copied_adapter(tmp_path / "run", adapter_model__bin=b"")
+    with pytest.raises(UserError) as caught:
+        find_adapter(broken)
+    assert "the newest adapter" not in str(caught.value)
+
+
+# bases that are none
+
+DAMAGES = {
+    "pointer of Git LFS": lambda base: (base / "model.safetensors").write_bytes(b"version https://git-lfs.github.com"),
+    "cut off after 5000": lambda base: os.truncate(base / "model.safetensors", 5000),
+    "no weights there": lambda base: (base / "model.safetensors").unlink(),
+    "config.json: no JSON object": lambda base: (base / "config.json").write_text("[]"),
+    "no weight_map": lambda base: (base / "model.safetensors.index.json").write_text("{}"),
+}
+
+
+@pytest.mark.parametrize("message", DAMAGES)
+def test_a_damaged_base_is_named_before_anything_is_tokenised(tmp_path, monkeypatch, message):
+    base = as_safetensors(tmp_path / "base")
+    DAMAGES[message](base)
+    monkeypatch.setattr(finetuning, "tokenise", lambda *_: pytest.fail("tokenised first"))
+    flags = {"model_name_or_path": base, "train_file": TRAIN, "output_dir": tmp_path / "out"}
+    with pytest.raises(UserError, match=message):
+        finetuning.main(["--do_train", *(str(word) for name, value in flags.items() for word in (f"--{name}", value))])
+
+
+def test_a_base_that_lacks_a_tensor_is_refused_instead_of_filled_with_random_numbers(tmp_path):
+    base = as_safetensors(tmp_path / "base")
+    weights = load_file(base / "model.safetensors")
+    del weights["model.layers.1.mlp.gate_proj.weight"]
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"lack 1 tensors .*e.g. model.layers.1.mlp.gate_proj.weight"):
+        loaded(base)
+
+
+def test_a_tokenizer_with_more_ids_than_the_embedding_has_rows_is_refused():
+    shape = read_shape(BASE)
+    memory.check_vocabulary(shape, [[0, shape.vocabulary - 1], []])
+    with pytest.raises(UserError, match=f"made the id {shape.vocabulary}, its embedding has {shape.vocabulary} rows"):
+        memory.check_vocabulary(shape, [[1], [shape.vocabulary]])
 
 
 # every combination of bits and dtype

@@ -163,22 +163,32 @@ def test_two_flags_are_named_where_one_is_not_enough(seven, monkeypatch):
 
 
 def test_what_fits_nowhere_says_so(seven, monkeypatch):
-    assert "what would fit: more cards, or a smaller base" in refused(
+    assert "what would fit: LoRA instead of --full_finetune" in refused(
         seven, Plan(1, 1, Precision("float32", 16), True), 24_000, True, 6_738_415_616, monkeypatch
     )
 
 
-def test_every_plan_that_is_named_fits(seven):
+def test_every_plan_that_is_named_fits_and_one_is_named_whenever_the_smallest_fits(seven):
     table = Rows(rows())
 
     def need(plan):
         return sum(memory.training_bytes(seven, table, plan, 4_194_304, False, "adamw_torch").values())
 
-    for free in range(4_000, 60_000, 2_000):
-        for plan in (Plan(16, 8, HALF, False), Plan(6, 1, HALF, True), Plan(1, 1, HALF, False)):
-            for other in memory.plans_that_fit(plan, False, lambda other, free=free: need(other) <= free * MB):
+    for free in range(3_000, 60_000, 3_000):
+        for plan in (Plan(16, 8, HALF, False), Plan(6, 1, HALF, True), Plan(3, 1, HALF, False, 16, 256)):
+            smallest = Plan(1, 1, Precision("float16", 4), True, min(1, plan.answered), plan.answer_tokens)
+            others = memory.plans_that_fit(plan, False, lambda other, free=free: need(other) <= free * MB)
+            assert bool(others) == (need(smallest) <= free * MB)
+            for other in others:
                 assert need(other) <= free * MB
                 assert other.batch * other.accumulation == plan.batch * plan.accumulation
+
+
+def test_what_evaluation_answers_at_a_time_is_counted(seven, monkeypatch):
+    plan = Plan(1, 1, Precision("float16", 8), True, 16, 256)
+    counted = sum(memory.training_bytes(seven, Rows(rows()), plan, 0, False, "adamw_torch").values())
+    assert counted > 16 * 764 * seven.cached * 2 + memory.weight_bytes(seven, plan.precision)
+    assert "--per_device_eval_batch_size" in refused(seven, plan, 12_000, monkeypatch=monkeypatch)
 
 
 def test_prediction_that_cannot_hold_its_weights_is_refused(seven, monkeypatch):

@@ -1,6 +1,7 @@
 """Token ids and labels against what transformers 4.30.2 made of the same files (tests/golden/llama)."""
 
 import json
+import shutil
 
 import pytest
 from conftest import GOLDEN
@@ -108,7 +109,18 @@ def test_the_embedded_tokenizer_splits_digits_one_by_one(embedded):
     assert embedded.tokenizer.convert_ids_to_tokens(ids)[:5] == ["2", ",", "4", "2", "4"]
 
 
-def test_the_recursion_of_the_stock_tokenizer_never_reaches_a_user():
-    family, _, _ = find_family(GOLDEN / "checkpoint", "auto")
-    with pytest.raises(UserError, match="if it is LLaMA's, leave --model_name auto out"):
-        load_codec(GOLDEN / "checkpoint", family)
+def test_the_recursion_of_the_stock_tokenizer_never_reaches_a_user(tmp_path):
+    with pytest.raises(UserError, match="--model_name auto contradicts .*drop --model_name, or give one of llama"):
+        find_family(GOLDEN / "checkpoint", "auto")
+    for file in (GOLDEN / "checkpoint").glob("*token*"):
+        shutil.copy(file, tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "mistral"}')  # a repository that copied LLaMA's files
+    with pytest.raises(UserError, match="transformers cannot read this tokenizer"):
+        load_codec(tmp_path, find_family(tmp_path)[0])
+
+
+def test_a_damaged_tokenizer_says_what_is_there(tmp_path):
+    shutil.copytree(GOLDEN / "checkpoint", tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tokenizer.model").write_bytes((tmp_path / "tokenizer.model").read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"the tokenizer cannot be read .*tokenizer.model \(1000 bytes\)"):
+        load_codec(tmp_path, find_family(tmp_path)[0])

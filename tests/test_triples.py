@@ -139,6 +139,13 @@ HARD = {
         "甲在乙",
         [("甲", "位于", "乙")],
     ),
+    "brackets without relations, three times": ("(甲乙),(甲乙),(甲乙)", ["位于"], "甲和乙", []),
+    "brackets without relations, then a triple": (
+        "(甲),(乙),(丙,位于,丁)",
+        ["位于"],
+        "甲乙丙丁",
+        [("丙", "位于", "丁")],
+    ),
     "numbered lines": ("1. (a,b,c)\n2. (d,e,f)", ["b", "e"], "a c d f", [("a", "b", "c"), ("d", "e", "f")]),
     "prose between": ("(a,b,c) 和 (d,e,f)。", ["b", "e"], "a c d f", [("a", "b", "c"), ("d", "e", "f")]),
     "JSON": (

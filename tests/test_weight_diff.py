@@ -826,3 +826,29 @@ def test_the_script_runs_from_any_folder_and_reports(tmp_path, delta):
     again = python(SCRIPT, "recover", *words)
     assert again.returncode == 2
     assert again.stderr.startswith("error: --path_tuned")
+
+
+def test_shards_without_an_index_must_be_all_there(tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(BASE, base)
+    (base / "pytorch_model.bin.index.json").unlink()
+    (base / "pytorch_model-00004-of-00004.bin").unlink()
+    with pytest.raises(UserError, match=r"3 of 4 shards are there, and no index"):
+        shards.tensors_of(base, "path_base")
+
+
+def test_an_adapter_that_is_on_some_layers_of_the_base_is_not_merged(tmp_path):
+    folder = tmp_path / "adapter"
+    shutil.copytree(ADAPTER, folder)
+    tensors = torch.load(folder / "adapter_model.bin", weights_only=True)
+    torch.save({n: t for n, t in tensors.items() if "layers.1.self_attn.v" not in n}, folder / "adapter_model.bin")
+    with pytest.raises(UserError, match=r"it is on \d layers v_proj, the base has \d"):
+        weight_diff.merge(str(BASE), str(folder), str(tmp_path / "out"))
+
+
+def test_a_folder_that_another_run_is_writing_is_left_alone(tmp_path):
+    plan = {"a": ((2,), torch.float32)}
+    partial = shards.begin(tmp_path / "out", "path_tuned", plan)
+    with pytest.raises(UserError, match="another run is writing it"):
+        shards.begin(tmp_path / "out", "path_tuned", plan)
+    assert partial.is_dir()

@@ -79,6 +79,8 @@ def read_config(model_path: str | Path) -> dict:
         settings = json.loads(config.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise UserError(f"{config}:{error.lineno}: not JSON ({error.msg}); download the file again") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"{config}: no JSON object; download the file again")
     if is_delta(folder, settings):
         raise UserError(
             f"--model_name_or_path {model_path} is a delta, not a model (its norm weights are near 0, a model's near "
@@ -103,6 +105,11 @@ def find_family(model_path: str | Path, model_name: str | None = None) -> tuple[
     if model_name not in NAMES:
         raise UserError(f"--model_name {model_name}: not a family; known: {', '.join(NAMES)} (or leave it out)")
     named = next(family for family in FAMILIES if model_name in family.templates)
+    if own.sentencepiece and not named.model_types:
+        raise UserError(
+            f"--model_name {model_name} contradicts {model_path}, a {own.name} checkpoint with tokenizer.model; drop "
+            f"--model_name, or give one of {', '.join(own.templates)}"
+        )
     if named.model_types and model_type not in named.model_types:
         raise UserError(
             f"--model_name {model_name} contradicts {model_path}/config.json, whose model_type is {model_type!r}; "

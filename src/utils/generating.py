@@ -27,7 +27,7 @@ def choose_batch_size(
     the activations of its prompt, estimated at 16 floats per hidden unit.
     """
     config = config.get_text_config()
-    heads = config.num_attention_heads
+    heads = getattr(config, "num_attention_heads", 1)  # a model without attention keeps no more than one head would
     head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     token = 2 * config.num_hidden_layers * kv_heads * head_size * 4

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationCon
 
 from utils.errors import UserError, say
 from utils.families import own_code, read_config
+from utils.memory import check_targets, linear_size
 from utils.precision import Precision
 from utils.quantised import train_frozen
 
@@ -35,12 +36,18 @@ def load_base(path: str | Path, precision: Precision, device: torch.device | str
         options |= {"quantization_config": _quantization(precision), "device_map": {"": device}}
     try:
         with own_code(path, trust_remote_code):
-            model = AutoModelForCausalLM.from_pretrained(path, **options)
+            model, found = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError) as error:
         inside = ", ".join(sorted(p.name for p in Path(path).iterdir()))
         raise UserError(
             f"--model_name_or_path {path}: the weights cannot be loaded ({error}); found {inside}"
         ) from error
+    if found["missing_keys"]:  # transformers would fill them with random numbers
+        names = sorted(found["missing_keys"])
+        raise UserError(
+            f"--model_name_or_path {path}: its files lack {len(names)} tensors that config.json asks for, e.g. "
+            f"{names[0]}; download the checkpoint again"
+        )
     if precision.bits == 16:
         model.to(device)
     for module in model.modules():
@@ -82,13 +89,7 @@ def add_lora(model, targets: tuple[str, ...], rank: int, alpha: int, dropout: fl
 
     `autocast`: the model will run under torch's autocast, which picks the numbers of every product by itself.
     """
-    linear = {n.split(".")[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
-    missing = [target for target in targets if target != "all-linear" and target not in linear]
-    if missing:
-        raise UserError(
-            f"--lora_target_modules {','.join(missing)}: this model has no such layer; its linear layers are "
-            f"{', '.join(sorted(linear))}"
-        )
+    check_targets({name: size for name, module in model.named_modules() if (size := linear_size(module))}, targets)
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
@@ -119,12 +120,17 @@ def find_adapter(folder: str | Path) -> Path:
     folder = Path(folder)
     inside = ", ".join(sorted(path.name for path in folder.iterdir())) if folder.is_dir() else "no such folder"
     try:
+        if folder.is_file():
+            raise UserError(f"is a file; give its folder, {folder.parent}")
+        if (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
+            raise UserError("is a whole model, no adapter; give it as --model_name_or_path")
         if not _has_adapter(folder):
             raise UserError(f"no adapter there (expected adapter_config.json and {' or '.join(ADAPTER_FILES)})")
+        read_adapter_config(folder)
         check_weights(folder)
         return folder
     except UserError as error:
-        near = _nearest_adapter(folder if folder.is_dir() else folder.parent, folder)
+        near = _nearest_adapter(folder)
         hint = f"; the newest adapter near it is {near}" if near else ""
         raise UserError(f"--lora_weights {folder}: {error}; found {inside or 'an empty folder'}{hint}") from None
 
@@ -133,16 +139,31 @@ def _has_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").is_file() and any((folder / name).is_file() for name in ADAPTER_FILES)
 
 
-def _nearest_adapter(root: Path, but: Path) -> Path | None:
-    """The newest sound adapter in the folders of `root` and beside it."""
-    configs = {*root.glob("*/adapter_config.json"), *root.parent.glob("*/adapter_config.json")}
-    for config in sorted(configs, key=lambda path: path.stat().st_mtime, reverse=True):
+def _nearest_adapter(folder: Path) -> Path | None:
+    """The newest sound adapter of the same run: in the folder, or beside and above a `checkpoint-N`."""
+    near = [folder, *folder.glob("*")]
+    if folder.name.startswith("checkpoint-"):
+        near += [folder.parent, *folder.parent.glob("*")]
+    sound = []
+    for other in near:
         try:
-            if config.parent != but and _has_adapter(config.parent) and check_weights(config.parent):
-                return config.parent
+            if other != folder and _has_adapter(other) and check_weights(other):
+                sound.append(other)
         except UserError:
             continue
-    return None
+    return max(sound, key=lambda path: (path / "adapter_config.json").stat().st_mtime, default=None)
+
+
+def read_adapter_config(folder: Path) -> dict:
+    """What adapter_config.json says; UserError when it is no configuration of an adapter."""
+    file = folder / "adapter_config.json"
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: not JSON ({error}); copy it again") from None
+    if not isinstance(settings, dict) or "peft_type" not in settings:
+        raise UserError(f"{file}: names no peft_type, so it is no configuration of an adapter; copy it again")
+    return settings
 
 
 def check_fits(folder: Path, layers: dict[str, tuple[int, int]]) -> None:
@@ -150,9 +171,11 @@ def check_fits(folder: Path, layers: dict[str, tuple[int, int]]) -> None:
 
     `layers`: name of every linear layer of this base, but the head, -> its (inputs, outputs).
     """
-    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    settings = read_adapter_config(folder)
     trained_on = settings.get("base_model_name_or_path")
     wanted = f"--lora_weights {folder} (trained on {trained_on or 'an unknown base'}) does not fit this base model"
+    targets = settings.get("target_modules")
+    everywhere = isinstance(targets, list) and not settings.get("layers_to_transform")  # else it may be on some layers
     adapted = {}
     for key, tensor in check_weights(folder).items():
         found = re.match(r"(?:base_model\.model\.)?(.*)\.lora_([AB])\.", key)
@@ -167,13 +190,13 @@ def check_fits(folder: Path, layers: dict[str, tuple[int, int]]) -> None:
         adapted.setdefault(name.split(".")[-1], set()).add(name)
     for target, names in adapted.items():
         there = sum(name.split(".")[-1] == target for name in layers)
-        if len(names) < there and not settings.get("layers_to_transform"):
+        if len(names) < there and everywhere:
             raise UserError(f"{wanted}: it is on {len(names)} layers {target}, the base has {there}")
 
 
 def load_adapter(model, folder: Path, merge: bool = False):
     """`model` with the trained adapter of `folder` (checked by `find_adapter`); `merge` adds it into the weights."""
-    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    settings = read_adapter_config(folder)
     unknown = sorted(set(settings) - {field.name for field in fields(LoraConfig)})
     if settings.get("peft_type") == "LORA" and unknown:
         say(f"adapter: settings of another version of peft, without effect: {', '.join(unknown)}")
@@ -181,8 +204,15 @@ def load_adapter(model, folder: Path, merge: bool = False):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Unexpected keyword arguments")  # said above
             model = PeftModel.from_pretrained(model, folder)
-    except (RuntimeError, ValueError, TypeError) as error:
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"--lora_weights {folder} does not fit this base model: {error}") from error
+    given, taken = set(check_weights(folder)), set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    for names, what in ((taken - given, "lacks"), (given - taken, "has, unasked by adapter_config.json,")):
+        if names:
+            raise UserError(
+                f"--lora_weights {folder}: the file {what} {len(names)} tensors, e.g. {min(names)}; it is incomplete "
+                "or not of this configuration"
+            )
     return model.merge_and_unload() if merge else model
 
 
@@ -197,8 +227,12 @@ def check_weights(folder: Path) -> dict[str, torch.Tensor]:
         )
     except Exception as error:  # noqa: BLE001 - whatever the reader raises, the file is broken
         raise UserError(f"{file}: not a readable adapter ({error}); copy or train it again") from None
-    if not tensors:
+    if isinstance(tensors, dict) and not tensors:
         raise UserError(f"{file}: holds no tensor ({file.stat().st_size} bytes): a broken save; train it again")
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+        raise UserError(f"{file}: holds something else than tensors; copy or train it again")
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise UserError(f"{file}: holds NaN or infinity; take an earlier checkpoint")
     trained = [tensor for name, tensor in tensors.items() if "lora_A" not in name]
     if trained and not any(tensor.any() for tensor in trained):
         raise UserError(f"{file}: every lora_B is zero, so the adapter changes nothing; it was saved untrained")

@@ -87,6 +87,14 @@ def read_adapter(folder: Path, base: dict[str, Stored], config: dict) -> tuple[d
             raise UserError(f"--path_adapter {folder}: {name} has not one lora_A and one lora_B of rank {rank}")
         left, right = (half["A"].T, half["B"].T) if turned else (half["B"], half["A"])
         updates[name] = Update(left, right, scale)
+    targets = settings.get("target_modules")
+    for target in targets if isinstance(targets, list) and not settings.get("layers_to_transform") else ():
+        there, here = (sum(name.endswith(f".{target}.weight") for name in names) for names in (base, updates))
+        if here != there:
+            raise UserError(
+                f"--path_adapter {folder}: it is on {here} layers {target}, the base has {there}; it is incomplete, or "
+                f"was trained on another base (its config names {settings.get('base_model_name_or_path')})"
+            )
     shapes = {n: (len(u.left), u.right.shape[1]) for n, u in updates.items()} | {n: t.shape for n, t in whole.items()}
     for name, shape in shapes.items():
         there = base[name].shape if name in base else None

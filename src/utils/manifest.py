@@ -24,7 +24,10 @@ def read(folder: str | Path) -> dict:
         file = place / NAME
         if file.is_file():
             try:
-                return json.loads(file.read_text(encoding="utf-8"))
+                found = json.loads(file.read_text(encoding="utf-8"))
+                if not isinstance(found, dict):
+                    raise UserError(f"{file}: no JSON object; delete it and give its flags by hand")
+                return found
             except json.JSONDecodeError as error:
                 raise UserError(
                     f"{file}:{error.lineno}: not JSON ({error.msg}); delete it and give its flags by hand"

@@ -4,11 +4,13 @@ The estimate is that of torch's allocator at its peak, in bytes. Its constants w
 LLaMA-shaped models (docs/memory.md) and checked against others there.
 """
 
+from itertools import product
 from typing import NamedTuple
 
 import psutil
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 from utils.errors import UserError, say
 from utils.precision import Precision
@@ -44,31 +46,59 @@ class Load(NamedTuple):
 
 
 def read_shape(model_path, trust_remote_code: bool = False) -> Shape | None:
-    """Sizes of a checkpoint, from its config.json alone; None when its code cannot be built without weights."""
+    """Sizes of a checkpoint, from its config.json alone; None when they cannot be told from it."""
     try:
         config = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        config, head = config.get_text_config(), model.get_output_embeddings()
+        layers = config.num_hidden_layers
+        heads = config.num_attention_heads
+        head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        kept = 2 * (getattr(config, "num_key_value_heads", None) or heads) * head_size
     except Exception:  # noqa: BLE001 - somebody's own model code may fail in any way; loading itself will say why
         return None
-    config = config.get_text_config()
-    head = model.get_output_embeddings()
-    linear = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
-    heads = config.num_attention_heads
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    kept = 2 * (getattr(config, "num_key_value_heads", None) or heads) * head_size
-    count = sum(module.weight.numel() for module in linear.values())
-    wide = max((m.out_features for m in linear.values()), default=config.hidden_size)
+    sizes = {name: linear_size(module) for name, module in model.named_modules() if module is not head}
+    sizes = {name: size for name, size in sizes.items() if size}
+    count = sum(inputs * outputs for inputs, outputs in sizes.values())
     return Shape(
         linear=count,
         other=sum(p.numel() for p in model.parameters()) - count,
-        layers=config.num_hidden_layers,
+        layers=layers,
         hidden=config.hidden_size,
-        wide=wide,
-        cached=kept * config.num_hidden_layers,
-        vocabulary=config.vocab_size,
-        sizes={name: (module.in_features, module.out_features) for name, module in linear.items()},
+        wide=max((outputs for _, outputs in sizes.values()), default=config.hidden_size),
+        cached=kept * layers,
+        vocabulary=model.get_input_embeddings().weight.shape[0],
+        sizes=sizes,
     )
+
+
+def linear_size(module) -> tuple[int, int] | None:
+    """(inputs, outputs) of a linear layer, GPT-2's turned ones among them; None of any other module."""
+    if isinstance(module, Conv1D):
+        return tuple(module.weight.shape)
+    return (module.in_features, module.out_features) if isinstance(module, torch.nn.Linear) else None
+
+
+def check_targets(sizes: dict[str, tuple[int, int]], targets: tuple[str, ...]) -> None:
+    """UserError for a name of --lora_target_modules that no linear layer has."""
+    known = {name.split(".")[-1] for name in sizes}
+    missing = [target for target in targets if target not in known]
+    if missing and targets != ("all-linear",):
+        raise UserError(
+            f"--lora_target_modules {','.join(missing)}: this model has no such layer; its linear layers are "
+            f"{', '.join(sorted(known))} (all-linear, alone, means every one)"
+        )
+
+
+def check_vocabulary(shape: Shape | None, rows) -> None:
+    """UserError when a row of token ids has one that the base's embedding lacks."""
+    largest = max((max(ids) for ids in rows if len(ids)), default=0)
+    if shape and largest >= shape.vocabulary:
+        raise UserError(
+            f"--model_name_or_path: its tokenizer made the id {largest}, its embedding has {shape.vocabulary} rows; "
+            "tokenizer and weights are not of the same model"
+        )
 
 
 def weight_bytes(shape: Shape, precision: Precision) -> int:
@@ -117,6 +147,8 @@ class Plan(NamedTuple):
     accumulation: int
     precision: Precision
     recompute: bool  # gradient checkpointing
+    answered: int = 0  # records that evaluation answers at a time; 0: none
+    answer_tokens: int = 0  # most new tokens of an answer
 
     def flags(self, other: "Plan") -> str:
         """The flags that turn `other` into this plan."""
@@ -129,42 +161,37 @@ class Plan(NamedTuple):
             )
         if self.precision.bits != other.precision.bits:
             flags.append(f"--bits {self.precision.bits}")
+        if self.answered != other.answered:
+            flags.append(f"--per_device_eval_batch_size {self.answered}")
         return " ".join(flags)
 
 
 def training_bytes(shape: Shape, rows, plan: Plan, trained: int, full: bool, optim: str) -> dict[str, int]:
     """What a plan needs, by purpose; `trained` weights are an adapter's, or with `full` the base's own."""
     load = largest_load(rows, min(plan.batch, len(rows)))
+    answering = plan.answered * answer_bytes(shape, load.tokens + plan.answer_tokens, plan.precision)
     return {
         "weights": 0 if full else weight_bytes(shape, plan.precision),
         "trained": trained_bytes(trained, optim),
-        "activations": activation_bytes(shape, load, plan.precision, plan.recompute),
+        "activations": max(activation_bytes(shape, load, plan.precision, plan.recompute), answering),
         "workspace": FIXED,
     }
 
 
 def plans_that_fit(plan: Plan, full: bool, fits) -> list[Plan]:
-    """The smallest changes of a plan that fit: of one setting if that is enough, else of two."""
-    recompute = [] if plan.recompute else [plan._replace(recompute=True)]
-
-    def fewer_bits(one: Plan) -> list[Plan]:
-        lower = [] if full else [bits for bits in (8, 4) if bits < one.precision.bits]
-        return [one._replace(precision=one.precision._replace(bits=bits)) for bits in lower]
-
-    def smaller(one: Plan) -> list[Plan]:
-        plans, factor = [], 2
-        while one.batch // factor >= 1 and one.batch % factor == 0:
-            plans.append(one._replace(batch=one.batch // factor, accumulation=one.accumulation * factor))
-            factor *= 2
-        return plans
-
-    def firsts(*groups: list[Plan]) -> list[Plan]:
-        return [other for group in groups for other in [one for one in group if fits(one)][:1]]
-
-    found = firsts(recompute, smaller(plan), fewer_bits(plan))
-    for one in (*recompute, *fewer_bits(plan)):
-        found = found or firsts(fewer_bits(one), smaller(one))
-    return found
+    """The plans that change the fewest settings and fit: for every such set of settings the one that changes least."""
+    batches = [size for size in range(plan.batch, 0, -1) if plan.batch % size == 0]
+    answered = [plan.answered >> shift for shift in range(plan.answered.bit_length())] or [0]
+    bits = [plan.precision.bits, *(bits for bits in (8, 4) if bits < plan.precision.bits and not full)]
+    found = {}
+    for recompute, batch, bit, rows in product(sorted({plan.recompute, True}, reverse=True), batches, bits, answered):
+        factor, precision = plan.batch // batch, plan.precision._replace(bits=bit)
+        other = Plan(batch, plan.accumulation * factor, precision, recompute, rows, plan.answer_tokens)
+        changed = tuple(i for i, (old, new) in enumerate(zip(plan, other, strict=True)) if old != new and i != 1)
+        if changed not in found and fits(other):
+            found[changed] = other
+    fewest = min(map(len, found), default=0)
+    return [other for changed, other in found.items() if len(changed) == fewest]
 
 
 def check_training(shape: Shape | None, rows, plan: Plan, trained: int, full: bool, optim: str, device, cap) -> None:
@@ -173,7 +200,7 @@ def check_training(shape: Shape | None, rows, plan: Plan, trained: int, full: bo
     `cap`: --max_memory_MB, or None. On a CPU, which can swap, too little is a warning.
     """
     if shape is None:
-        say("memory: not estimated (this model's own code cannot be built without its weights)")
+        say("memory: not estimated (the sizes of this model cannot be told from its config.json)")
         return
     needs = training_bytes(shape, rows, plan, trained, full, optim)
     free = available(device, cap)
@@ -186,7 +213,8 @@ def check_training(shape: Shape | None, rows, plan: Plan, trained: int, full: bo
     if fits(plan):
         return
     others = [other.flags(plan) for other in plans_that_fit(plan, full, fits)]
-    refuse(device, cap, "the run", sum(needs.values()), free, others or ["more cards, or a smaller base"])
+    last = "LoRA instead of --full_finetune" if full else "a smaller --cutoff_len, or a smaller base"
+    refuse(device, cap, "the run", sum(needs.values()), free, others or [last])
 
 
 def check_prediction(shape: Shape | None, tokens: int, precision: Precision, device, cap) -> None:

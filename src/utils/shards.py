@@ -1,8 +1,10 @@
 """Checkpoint folders tensor by tensor: what they hold, one tensor at a time, and a writer that never holds a shard."""
 
+import fcntl
 import json
 import math
 import os
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -17,6 +19,7 @@ from utils.records import write_lines
 
 SHARD_BYTES = 5 * 10**9  # most bytes of weights in a file that is written
 BLOCK = 1 << 18  # weights that are worked on at once
+LOCK = "lock"  # held by the run that writes the folder
 RECORD = "weight_diff.json"  # how a folder was made; the first file of an unfinished one
 BUFFER = "rotary_emb.inv_freq"  # old checkpoints hold these; they follow from the config and are no weights
 CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -43,6 +46,19 @@ def tensors_of(folder: str | Path, flag: str) -> dict[str, Stored]:
 
     UserError with `flag` for a folder without weights, files that are missing or cut off, and quantised weights.
     """
+    index, files = whole_files(folder, flag)
+    stored = {}
+    for file in files:
+        stored |= contents(file)
+    if lost := sorted(set(index) - set(stored)):
+        raise UserError(f"--{flag} {folder}: {index[lost[0]]} does not hold {lost[0]}, as the index says it does")
+    stored = {name: at for name, at in stored.items() if not name.endswith(BUFFER)}
+    refuse_quantised(stored, flag)
+    return stored
+
+
+def whole_files(folder: str | Path, flag: str) -> tuple[dict[str, str], list[Path]]:
+    """The index and the weight files of a checkpoint folder; UserError with `flag` when one is missing or cut off."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"--{flag} {folder}: no such folder; give the folder of a downloaded checkpoint")
@@ -55,14 +71,15 @@ def tensors_of(folder: str | Path, flag: str) -> dict[str, Stored]:
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise UserError(f"--{flag} {folder}: the index names {', '.join(missing)}, not there; download what is missing")
-    stored = {}
+    parts = re.fullmatch(r".*-of-(\d+)\.\w+", files[0].name)
+    if not index and parts and len(files) != int(parts[1]):
+        raise UserError(
+            f"--{flag} {folder}: {len(files)} of {int(parts[1])} shards are there, and no index; download it again"
+        )
     for file in files:
-        stored |= contents(file)
-    if lost := sorted(set(index) - set(stored)):
-        raise UserError(f"--{flag} {folder}: {index[lost[0]]} does not hold {lost[0]}, as the index says it does")
-    stored = {name: at for name, at in stored.items() if not name.endswith(BUFFER)}
-    refuse_quantised(stored, flag)
-    return stored
+        if not is_old(file):  # one of torch before 1.6 could only be read whole
+            contents(file)
+    return index, files
 
 
 def refuse_quantised(stored: dict[str, Stored], flag: str) -> None:
@@ -98,7 +115,7 @@ def load_bin(file: Path) -> dict[str, torch.Tensor]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=not is_old(file))
     except Exception as error:  # noqa: BLE001 - whatever the reader raises, these are no weights
-        raise _broken(file, f"no state dict ({str(error).splitlines()[0]})") from None
+        raise _broken(file, f"no state dict ({(str(error) or type(error).__name__).splitlines()[0]})") from None
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise _broken(file, "no state dict, for it holds more than tensors")
     return state
@@ -148,7 +165,9 @@ def model_files(folder: Path) -> tuple[dict[str, str], list[Path]]:
     """The index (tensor -> file name; {} without one) and the files with weights, as transformers would choose them."""
     for index, pattern in LAYOUTS:
         if (folder / index).is_file():
-            names = read_json(folder / index).get("weight_map", {})
+            names = read_json(folder / index).get("weight_map")
+            if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+                raise _broken(folder / index, "no weight_map from tensors to files")
             return names, [folder / name for name in sorted(set(names.values()))]
         if files := sorted(folder.glob(pattern)):
             return {}, files
@@ -187,6 +206,7 @@ def begin(out: Path, flag: str, plan: dict, *inputs: dict[str, Stored]) -> Path:
     if partial.exists():
         if any(partial.iterdir()) and not (partial / RECORD).is_file():
             raise UserError(f"{partial}: in the way, and not the beginning of --{flag}; move it away")
+        lock(partial)
         say(f"{partial}: left by a run that did not end; starting over")
         shutil.rmtree(partial)
     old = {at.file for stored in inputs for at in stored.values() if is_old(at.file)}  # see `copy_old`
@@ -199,7 +219,17 @@ def begin(out: Path, flag: str, plan: dict, *inputs: dict[str, Stored]) -> Path:
             "room or give a folder on another disk"
         )
     write_record(partial, {"status": "unfinished"})
+    lock(partial)
     return partial
+
+
+def lock(partial: Path) -> None:
+    """Keep other runs off `partial` until this process ends; UserError when one is writing it."""
+    handle = os.open(partial / LOCK, os.O_CREAT | os.O_RDWR)  # never closed: the lock lasts as long as the process
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise UserError(f"{partial}: another run is writing it; wait for its end") from None
 
 
 def write_model(partial: Path, plan: dict[str, tuple[tuple[int, ...], torch.dtype]], pieces) -> dict[str, float]:
@@ -297,6 +327,7 @@ def finish(partial: Path, out: Path, record: dict) -> None:
     """The last step: no scratch is left, the record is written, and the folder gets its own name."""
     for scratch in [path for path in partial.iterdir() if path.is_dir()]:
         shutil.rmtree(scratch)
+    (partial / LOCK).unlink()
     write_record(partial, record)
     for path in (*partial.iterdir(), partial):
         _sync(path)

@@ -104,7 +104,14 @@ def _llama_codec(folder: Path) -> Codec | None:
 
     None when the vocabulary does not begin with LLaMA's three special pieces: it is somebody else's.
     """
-    stock = LlamaTokenizer.from_pretrained(folder, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    try:
+        stock = LlamaTokenizer.from_pretrained(folder, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    except Exception as error:  # noqa: BLE001 - a damaged file makes the readers below raise anything
+        there = ", ".join(f"{path.name} ({path.stat().st_size} bytes)" for path in sorted(folder.glob("*token*")))
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{folder}: the tokenizer cannot be read ({reason}); found {there}; download it again"
+        ) from None
     backend = stock.backend_tokenizer
     if any(backend.id_to_token(number) != piece for piece, number in LLAMA_SPECIALS.items()):
         return None

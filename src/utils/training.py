@@ -171,6 +171,17 @@ class LogFile(TrainerCallback):
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 
+class SaveTokenizer(TrainerCallback):
+    """Calls `save` with the folder of every checkpoint: one of a whole model is a base that can be used by itself."""
+
+    def __init__(self, save):
+        self.save = save
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.save(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+
 def find_checkpoint(output_dir: str | Path, processes: int = 1) -> str | None:
     """The newest checkpoint-N that is whole: its trainer_state.json, written last, can be read, and in a run of
     several processes each has left its random numbers.

@@ -57,6 +57,7 @@ class _Reading(NamedTuple):
     end: int  # position of the closing bracket
     triple: Triple
     whole: bool  # its brackets are paired, and what follows it may follow a triple
+    likely: bool  # false for `甲),(甲),(甲`, where nothing speaks for a triple across several brackets
 
 
 def schema(instruction: str | None) -> list[str] | None:
@@ -156,10 +157,11 @@ def _read(text: str, relations: list[str], source: str):
             triple, is_asked, stands = _split(text[start + 1 : end], asked, source, tries)
             paired, ends = _paired(triple), bool(ends_triple.match(text, end + 1))
             # Entities that stand in the source are believed although a bracket in them has no partner.
-            likely = is_asked and (stands or paired)  # else the relation may be that of a later triple
-            rank = (likely, stands, *((ends, paired) if stands else (paired, ends)), start - end)
+            sure = is_asked and (stands or paired)  # else the relation may be that of a later triple
+            rank = (sure, stands, *((ends, paired) if stands else (paired, ends)), start - end)
             if best is None or rank > best.rank:
-                best = _Reading(rank, end, triple, paired and ends)
+                known = is_asked or stands or not _closes_early(triple.head)
+                best = _Reading(rank, end, triple, paired and ends, known)
             if paired and ends:
                 break
         return best
@@ -186,7 +188,7 @@ def _read(text: str, relations: list[str], source: str):
         )
         inner = reading(number + 1) if leads else None
         best = inner if inner and inner.whole and opens[number + 1] == start + 1 else reading(number)
-        if best is None:
+        if best is None or not best.likely:
             continue
         if inner and inner.end <= best.end and inner.rank >= best.rank:
             skipped = text[start : opens[number + 1]]
@@ -289,6 +291,16 @@ def _paired(triple: Triple, marks: bool = False) -> bool:
         if depth or (marks and part.count('"') % 2):
             return False
     return True
+
+
+def _closes_early(head: str) -> bool:
+    """Whether a bracket closes in the head that did not open there: the triple's own."""
+    depth = 0
+    for char in head:
+        depth += (char in OPEN) - (char in CLOSE)
+        if depth < 0:
+            return True
+    return False
 
 
 def _cut_off(text: str, reading: _Reading, source: str) -> bool:
