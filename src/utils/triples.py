@@ -246,6 +246,7 @@ def _asked_relations(relations: tuple[str, ...]) -> re.Pattern | None:
     return re.compile(rf"[,，]\s*[\"'“‘]?(?:{names})[\"'”’]?\s*(?=[,，])") if names else None
 
 
+@lru_cache(maxsize=256)  # models that loop say one triple over and over
 def _triple(head: str, relation: str, tail: str, source: str) -> Triple:
     """The parts without the spaces and quotes of the format.
 
