@@ -5,6 +5,8 @@ from typing import NamedTuple
 import psutil
 import torch
 
+from utils.memory import cached_numbers
+
 
 class Answer(NamedTuple):
     text: str
@@ -23,14 +25,11 @@ def choose_batch_size(
 ) -> int:
     """How many of the longest records fit into the free memory (of `cap` MB), at most 128 on a GPU and 32 on a CPU.
 
-    A record needs keys and values of its tokens in every layer (2 · layers · kv heads · head size · bytes) and, once,
-    the activations of its prompt, estimated at 16 floats per hidden unit.
+    A record needs keys and values of its tokens in every layer and, once, the activations of its prompt, estimated at
+    16 floats per hidden unit.
     """
     config = config.get_text_config()
-    heads = getattr(config, "num_attention_heads", 1)  # a model without attention keeps no more than one head would
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    token = 2 * config.num_hidden_layers * kv_heads * head_size * 4
+    token = 4 * cached_numbers(config)
     record = num_beams * (max(lengths) + max_new_tokens) * token + max(lengths) * config.hidden_size * 16 * 4
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     if device.type == "cuda" and cap:

@@ -28,9 +28,8 @@ def load_base(path: str | Path, precision: Precision, device: torch.device | str
     """
     read_config(path)  # refuses what is no model by itself, such as a delta
     options = {"dtype": precision.dtype, "trust_remote_code": trust_remote_code}
-    if (
-        torch.device(device).type == "cpu"
-    ):  # on short rows plain products beat torch's fused attention there (docs/log.md)
+    # On short rows plain products beat torch's fused attention on a CPU (docs/log.md).
+    if torch.device(device).type == "cpu":
         options["attn_implementation"] = "eager"
     if precision.bits != 16:
         options |= {"quantization_config": _quantization(precision), "device_map": {"": device}}
@@ -124,7 +123,7 @@ def find_adapter(folder: str | Path) -> Path:
             raise UserError(f"is a file; give its folder, {folder.parent}")
         if (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
             raise UserError("is a whole model, no adapter; give it as --model_name_or_path")
-        if not _has_adapter(folder):
+        if not has_adapter(folder):
             raise UserError(f"no adapter there (expected adapter_config.json and {' or '.join(ADAPTER_FILES)})")
         read_adapter_config(folder)
         check_weights(folder)
@@ -135,7 +134,8 @@ def find_adapter(folder: str | Path) -> Path:
         raise UserError(f"--lora_weights {folder}: {error}; found {inside or 'an empty folder'}{hint}") from None
 
 
-def _has_adapter(folder: Path) -> bool:
+def has_adapter(folder: Path) -> bool:
+    """Whether the files of an adapter are there, sound or not."""
     return (folder / "adapter_config.json").is_file() and any((folder / name).is_file() for name in ADAPTER_FILES)
 
 
@@ -147,7 +147,7 @@ def _nearest_adapter(folder: Path) -> Path | None:
     sound = []
     for other in near:
         try:
-            if other != folder and _has_adapter(other) and check_weights(other):
+            if other != folder and has_adapter(other) and check_weights(other):
                 sound.append(other)
         except UserError:
             continue

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from utils.errors import UserError
-from utils.loading import ADAPTER_FILES, check_weights
+from utils.loading import ADAPTER_FILES, check_weights, has_adapter
 from utils.shards import BLOCK, Stored, read_json
 
 # Settings with which an adapter adds B @ A * scale; any other that is set changes what is added.
@@ -57,7 +57,7 @@ def read_adapter(folder: Path, base: dict[str, Stored], config: dict) -> tuple[d
 
     UserError for settings that are not supported, by name, and for tensors that the base has not, or in another shape.
     """
-    if not (folder / "adapter_config.json").is_file() or not any((folder / name).is_file() for name in ADAPTER_FILES):
+    if not has_adapter(folder):
         raise UserError(
             f"--path_adapter {folder}: no adapter there (expected adapter_config.json and {' or '.join(ADAPTER_FILES)})"
         )

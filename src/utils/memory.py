@@ -52,10 +52,7 @@ def read_shape(model_path, trust_remote_code: bool = False) -> Shape | None:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
         config, head = config.get_text_config(), model.get_output_embeddings()
-        layers = config.num_hidden_layers
-        heads = config.num_attention_heads
-        head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
-        kept = 2 * (getattr(config, "num_key_value_heads", None) or heads) * head_size
+        layers, _ = config.num_hidden_layers, config.num_attention_heads  # without heads nothing below is right
     except Exception:  # noqa: BLE001 - somebody's own model code may fail in any way; loading itself will say why
         return None
     sizes = {name: linear_size(module) for name, module in model.named_modules() if module is not head}
@@ -67,10 +64,20 @@ def read_shape(model_path, trust_remote_code: bool = False) -> Shape | None:
         layers=layers,
         hidden=config.hidden_size,
         wide=max((outputs for _, outputs in sizes.values()), default=config.hidden_size),
-        cached=kept * layers,
+        cached=cached_numbers(config),
         vocabulary=model.get_input_embeddings().weight.shape[0],
         sizes=sizes,
     )
+
+
+def cached_numbers(config) -> int:
+    """Numbers kept of one token for generation: keys and values in every layer (2 · layers · kv heads · head size).
+
+    A model without attention counts as one of a single head.
+    """
+    heads = getattr(config, "num_attention_heads", 1)
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return 2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or heads) * head_size
 
 
 def linear_size(module) -> tuple[int, int] | None:
