@@ -7,6 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "llama"
+CHATGLM = ROOT / "tests" / "golden" / "chatglm"
 EMBEDDED = ROOT / "models" / "smollm2-135m-instruct"
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests are about the CPU, on any machine

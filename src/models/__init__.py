@@ -1,0 +1,1 @@
+"""Models that transformers lacks. They import torch, transformers and sentencepiece only, nothing of this project."""
