@@ -16,7 +16,7 @@ from tqdm import tqdm
 from utils import manifest, memory, partial
 from utils.args import parse_inference
 from utils.errors import UserError, run_script, say
-from utils.families import find_family
+from utils.families import find_family, may_run_code
 from utils.generating import choose_batch_size, generate, plan_batches
 from utils.loading import check_fits, find_adapter, limit_memory, load_adapter, load_base, weight_files
 from utils.precision import FLAGS, Precision, asked_dtype, choose_bits, choose_dtype, has_cuda
@@ -46,6 +46,7 @@ def main(argv=None) -> None:
     name = manifest.prefer("model_name", model_args.model_name, run.get("model_name"))
     family, name, why = find_family(base, name)
     say(f"family: {family.name}, as {name} ({'run.json' if run.get('model_name') == name else why})")
+    model_args.trust_remote_code = may_run_code(family, model_args.trust_remote_code)
     template_name = manifest.prefer("prompt_template_name", args.prompt_template_name, run.get("template_name"))
     same = template_name is not None and template_name == run.get("template_name")
     template = run["template"] if same else load_template(template_name or family.templates[name])

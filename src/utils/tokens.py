@@ -28,11 +28,29 @@ class Codec:
     eos_id: int  # ends every answer; generation stops here
     pad_id: int
     specials: dict[str, int]  # strings that are one token where a template writes them
-    strips_spaces: bool  # spaces beside a special token vanish, as in the slow tokenizers of 2023
+    strips_spaces: bool = False  # spaces beside a special token vanish, as in the slow tokenizers of 2023
+    suffix_ids: tuple[int, ...] = ()  # what every prompt ends with, e.g. [gMASK] <sop>
+
+    @property
+    def bos_id(self) -> int | None:
+        """What starts a sequence, or with a suffix, which ends with it, the answer."""
+        return (*self.suffix_ids[-1:], *self.prefix_ids, None)[0]
 
     def encode(self, pieces: list[Piece]) -> list[int]:
-        """Token ids of a text given in pieces; what a record says never becomes a special token."""
-        ids, parts = list(self.prefix_ids), self._parts(pieces)
+        """Token ids of a prompt given in pieces; what a record says never becomes a special token."""
+        return [*self.prefix_ids, *self._text_ids(pieces), *self.suffix_ids]
+
+    def encode_pair(self, pieces: list[Piece], answer: str) -> tuple[list[int], list[int]]:
+        """Token ids of a prompt, as `encode` gives them, and of the answer behind it, without eos."""
+        start, last = self.encode(pieces), Piece(answer, from_template=False)
+        if not self.suffix_ids:  # one text, cut between the two
+            ids = self.encode([*pieces, last])
+            if ids[: len(start)] == start:
+                return start, ids[len(start) :]
+        return start, self._text_ids([last])  # else a token would span both: the prompt stays as prediction sees it
+
+    def _text_ids(self, pieces: list[Piece]) -> list[int]:
+        ids, parts = [], self._parts(pieces)
         for index, part in enumerate(parts):
             if isinstance(part, int):
                 ids.append(part)
@@ -65,9 +83,11 @@ class Codec:
 
 def load_codec(model_path: str | Path, family: Family, trust_remote_code: bool = False) -> Codec:
     """The codec of a checkpoint folder: a bare tokenizer.model is read as the originals of 2023 did."""
-    folder = Path(model_path)
-    if family.sentencepiece and (folder / "tokenizer.model").is_file() and (codec := _llama_codec(folder)):
-        return codec
+    return READERS[family.tokenizer](Path(model_path), trust_remote_code)
+
+
+def _stock_codec(folder: Path, trust_remote_code: bool) -> Codec:
+    """What transformers' AutoTokenizer reads."""
     try:
         with own_code(folder, trust_remote_code):
             if not trust_remote_code and (folder / "config.json").is_file():  # the model's own code: noticed early
@@ -75,7 +95,7 @@ def load_codec(model_path: str | Path, family: Family, trust_remote_code: bool =
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except RecursionError:  # AutoTokenizer on LLaMA repositories of 2023, whose special tokens are empty strings
         raise UserError(
-            f"{folder}: transformers cannot read this tokenizer; if it is LLaMA's, leave --model_name {family.name} out"
+            f"{folder}: transformers cannot read this tokenizer; if it is LLaMA's, leave --model_name auto out"
         ) from None
     except (OSError, ValueError) as error:
         there = ", ".join(sorted(path.name for path in folder.glob("*token*"))) or "no tokenizer file"
@@ -85,13 +105,13 @@ def load_codec(model_path: str | Path, family: Family, trust_remote_code: bool =
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     prefix = [token for token in tokenizer("")["input_ids"] if token != tokenizer.eos_token_id]
     specials = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-    return Codec(tokenizer, tuple(prefix), tokenizer.eos_token_id, pad, specials, strips_spaces=False)
+    return Codec(tokenizer, tuple(prefix), tokenizer.eos_token_id, pad, specials)
 
 
 def save_tokenizer(codec: Codec, family: Family, model_path: str | Path, out: Path) -> None:
     """Put the tokenizer beside what was trained, in the form that `load_codec` reads alike."""
     own = [Path(model_path) / name for name in LLAMA_FILES]
-    if not family.sentencepiece or not own[0].is_file():
+    if family.tokenizer != "llama" or not own[0].is_file():
         codec.tokenizer.save_pretrained(out)
         return
     for file in own:
@@ -99,11 +119,14 @@ def save_tokenizer(codec: Codec, family: Family, model_path: str | Path, out: Pa
             shutil.copy(file, out)
 
 
-def _llama_codec(folder: Path) -> Codec | None:
+def _llama_codec(folder: Path, trust_remote_code: bool) -> Codec:
     """`<s>` + sentencepiece ids of the text with its dummy leading space; ids 0, 1, 2 whatever the configs say.
 
-    None when the vocabulary does not begin with LLaMA's three special pieces: it is somebody else's.
+    Without a tokenizer.model, or when its vocabulary does not begin with LLaMA's three special pieces, it is somebody
+    else's: transformers reads it.
     """
+    if not (folder / "tokenizer.model").is_file():
+        return _stock_codec(folder, trust_remote_code)
     try:
         stock = LlamaTokenizer.from_pretrained(folder, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
     except Exception as error:  # noqa: BLE001 - a damaged file makes the readers below raise anything
@@ -114,7 +137,7 @@ def _llama_codec(folder: Path) -> Codec | None:
         ) from None
     backend = stock.backend_tokenizer
     if any(backend.id_to_token(number) != piece for piece, number in LLAMA_SPECIALS.items()):
-        return None
+        return _stock_codec(folder, trust_remote_code)
     # transformers 5 adds the dummy space only to texts that start with none; the originals added it always.
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     backend.pre_tokenizer = None
@@ -134,43 +157,80 @@ def _names_specials(folder: Path) -> bool:
     return bool(eos.get("content") if isinstance(eos, dict) else eos)
 
 
+def _chatglm_codec(folder: Path, trust_remote_code: bool) -> Codec:
+    """sentencepiece over ice_text.model; a prompt ends with [gMASK] <sop>."""
+    from models.chatglm import ChatGLMConfig, ChatGLMTokenizer
+
+    try:
+        tokenizer = ChatGLMTokenizer(folder)
+        config = ChatGLMConfig.from_pretrained(folder)
+    except (OSError, RuntimeError, ValueError, IndexError) as error:
+        there = ", ".join(sorted(path.name for path in folder.iterdir()))
+        raise UserError(f"{folder}: config or tokenizer cannot be read ({error}); found {there}") from None
+    own = (tokenizer.gmask_token_id, tokenizer.bos_token_id)
+    if own != (config.gmask_token_id, config.bos_token_id):
+        raise UserError(
+            f"{folder}: the tokenizer's ids of [gMASK] and <sop> are {own}, config.json's are "
+            f"{(config.gmask_token_id, config.bos_token_id)}; take all files from one release"
+        )
+    return Codec(tokenizer, (), tokenizer.eos_token_id, tokenizer.pad_token_id, {}, suffix_ids=own)
+
+
+READERS = {"auto": _stock_codec, "llama": _llama_codec, "chatglm": _chatglm_codec}
+
+
+class Limits(NamedTuple):
+    """Most tokens of a training row; None: any number."""
+
+    row: int | None  # all of it
+    prompt: int | None = None
+    answer: int | None = None  # with its eos
+
+
 class Row(NamedTuple):
     """A training row: ids and labels of equal length (both empty: the record does not fit)."""
 
     input_ids: list[int]
     labels: list[int]
-    whole: int  # tokens of the whole record
+    prompt_tokens: int  # of the whole record
+    answer_tokens: int  # of the whole record, eos included
     cut: bool  # the text lost its end
+    answer_cut: bool  # the answer lost its end, and eos is not learnt
+
+    @property
+    def whole(self) -> int:
+        return self.prompt_tokens + self.answer_tokens
 
 
-def encode_row(codec: Codec, template: dict, record: dict, cutoff: int, train_on_inputs: bool = False) -> Row:
-    """A record as prompt + answer + eos within `cutoff` tokens; empty when even its instruction and answer are longer.
+def encode_row(codec: Codec, template: dict, record: dict, limits: Limits, train_on_inputs: bool = False) -> Row:
+    """A record as prompt + answer + eos within `limits`; empty when even without its text it is longer.
 
-    The answer is never cut: a text that is too long loses its end instead. Labels are IGNORED on the prompt unless
-    `train_on_inputs`.
+    A text that is too long loses its end. The answer is never cut for the prompt's or the row's limit, only for its
+    own. Labels are IGNORED on the prompt unless `train_on_inputs`.
     """
-    row = _join(codec, template, record, record["input"], train_on_inputs)
-    whole = len(row[0])
-    if whole <= cutoff:
-        return Row(*row, whole, cut=False)
-    low, high = 0, len(record["input"])  # the longest beginning of the text that fits
-    while low < high:
-        middle = (low + high + 1) // 2
-        if len(_join(codec, template, record, record["input"][:middle], train_on_inputs)[0]) <= cutoff:
-            low = middle
-        else:
-            high = middle - 1
-    if low == 0:
-        return Row([], [], whole, cut=False)
-    return Row(*_join(codec, template, record, record["input"][:low], train_on_inputs), whole, cut=True)
 
+    def encode(length: int) -> tuple[list[int], list[int]]:
+        pieces = prompt(template, record["instruction"], record["input"][:length])
+        start, answer = codec.encode_pair(pieces, record["output"])
+        return start, [*answer, codec.eos_id]
 
-def _join(codec, template, record, text, train_on_inputs):
-    pieces = prompt(template, record["instruction"], text)
-    start = codec.encode(pieces)
-    ids = codec.encode([*pieces, Piece(record["output"], from_template=False)])
-    if ids[: len(start)] != start:  # a token spans prompt and answer: keep the prompt as prediction will see it
-        ids = start + codec.encode([Piece(record["output"], from_template=False)])[len(codec.prefix_ids) :]
-    ids.append(codec.eos_id)
-    labels = ids if train_on_inputs else [IGNORED] * len(start) + ids[len(start) :]
-    return ids, list(labels)
+    def fits(start: list[int], answer: list[int]) -> bool:
+        size = len(start) + len(answer[: limits.answer])
+        return len(start) <= (limits.prompt or size) and size <= (limits.row or size)
+
+    length = len(record["input"])
+    start, answer = encode(length)
+    whole = len(start), len(answer)
+    if not fits(start, answer):
+        low, high = 0, length  # the longest beginning of the text that fits
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if fits(*encode(middle)) else (low, middle - 1)
+        if low == 0:
+            return Row([], [], *whole, cut=False, answer_cut=False)
+        length = low
+        start, answer = encode(length)
+    answer_cut = limits.answer is not None and len(answer) > limits.answer
+    ids = start + answer[: limits.answer]
+    labels = list(ids) if train_on_inputs else [IGNORED] * len(start) + ids[len(start) :]
+    return Row(ids, labels, *whole, length < len(record["input"]), answer_cut)
