@@ -15,7 +15,11 @@ from utils.families import Family, own_code
 from utils.prompter import Piece, prompt
 
 IGNORED = -100  # the label of a token that is not learnt
-LLAMA_FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
+FILES = {  # of tokenizers that are read from their published files; without the first, transformers' own are written
+    "llama": ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
+    "chatglm": ("ice_text.model", "tokenizer_config.json"),
+    "moss": ("vocab.json", "merges.txt", "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json"),
+}
 LLAMA_SPECIALS = {"<unk>": 0, "<s>": 1, "</s>": 2}
 
 
@@ -98,8 +102,7 @@ def _stock_codec(folder: Path, trust_remote_code: bool) -> Codec:
             f"{folder}: transformers cannot read this tokenizer; if it is LLaMA's, leave --model_name auto out"
         ) from None
     except (OSError, ValueError) as error:
-        there = ", ".join(sorted(path.name for path in folder.glob("*token*"))) or "no tokenizer file"
-        raise UserError(f"{folder}: config or tokenizer cannot be read ({error}); found {there}") from None
+        raise _unreadable(folder, error) from None
     if tokenizer.eos_token_id is None:
         raise UserError(f"{folder}: the tokenizer names no eos_token, so no answer could end; add it to its config")
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -110,8 +113,8 @@ def _stock_codec(folder: Path, trust_remote_code: bool) -> Codec:
 
 def save_tokenizer(codec: Codec, family: Family, model_path: str | Path, out: Path) -> None:
     """Put the tokenizer beside what was trained, in the form that `load_codec` reads alike."""
-    own = [Path(model_path) / name for name in LLAMA_FILES]
-    if family.tokenizer != "llama" or not own[0].is_file():
+    own = [Path(model_path) / name for name in FILES.get(family.tokenizer, ())]
+    if not own or not own[0].is_file():
         codec.tokenizer.save_pretrained(out)
         return
     for file in own:
@@ -165,8 +168,7 @@ def _chatglm_codec(folder: Path, trust_remote_code: bool) -> Codec:
         tokenizer = ChatGLMTokenizer(folder)
         config = ChatGLMConfig.from_pretrained(folder)
     except (OSError, RuntimeError, ValueError, IndexError) as error:
-        there = ", ".join(sorted(path.name for path in folder.iterdir()))
-        raise UserError(f"{folder}: config or tokenizer cannot be read ({error}); found {there}") from None
+        raise _unreadable(folder, error) from None
     own = (tokenizer.gmask_token_id, tokenizer.bos_token_id)
     if own != (config.gmask_token_id, config.bos_token_id):
         raise UserError(
@@ -176,7 +178,24 @@ def _chatglm_codec(folder: Path, trust_remote_code: bool) -> Codec:
     return Codec(tokenizer, (), tokenizer.eos_token_id, tokenizer.pad_token_id, {}, suffix_ids=own)
 
 
-READERS = {"auto": _stock_codec, "llama": _llama_codec, "chatglm": _chatglm_codec}
+def _moss_codec(folder: Path, trust_remote_code: bool) -> Codec:
+    """GPT-2's pieces; <eom> ends an answer, and pads."""
+    from models.moss import load_tokenizer
+
+    try:
+        tokenizer = load_tokenizer(folder)
+    except (OSError, ValueError) as error:
+        raise _unreadable(folder, error) from None
+    specials = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return Codec(tokenizer, (), tokenizer.eos_token_id, tokenizer.eos_token_id, specials)
+
+
+def _unreadable(folder: Path, error: Exception) -> UserError:
+    there = ", ".join(sorted(path.name for path in folder.iterdir()))
+    return UserError(f"{folder}: config or tokenizer cannot be read ({error}); found {there}")
+
+
+READERS = {"auto": _stock_codec, "llama": _llama_codec, "chatglm": _chatglm_codec, "moss": _moss_codec}
 
 
 class Limits(NamedTuple):
