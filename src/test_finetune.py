@@ -52,9 +52,15 @@ def main(argv=None) -> None:
     whole_files(model_args.model_name_or_path, "model_name_or_path")
     codec = load_codec(model_args.model_name_or_path, family, model_args.trust_remote_code)
 
-    how = (choose_limits(data_args, family), data_args.train_on_inputs, data_args.preprocessing_num_workers)
+    how = (choose_limits(data_args, family, codec), data_args.train_on_inputs, data_args.preprocessing_num_workers)
     train_rows = tokenise(codec, template, train_records, *how, "training")
     valid_rows = tokenise(codec, template, valid_records, *how, "validation") if valid_records else None
+    score_answers = None
+    if args.predict_with_generate:
+        samples = valid_records[: args.eval_generate_samples or None]
+        score_answers = make_score_answers(
+            codec, template, samples, args.per_device_eval_batch_size, data_args.max_target_length, args
+        )
     targets = family.lora_targets
     if lora_args.lora_target_modules:
         targets = tuple(target.strip() for target in lora_args.lora_target_modules.split(","))
@@ -118,11 +124,7 @@ def main(argv=None) -> None:
     if lora_args.full_finetune:
         base = model_args.model_name_or_path
         trainer.add_callback(SaveTokenizer(lambda folder: save_tokenizer(codec, family, base, folder)))
-    if args.predict_with_generate:
-        samples = valid_records[: args.eval_generate_samples or None]
-        trainer.score_answers = make_score_answers(
-            codec, template, samples, args.per_device_eval_batch_size, data_args.max_target_length, args
-        )
+    trainer.score_answers = score_answers
     if args.process_index == 0:
         if args.overwrite_output_dir:
             clear(out)
@@ -136,11 +138,14 @@ def main(argv=None) -> None:
         finish(trainer, run, result, time.time() - started, resumed_at)
 
 
-def choose_limits(data_args, family) -> Limits:
+def choose_limits(data_args, family, codec) -> Limits:
     """The most tokens of a row: --cutoff_len, or a prompt's and an answer's own limits; says which flags do nothing."""
     if not family.prompt_apart:
         if data_args.max_source_length:
             say(f"max_source_length: not used by family {family.name}, whose rows are cut by --cutoff_len")
+        if codec.context and data_args.cutoff_len > codec.context:
+            say(f"cutoff_len: {codec.context} instead of {data_args.cutoff_len} (the base has no more positions)")
+            data_args.cutoff_len = codec.context
         return Limits(data_args.cutoff_len)
     if data_args.train_on_inputs:
         raise UserError(

@@ -11,7 +11,7 @@ import torch
 from conftest import GOLDEN, ROOT, python
 
 import inference
-from utils import manifest, partial
+from utils import manifest, partial, predicting
 from utils.args import parse_inference
 from utils.errors import UserError
 from utils.families import find_family
@@ -97,7 +97,7 @@ def test_merging_and_beams_run_and_merging_changes_no_answer(tmp_path):
 
 def test_interrupted_and_started_again_the_file_is_the_same(tmp_path, monkeypatch, capsys):
     inference.main(flags(tmp_path / "whole.json", batch_size=2))
-    real, calls = inference.generate, []
+    real, calls = predicting.generate, []
 
     def third_call_fails(*arguments):
         calls.append(1)
@@ -105,7 +105,7 @@ def test_interrupted_and_started_again_the_file_is_the_same(tmp_path, monkeypatc
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(inference, "generate", third_call_fails)
+    monkeypatch.setattr(predicting, "generate", third_call_fails)
     with pytest.raises(KeyboardInterrupt):
         inference.main(flags(tmp_path / "cut.json", batch_size=2))
     assert not (tmp_path / "cut.json").exists()
@@ -231,5 +231,5 @@ def test_the_script_reports_errors_without_a_traceback(tmp_path):
 )
 def test_dtype_and_bits_come_from_the_flags_else_from_the_run(typed, recorded, expected, warned, capsys):
     model_args, args = parse_inference([word for name in typed for word in (f"--{name}",)])
-    assert tuple(inference.choose_precision(model_args, args, recorded, on_cpu=True)) == expected
+    assert tuple(predicting.choose_precision(model_args, args, recorded, on_cpu=True)) == expected
     assert ("contradicts run.json" in capsys.readouterr().err) == warned

@@ -317,7 +317,8 @@ class _Formatter(argparse.HelpFormatter):
 
 def _hide_inherited(parser, types) -> None:
     """Leave transformers' own hundred arguments out of --help; they work all the same, but for those DECIDED here."""
-    own = {f.name for kind in types for f in fields(kind) if f.name in kind.__annotations__}
+    inherited = {f.name for f in fields(TrainingArguments)}
+    own = {f.name for kind in types for f in fields(kind) if f.name in kind.__annotations__ or f.name not in inherited}
     for action in parser._actions:
         if action.dest not in own | {"help", "help_all"}:
             action.help = argparse.SUPPRESS

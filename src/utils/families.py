@@ -28,7 +28,6 @@ class Family:
     told_by: str | None = None  # a file that a checkpoint of these model_types must hold, else it is another family's
     package: str | None = None  # of src/models, imported to teach transformers the classes it lacks
     prompt_apart: bool = False  # prompt and answer are limited each by itself, and only the answer can be learnt
-    hard_context: bool = False  # positions beyond config.json's limit are an error of the model, not a loss of quality
     refused: tuple[tuple[str, tuple, str], ...] = ()  # key of config.json, its values (() = any), what to say of them
 
 
@@ -68,7 +67,6 @@ FAMILIES = (
         lora_targets=("qkv_proj",),
         tokenizer="moss",
         package="models.moss",
-        hard_context=True,
         refused=(
             ("wbits", (4, 8), "holds GPTQ's 4-bit or 8-bit weights; give moss-moon-003-sft itself, and --bits 4 or 8"),
         ),

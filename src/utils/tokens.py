@@ -34,6 +34,7 @@ class Codec:
     specials: dict[str, int]  # strings that are one token where a template writes them
     strips_spaces: bool = False  # spaces beside a special token vanish, as in the slow tokenizers of 2023
     suffix_ids: tuple[int, ...] = ()  # what every prompt ends with, e.g. [gMASK] <sop>
+    context: int | None = None  # positions that the model has; None: beyond config.json's limit it only gets worse
 
     @property
     def bos_id(self) -> int | None:
@@ -180,14 +181,15 @@ def _chatglm_codec(folder: Path, trust_remote_code: bool) -> Codec:
 
 def _moss_codec(folder: Path, trust_remote_code: bool) -> Codec:
     """GPT-2's pieces; <eom> ends an answer, and pads."""
-    from models.moss import load_tokenizer
+    from models.moss import MossConfig, load_tokenizer
 
     try:
         tokenizer = load_tokenizer(folder)
+        config = MossConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise _unreadable(folder, error) from None
     specials = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return Codec(tokenizer, (), tokenizer.eos_token_id, tokenizer.eos_token_id, specials)
+    return Codec(tokenizer, (), tokenizer.eos_token_id, tokenizer.eos_token_id, specials, context=config.n_positions)
 
 
 def _unreadable(folder: Path, error: Exception) -> UserError:
@@ -196,6 +198,17 @@ def _unreadable(folder: Path, error: Exception) -> UserError:
 
 
 READERS = {"auto": _stock_codec, "llama": _llama_codec, "chatglm": _chatglm_codec, "moss": _moss_codec}
+
+
+def check_context(codec: Codec, prompts: list[list[int]], records: list[dict]) -> None:
+    """UserError that names the records whose prompt leaves no room for an answer."""
+    long = [index for index, ids in enumerate(prompts) if codec.context and len(ids) >= codec.context]
+    if long:
+        names = ", ".join(f"{records[i].get('id', f'number {i}')} ({len(prompts[i])} tokens)" for i in long[:5])
+        raise UserError(
+            f"{len(long)} prompts are as long as this base's {codec.context} positions or longer, so no answer is "
+            f"possible (the first: id {names}); shorten their texts, or take another base"
+        )
 
 
 class Limits(NamedTuple):

@@ -19,7 +19,7 @@ from utils.generating import generate, plan_batches
 from utils.prompter import prompt
 from utils.records import write
 from utils.score import score
-from utils.tokens import IGNORED, Limits, encode_row
+from utils.tokens import IGNORED, Limits, check_context, encode_row
 
 
 def tokenise(codec, template: dict, records: list[dict], limits: Limits, train_on_inputs: bool, workers: int, what):
@@ -139,6 +139,7 @@ class TripleTrainer(Trainer):
 def make_score_answers(codec, template: dict, records: list[dict], batch_size: int, max_new_tokens: int, args):
     """A function that answers `records` with a model, all processes sharing the work, and scores the answers."""
     prompts = [codec.encode(prompt(template, r["instruction"], r["input"])) for r in records]
+    check_context(codec, prompts, records)
     batches = plan_batches([len(p) for p in prompts], batch_size)
 
     def score_answers(model) -> dict[str, float]:

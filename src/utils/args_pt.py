@@ -1,0 +1,170 @@
+"""The arguments of the two P-Tuning scripts."""
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers.trainer_utils import SchedulerType
+
+from utils.args import ModelArguments, check_least, option, parse
+from utils.errors import UserError
+from utils.families import NAMES
+from utils.precision import Precision, asked_dtype, choose_bits, choose_dtype, has_cuda
+from utils.records import check_output
+
+MAX_LEN, MAX_SRC_LEN = 768, 450
+
+
+@dataclass
+class TunedModelArguments(ModelArguments):
+    """Which base, and in which numbers."""
+
+    _argument_group_name = "model"
+
+    model_name_or_path: str | None = option(
+        None, "folder of the base model (config.json, tokenizer, weights)", "--model_dir"
+    )
+
+
+@dataclass
+class OriginalModelArguments(ModelArguments):
+    """Which base, and in which numbers."""
+
+    _argument_group_name = "model"
+
+    model_name_or_path: str | None = option(
+        None, "folder of the base model; default: the one that run.json names", "--ori_model_dir"
+    )
+
+
+@dataclass
+class PtuningArguments:
+    """P-Tuning v2: what is trained, on what and how."""
+
+    _argument_group_name = "P-Tuning v2"
+
+    train_path: str | None = option(None, "training records: JSON lines or a JSON list", "--train_file")
+    output_dir: str | None = option(None, "folder for the checkpoints global_step-N, run.json, curve and log")
+    prompt_template_name: str | None = option(
+        None, "the prompt of families that have one; default: the family's", "--prompt_template"
+    )
+    max_len: int = option(MAX_LEN, "most tokens of a row: question and answer")
+    max_src_len: int = option(MAX_SRC_LEN, "most tokens of the question; a longer text loses its end")
+    pre_seq_len: int = option(16, "virtual tokens in front of every layer's keys and values")
+    prefix_projection: bool = option(True, "make the prefix with a small network; false: learn it directly")
+    num_train_epochs: float = option(20, "passes over the training records")
+    max_steps: int = option(-1, "stop after this many optimizer steps; -1: --num_train_epochs decides")
+    train_batch_size: int = option(2, "records a forward pass, per process", "--per_device_train_batch_size")
+    gradient_accumulation_steps: int = option(1, "forward passes before one optimizer step")
+    learning_rate: float | None = option(
+        None, "peak learning rate; default: 1e-3 with --prefix_projection true, 2e-2 without"
+    )
+    weight_decay: float = option(5e-4, "weight decay of AdamW")
+    max_grad_norm: float = option(1.0, "gradients are scaled down to this norm")
+    lr_scheduler_type: str = option(
+        "linear", "linear, cosine, constant, constant_with_warmup", choices=[kind.value for kind in SchedulerType]
+    )
+    warmup_steps: float = option(0.1, "steps, or (below 1) the share of all steps, in which the learning rate rises")
+    fp16: bool = option(False, "16-bit floats for cards before Ampere; 32-bit ones on a CPU")
+    bf16: bool = option(False, "bfloat16; default: bfloat16 where the card has it, else float16; float32 on a CPU")
+    fp32: bool = option(False, "32-bit floats on a GPU too")
+    gradient_checkpointing: bool | None = option(
+        None, "save memory by computing twice; default: on a GPU, where the architecture can"
+    )
+    log_steps: int = option(10, "steps between two lines of the log", "--logging_steps")
+    save_steps: int | None = option(None, "steps between two checkpoints; default: one an epoch")
+    save_total_limit: int = option(10, "checkpoints kept, the newest ones")
+    resume: bool = option(False, "go on from the newest whole checkpoint, if there is one")
+    overwrite_output_dir: bool = option(False, "start anew in a folder that holds a run: its checkpoints are deleted")
+    seed: int = option(42, "seed of the prefix's first values, the order of the records and dropout")
+    deepspeed: str | None = option(None, "JSON file whose settings go over this project's DeepSpeed configuration")
+    local_rank: int = option(-1, "number of this process on its machine; the launcher gives it")
+
+    def __post_init__(self):
+        if not self.train_path:
+            raise UserError("--train_path is missing; give the training records, e.g. data/sample/train.json")
+        if not self.output_dir:
+            raise UserError("--output_dir is missing; give a folder for the checkpoints, e.g. output_dir_pt")
+        least = ("pre_seq_len", "train_batch_size", "gradient_accumulation_steps", "log_steps", "save_steps")
+        check_least(self, 1, *least, "save_total_limit")
+        check_lengths(self)
+        if self.max_steps < 1 and self.num_train_epochs <= 0:
+            raise UserError(f"--num_train_epochs {self.num_train_epochs:g}: nothing would be trained; give more than 0")
+        if self.overwrite_output_dir and self.resume:
+            raise UserError("--overwrite_output_dir and --resume contradict each other; drop one of them")
+        if importlib.util.find_spec("deepspeed") is None:
+            raise UserError("P-Tuning needs the package deepspeed: pip install -r requirements.txt")
+        if self.learning_rate is None:
+            self.learning_rate = 1e-3 if self.prefix_projection else 2e-2
+
+    @property
+    def resume_from_checkpoint(self) -> str | None:  # what the two training scripts share asks for it by this name
+        return "auto" if self.resume else None
+
+
+@dataclass
+class PtuningInferenceArguments:
+    """Prediction with what P-Tuning v2 trained."""
+
+    _argument_group_name = "prediction"
+
+    test_path: str = option("data/valid.json", "records to predict: JSON lines or a JSON list", "--input_file")
+    model_dir: str | None = option(None, "checkpoint of P-Tuning: output_dir_pt/global_step-N")
+    output_file: str | None = option(
+        None, "where the records go; default: beside the checkpoint, as NAME-OF-TEST_global_step-N.json"
+    )
+    prompt_template_name: str | None = option(
+        None, "default: what the prefix was trained with (run.json), else the family's", "--prompt_template"
+    )
+    max_len: int | None = option(None, f"most tokens of question and answer; default: as trained, else {MAX_LEN}")
+    max_src_len: int | None = option(None, f"most tokens of the question; default: as trained, else {MAX_SRC_LEN}")
+    max_new_tokens: int | None = option(None, "most tokens of an answer; default: max_len - max_src_len")
+    fp16: bool = option(False, "16-bit floats; 32-bit ones on a CPU")
+    bf16: bool = option(False, "bfloat16")
+    fp32: bool = option(
+        False, "32-bit floats; default: what the prefix was trained in, else what the machine does best"
+    )
+    batch_size: int | None = option(None, "records at a time; default: what the memory holds")
+    device: str | None = option(None, "a card's number, cpu, cuda or cuda:1; without a GPU: the CPU")
+
+    num_beams = 1  # a class attribute, no flag: the prefix is made for one row an answer
+
+    def __post_init__(self):
+        if not self.model_dir:
+            raise UserError("--model_dir is missing; give a checkpoint of P-Tuning, e.g. output_dir_pt/global_step-100")
+        check_least(self, 1, "batch_size", "max_new_tokens")
+        check_lengths(self)
+        if self.output_file is None:
+            folder = Path(self.model_dir)
+            self.output_file = str(folder.parent / f"{Path(self.test_path).stem}_{folder.name}.json")
+        check_output(self.output_file, "--output_file", self.test_path)
+
+    @property
+    def input_file(self) -> str:
+        return self.test_path
+
+
+def check_lengths(args) -> None:
+    """UserError unless --max_src_len leaves room for an answer within --max_len."""
+    check_least(args, 1, "max_len", "max_src_len")
+    if args.max_len and args.max_src_len and args.max_len - args.max_src_len < 4:
+        raise UserError(
+            f"--max_len {args.max_len} and --max_src_len {args.max_src_len} leave no room for an answer; raise "
+            f"--max_len above {args.max_src_len + 3}, or lower --max_src_len"
+        )
+
+
+def parse_ptuning(argv=None):
+    """(model, P-Tuning) arguments of src/finetuning_pt.py."""
+    model, args = parse((TunedModelArguments, PtuningArguments), argv)
+    if not model.model_name_or_path:
+        raise UserError(f"--model_dir is missing; give the folder of the base model ({', '.join(NAMES)})")
+    on_cpu = not has_cuda()
+    dtype = choose_dtype(asked_dtype(args), on_cpu)
+    args.precision = Precision(dtype, choose_bits(model.bits or 16, on_cpu))
+    return model, args
+
+
+def parse_ptuning_inference(argv=None):
+    """(model, prediction) arguments of src/inference_pt.py."""
+    return parse((OriginalModelArguments, PtuningInferenceArguments), argv)

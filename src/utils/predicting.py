@@ -1,0 +1,116 @@
+"""What both prediction scripts do: choose device and numbers, answer in batches that an interruption cannot lose."""
+
+import os
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from utils import manifest, partial
+from utils.errors import UserError, say
+from utils.generating import choose_batch_size, generate, plan_batches
+from utils.precision import FLAGS, Precision, asked_dtype, choose_bits, choose_dtype, has_cuda
+
+
+def one_process(script: str) -> None:
+    """UserError under torchrun or deepspeed with several processes, which would all write the same file."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(f"{script} runs as one process: start it with python instead of torchrun")
+
+
+def begin(args, settings: dict) -> None:
+    """Put the batch size into `settings`; UserError when the partial file belongs to other settings.
+
+    Batches must be cut alike after a restart: the partial file's size wins over what memory allows now.
+    """
+    settings["batch_size"] = args.batch_size or (partial.recorded_settings(args.output_file) or {}).get("batch_size")
+    partial.check(args.output_file, settings)
+
+
+def answer_records(model, codec, records, prompts, settings, args, cap: int | None, started: float) -> None:
+    """Predict all records, write the file, and say what it holds; `cap`: --max_memory_MB."""
+    if settings["batch_size"] is None:
+        lengths = [len(ids) for ids in prompts]
+        settings["batch_size"] = choose_batch_size(
+            model.config, lengths, args.max_new_tokens, args.num_beams, model.device, cap
+        )
+        say(f"batch_size: {settings['batch_size']} (what the memory holds)")
+
+    rows, seconds, tokens = predict(model, codec, records, prompts, settings, args)
+    partial.finish(args.output_file, [rows[index] for index in range(len(records))])
+    stopped = sum(row["finish_reason"] == "length" for row in rows.values())
+    say(
+        f"\n{args.output_file}: {len(records)} records, {len(records) - stopped} ended by the model, "
+        f"{stopped} stopped at --max_new_tokens {args.max_new_tokens}"
+        + (f"\n{tokens / seconds:.1f} new tokens/s while predicting" if tokens else "\nnothing was left to predict")
+        + f", {time.time() - started:.0f} s in all"
+    )
+
+
+def predict(model, codec, records, prompts, settings, args):
+    """All rows by index, and the seconds and new tokens it took; each batch is on disk before the next begins."""
+    rows = partial.resume(args.output_file, settings)
+    if rows:
+        say(f"resume: {len(rows)} of {len(records)} records are in {partial.partial_path(args.output_file)}")
+    start, tokens = time.time(), 0
+    with tqdm(total=len(records), initial=len(rows), unit="record", desc="predicting") as bar:
+        for batch in plan_batches([len(ids) for ids in prompts], settings["batch_size"]):
+            if all(index in rows for index in batch):
+                continue
+            answers = generate(model, codec, [prompts[i] for i in batch], args.max_new_tokens, args.num_beams)
+            made = {
+                index: {**records[index], "output": answer.text, "finish_reason": answer.finish_reason}
+                for index, answer in zip(batch, answers, strict=True)
+            }
+            partial.append(args.output_file, made)
+            rows |= made
+            tokens += sum(answer.tokens for answer in answers)
+            bar.update(len(batch))
+    return rows, time.time() - start, tokens
+
+
+def warn_context(model, prompts, records, max_new_tokens) -> None:
+    """Name the records whose prompt and answer may not fit into the positions the base was trained on."""
+    most = getattr(model.config, "max_position_embeddings", None)
+    long = [i for i, ids in enumerate(prompts) if most and len(ids) + max_new_tokens > most]
+    if long:
+        ids = ", ".join(str(records[i].get("id", f"number {i}")) for i in long[:5])
+        say(
+            f"warning: with --max_new_tokens {max_new_tokens}, {len(long)} records (the first: id {ids}) "
+            f"may pass the base's context of {most} tokens; nothing is cut, but answers beyond it degrade"
+        )
+
+
+def choose_precision(model_args, args, recorded: dict, on_cpu: bool) -> Precision:
+    """What the flags say, else what the adapter was trained with (run.json), else what the machine does best."""
+    typed = asked_dtype(args)
+    flag = next((flag for flag, dtype in FLAGS.items() if dtype == typed), "")
+    dtype = manifest.prefer(flag, typed, recorded.get("name"))
+    bits = manifest.prefer("bits", model_args.bits, recorded.get("bits"), 16)
+    return Precision(choose_dtype(dtype, on_cpu), choose_bits(bits, on_cpu))
+
+
+def choose_device(asked: str | None, fall_back: bool = False) -> torch.device:
+    """`cpu`, `cuda`, `cuda:1` or `1`; by default the first card, else the CPU.
+
+    A card on a machine without any is an error or, with `fall_back`, the CPU, which is said.
+    """
+    if asked is None:
+        return torch.device("cuda:0" if has_cuda() else "cpu")
+    try:
+        device = torch.device(f"cuda:{asked}" if asked.isdigit() else asked)
+    except RuntimeError:
+        raise UserError(f"--device {asked}: expected cpu, cuda, cuda:N or N") from None
+    if fall_back and device.type == "cuda" and not has_cuda():
+        say(f"device: cpu (--device {asked}: no GPU)")
+        return torch.device("cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"--device {asked}: this machine shows {torch.cuda.device_count()} cards; drop it, or use --device cpu"
+        )
+    return device
+
+
+def resolved(path: str | None) -> str | None:
+    return str(Path(path).resolve()) if path else None
