@@ -1,0 +1,1 @@
+"""Models that transformers lacks. They import torch, transformers and the standard library, nothing of the project."""
