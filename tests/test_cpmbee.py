@@ -128,6 +128,23 @@ def test_distances_fall_into_the_originals_buckets(model):
     assert torch.equal(distance_buckets(tensor("rel_positions"), *sizes).long(), tensor("rel_position_buckets"))
 
 
+def test_what_stands_in_the_padding_changes_nothing(model, batch):
+    padding = torch.arange(batch["input_ids"].shape[1]) >= batch["length"][:, None]
+    assert padding.any()
+    torch.manual_seed(0)
+    changed = {
+        name: torch.where(padding, torch.randint(0, 2, padding.shape), batch[name])
+        for name in ("input_ids", "input_id_sub", "context", "segment", "num_segments")
+    }
+    assert torch.allclose(logits_of(model, {**batch, **changed}), logits_of(model, batch), atol=1e-5)
+
+
+def test_a_token_that_may_see_nothing_does_not_become_nan(model):
+    visible = torch.tensor([[[True, False], [False, False]]])
+    bias = model.cpmbee.position_bias(torch.zeros(1, 2, 2, dtype=torch.long), visible)
+    assert bias.isinf().nonzero().tolist() == [[0, head, 0, 1] for head in range(4)]
+
+
 def test_arguments_of_other_models_are_refused(model, batch):
     with pytest.raises(TypeError, match="no use for attention_mask; its batches come from models.cpmbee.collate"):
         model(**batch, attention_mask=batch["context"])

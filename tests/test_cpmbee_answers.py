@@ -8,7 +8,7 @@ from test_cpmbee import loaded, logits_of, pruned_folder, tensor
 from test_cpmbee_data import GOLDEN, TOKENIZER
 
 from models.cpmbee import collate, convert, generate, prefill
-from models.cpmbee.generation import Feed, Reader, beam_search, greedy
+from models.cpmbee.generation import Feed, Path, Reader, _adjuster, beam_search, greedy
 
 DATA = GOLDEN["gen_data"]
 
@@ -147,15 +147,30 @@ def test_reading_token_by_token_gives_the_logits_of_training(model, tmp_path, pr
     expected = logits_of(model, batch)[[not given for given in example.context]]
 
     # The answer names a run that the prompt lacks; training sees the tables of the whole example.
-    prompts = prefill(TOKENIZER, [data, DATA[0]])
+    prompts = prefill(TOKENIZER, [DATA[0], data])
     prompts = prompts._replace(ext_ids=batch["ext_table_ids"], ext_subs=batch["ext_table_sub"])
-    reader, got, position = Reader(model, prompts), [], {}
+    reader, got, position, row = Reader(model, prompts, 2), [], {}, 2  # rows 0, 1: the other record; 2, 3: this one
     for number, sub, given, segment in zip(example.ids, example.subs, example.context, example.segments, strict=True):
         if not given:
             position[segment] = position.get(segment, -1) + 1
-            got.append(reader.read([Feed(number, sub, position[segment], segment), Feed(6, 0, 0, 4)])[0])
+            feeds = [Feed(TOKENIZER.bos_id, 0, 0, 4)] * 4
+            feeds[row] = Feed(number, sub, position[segment], segment)
+            got.append(reader.read(feeds)[row])
+            reader.reorder([1, 1, 3, 2])  # what this path has read goes on in the other row
+            row = 5 - row
     assert len(position) == 2
     assert (torch.stack(got) - expected).abs().max() < 1e-4
+
+
+def test_what_was_said_becomes_less_likely_and_what_has_no_name_impossible():
+    prompts = prefill(TOKENIZER, [DATA[2], DATA[0]])
+    said = [Path([(516, 1), (7, 1), (129, 2)], 2, None), Path([(130, 1), (130, 1)], 1, None)]
+    logits = torch.ones(2, 517)
+    logits[0, 129] = -1
+    logits = _adjuster(TOKENIZER, prompts, 2.0)(logits, said)
+    # `<s>` was read, an answer's end was not; 516 is the second unknown run, of the family of id 1
+    changed = [{place: row[place].item() for place in (row != 1).nonzero()[:, 0].tolist()} for row in logits]
+    assert changed == [{1: 0.5, 6: 0.5, 129: -2.0}, {1: -10000, 6: 0.5, 130: 0.5, 515: -10000, 516: -10000}]
 
 
 @pytest.mark.parametrize("options", [(0,), (3, 0), (3, 1, 0.5)])

@@ -205,6 +205,11 @@ def test_a_cut_answer_has_no_end_to_learn():
     assert [int(reference[row, place]) for row, place in differ] == [TOKENIZER.eos_id] * 2
 
 
+def test_a_batch_without_numbered_tokens_has_a_class_that_nothing_means():
+    batch = collate(TOKENIZER, [training_features(TOKENIZER, RECORD, 100)])
+    assert (batch["ext_table_ids"].tolist(), batch["ext_table_sub"].tolist()) == ([0], [1])
+
+
 def test_a_row_cut_before_its_answer_teaches_nothing():
     features = training_features(TOKENIZER, RECORD, 5)
     assert 0 not in features["context"]
@@ -265,7 +270,7 @@ def test_prompts_are_those_of_the_originals():
 
 
 def test_records_of_a_batch_share_columns_by_family_and_number():
-    data = [{"input": text, "<ans>": ""} for text in ("龘中😀", "😀中龘", "中", "<mask_5>中<mask_3>")]
+    data = [{"input": text, "<ans>": ""} for text in ("龘中😀", "😀中龘", "<ans_7><ans_8>", "<mask_5>中<mask_3>")]
     prompts = prefill(TOKENIZER, data)
     assert list(zip(prompts.ext_ids.tolist(), prompts.ext_subs.tolist(), strict=True)) == [(1, 1), (2, 1)]
     assert prompts.names == [{1: "龘", 515: "😀"}, {1: "😀", 515: "龘"}, {}, {2: "<mask_5>", 516: "<mask_3>"}]

@@ -145,11 +145,11 @@ class FeedForwardBlock(nn.Module):
 
 
 class CpmBeeLayer(GradientCheckpointingLayer):
-    """Attention and feed-forward, of which a pruned model lacks one or both (`index` None: no attention)."""
+    """Attention and feed-forward, of which a pruned model lacks one or both. `index`: where the cache keeps it."""
 
-    def __init__(self, config: CpmBeeConfig, index: int | None, has_ffn: bool):
+    def __init__(self, config: CpmBeeConfig, index: int, has_attention: bool, has_ffn: bool):
         super().__init__()
-        self.self_att = SelfAttentionBlock(config, index) if index is not None else None
+        self.self_att = SelfAttentionBlock(config, index) if has_attention else None
         self.ffn = FeedForwardBlock(config) if has_ffn else None
         self.dropout = config.dropout_p
 
@@ -165,11 +165,7 @@ class CpmBeeLayer(GradientCheckpointingLayer):
 class Encoder(nn.Module):
     def __init__(self, config: CpmBeeConfig):
         super().__init__()
-        layers, attentions = [], 0
-        for has_attention, has_ffn in config.kept():
-            layers.append(CpmBeeLayer(config, attentions if has_attention else None, has_ffn))
-            attentions += has_attention
-        self.layers = nn.ModuleList(layers)
+        self.layers = nn.ModuleList(CpmBeeLayer(config, index, *kept) for index, kept in enumerate(config.kept()))
         self.output_layernorm = RMSNorm(config.hidden_size, config.eps)
 
     def forward(self, hidden, bias, past_key_values=None):

@@ -90,7 +90,7 @@ class CpmBeeTokenizer:
             if not token.is_unknown and token.text in self.ids:
                 pairs.append((self.ids[token.text], 0))
                 continue
-            family = UNKNOWN if token.is_unknown else re.sub("_.*", "", token.text[:-1], flags=re.DOTALL) + ">"
+            family = UNKNOWN if token.is_unknown else f"<{token.text[1:-1].split('_')[0]}>"
             if family not in self.ids:
                 raise ValueError(f"{token.text} is no special token of CPM-Bee; a plain < is written <<")
             members = families.setdefault(self.ids[family], {})
