@@ -215,9 +215,11 @@ def test_every_form_of_a_checkpoint_holds_the_same_model(tmp_path, model, batch,
     assert torch.equal(logits_of(other, batch), logits_of(model, batch))
 
 
-def test_a_dtype_is_heeded_for_openbmb_files_too(tmp_path):
+def test_dtype_and_bits_are_heeded_for_openbmb_files_too(tmp_path):
     FORMS["OpenBMB's pt"](folder_with(tmp_path, weights=None))
     assert loaded(tmp_path, dtype=torch.bfloat16).dtype == torch.bfloat16
+    quantised = loaded(tmp_path, quantization_config=BitsAndBytesConfig(load_in_8bit=True), device_map={"": "cpu"})
+    assert quantised.get_submodule(f"{LAYER}project_q").weight.dtype == torch.int8
 
 
 def test_a_checkpoint_that_lacks_a_tensor_says_so(tmp_path):

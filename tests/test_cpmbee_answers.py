@@ -1,6 +1,7 @@
 """CPM-Bee's answers: the originals' greedy and beam search, token by token, and several answers to one record."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -130,6 +131,29 @@ def test_beam_search_ends_answers_and_stops_once_nothing_better_can_come(model, 
         assert len(Spoken.last.feeds) == steps
     one = generate(model, TOKENIZER, data, 30, 3)[0]
     assert (one.data["<ans>"], one.finish_reason, one.tokens) == ({"a": "中", "b": TOKENIZER.words[130]}, "eos", 4)
+
+
+class Weighed(Reader):
+    """Gives the logits of `tables[step]` to every row, and nearly nothing to other tokens."""
+
+    tables = ()
+
+    def read(self, feeds):
+        logits = super().read(feeds).fill_(-100)
+        self.steps = getattr(self, "steps", -1) + 1
+        for token, logit in self.tables[min(self.steps, len(self.tables) - 1)].items():
+            logits[:, token] = logit
+        return logits
+
+
+@torch.inference_mode()
+def test_of_two_answers_the_one_of_the_better_mean_wins(model, monkeypatch):
+    # ended at once: ln 0.6 = -0.51; 129 and then the end: (ln 0.4 + 0) / 2 = -0.46
+    Weighed.tables = [{7: math.log(0.6), 129: math.log(0.4)}, {7: 0.0}]
+    monkeypatch.setattr("models.cpmbee.generation.Reader", Weighed)
+    prompts = prefill(TOKENIZER, [{"input": "中", "<ans>": ""}])
+    assert beam_search(model, TOKENIZER, prompts, 6, 2) == [[(129, 1), (7, 1)]]
+    assert greedy(model, TOKENIZER, prompts, 6) == [[(7, 1)]]
 
 
 @pytest.mark.parametrize("pruned", [False, True])

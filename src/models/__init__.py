@@ -1,1 +1,1 @@
-"""Models that transformers lacks. They import torch, transformers and the standard library, nothing of the project."""
+"""Models that transformers lacks. They import torch, transformers and sentencepiece only, nothing of this project."""

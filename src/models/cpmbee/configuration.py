@@ -40,6 +40,6 @@ class CpmBeeConfig(PretrainedConfig):
         masks = self.mask_modules or [(False, False)] * self.num_hidden_layers
         if len(masks) != self.num_hidden_layers or any(len(mask) != 2 for mask in masks):
             raise ValueError(
-                f"mask_modules: expected {self.num_hidden_layers} pairs (num_hidden_layers), found {len(masks)} entries"
+                f"mask_modules: expected {self.num_hidden_layers} pairs (num_hidden_layers), found {masks!r:.200}"
             )
         return [(not attention, not feed_forward) for attention, feed_forward in masks]

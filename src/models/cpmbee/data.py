@@ -4,6 +4,7 @@ The data are dicts of texts in markup (see the tokenizer), nested at will: `{"in
 under the key `<ans>` of the outermost dict are what the model says; all else is its context.
 """
 
+from itertools import compress
 from typing import NamedTuple
 
 import torch
@@ -109,8 +110,8 @@ def collate(tokenizer: CpmBeeTokenizer, features: list[dict], width: int | None 
     learn. Numbered tokens are classes of their own, in the order in which they appear.
     """
     width = width or max(len(row["input_ids"]) for row in features)
-    batch = {name: _padded([row[name] for row in features], width) for name in ("input_ids", "input_id_sub")}
-    batch |= {name: _padded([row[name] for row in features], width) for name in ("context", "segment")}
+    names = ("input_ids", "input_id_sub", "context", "segment")
+    batch = {name: _padded([row[name] for row in features], width) for name in names}
     lengths = torch.tensor([len(row["input_ids"]) for row in features])
     real = torch.arange(width) < lengths[:, None]
     zeros = torch.zeros_like(batch["input_ids"])
@@ -171,7 +172,7 @@ def prefill(tokenizer: CpmBeeTokenizer, data: list[dict]) -> Prompts:
 
     ValueError for data without `<ans>`, or with none but empty dicts there.
     """
-    examples, columns, names, kept = [convert(tokenizer, _asked(one)) for one in data], {}, [], []
+    examples, columns, names = [convert(tokenizer, _asked(one)) for one in data], {}, []
     for example in examples:
         if not example.predicted:
             raise ValueError(f"data to be answered need a text under {ANSWER}, e.g. {{{ANSWER!r}: ''}}")
@@ -181,22 +182,18 @@ def prefill(tokenizer: CpmBeeTokenizer, data: list[dict]) -> Prompts:
                 column = len(tokenizer) + columns.setdefault((base, sub), len(columns)) if sub else base
                 named[column] = text
         names.append(named)
-        kept.append([place for place, given in enumerate(example.context) if given])
 
-    def gathered(name: str) -> torch.Tensor:
-        rows = ([getattr(example, name)[place] for place in places] for example, places in zip(*pairs, strict=True))
-        return _padded(list(rows), left=True)
+    def padded(entries) -> torch.Tensor:
+        """Of each example the `entries` of its context."""
+        return _padded([list(compress(entries(example), example.context)) for example in examples], left=True)
 
-    pairs = (examples, kept)
     table = torch.tensor(list(columns), dtype=torch.long).view(-1, 2)
     return Prompts(
-        ids=gathered("ids"),
-        subs=gathered("subs"),
-        positions=_padded([list(range(len(places))) for places in kept], left=True),
-        segments=gathered("segments"),
-        num_segments=_padded(
-            [[example.count] * len(places) for example, places in zip(*pairs, strict=True)], left=True
-        ),
+        ids=padded(lambda example: example.ids),
+        subs=padded(lambda example: example.subs),
+        positions=_padded([list(range(sum(example.context))) for example in examples], left=True),
+        segments=padded(lambda example: example.segments),
+        num_segments=padded(lambda example: [example.count] * len(example.ids)),
         relations=_padded([example.relations for example in examples]),
         ext_ids=table[:, 0],
         ext_subs=table[:, 1],

@@ -74,7 +74,8 @@ def _result(tokenizer, prompts: Prompts, index: int, data: dict, said) -> Genera
 class Reader:
     """A model in the middle of a batch: what it has read, and the logits of what comes next.
 
-    Every record is read in `copies` rows, which stand one after the other.
+    Every record is read in `copies` rows, which stand one after the other. `hidden`: the state (records, hidden) of
+    the prompts' last tokens.
     """
 
     def __init__(self, model, prompts: Prompts, copies: int = 1):
@@ -116,10 +117,8 @@ def greedy(
 ) -> list[list[tuple[int, int]]]:
     """What is said to every record, as `Path.said`: always the likeliest token."""
     reader, adjust = Reader(model, prompts), _adjuster(tokenizer, prompts, repetition_penalty)
-    paths, going = (
-        [_start(tokenizer, prompts, index) for index in range(len(prompts.ids))],
-        set(range(len(prompts.ids))),
-    )
+    paths = [_start(tokenizer, prompts, index) for index in range(len(prompts.ids))]
+    going = set(range(len(paths)))
     for _ in range(max_new_tokens):
         logits = adjust(reader.read([path.feed for path in paths]), paths)
         for index, token in enumerate(logits.argmax(-1).tolist()):
