@@ -301,6 +301,14 @@ def test_an_adapter_has_its_usual_strength(own_model):
         own_model = loaded()
 
 
+def test_adapters_on_every_layer_leave_none_weak(model):
+    every = lora_alphas(model.config, 16, TARGETS)
+    linear = {name.split(".")[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    assert every.keys() == linear - {"lm_head"}
+    assert lora_alphas(model.config, 16, ("all-linear",)) == lora_alphas(model.config, 16, "all-linear") == every
+    assert lora_alphas(model.config, 16, ("w_out",)) == {"w_out": 16 * math.sqrt(96)}
+
+
 def test_a_merged_adapter_answers_as_before(own_model, batch):
     base, adapter = logits_of(own_model, batch), adapted(own_model)
     logits, answers = logits_of(adapter, batch), generate(adapter, TOKENIZER, GOLDEN["gen_data"], 8)

@@ -31,13 +31,14 @@ def scaled(linear: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
 
 
 def lora_alphas(config: CpmBeeConfig, alpha: float, targets) -> dict[str, float]:
-    """peft's `alpha_pattern` for adapters on the layers called `targets`: alpha · √inputs.
+    """peft's `alpha_pattern` for adapters on the layers called `targets` ("all-linear": every one): alpha · √inputs.
 
     With it an adapter has the strength that `alpha` has in other models (see above).
     """
+    everywhere = "all-linear" in targets
     inputs = dict.fromkeys(("project_q", "project_k", "project_v", "w_0", "w_1"), config.hidden_size)
     inputs |= {"attention_out": config.num_attention_heads * config.dim_head, "w_out": config.dim_ff}
-    return {name: alpha * math.sqrt(size) for name, size in inputs.items() if name in targets}
+    return {name: alpha * math.sqrt(size) for name, size in inputs.items() if everywhere or name in targets}
 
 
 def distance_buckets(distance: torch.Tensor, buckets: int, max_distance: int) -> torch.Tensor:
