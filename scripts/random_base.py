@@ -14,10 +14,13 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from models.chatglm import ChatGLMConfig, ChatGLMTokenizer
-from models.moss import MossConfig, load_tokenizer
+from models.cpmbee import CpmBeeConfig
+from models.cpmbee import load_tokenizer as cpmbee_tokenizer
+from models.moss import MossConfig
+from models.moss import load_tokenizer as moss_tokenizer
 from utils.errors import UserError, run_script, say
 
-SHAPES = {  # hidden, feed-forward, layers, heads, rows of the embedding
+SHAPES = {  # hidden, feed-forward, layers, heads, rows of the embedding (None: as many as the tokenizer has)
     "llama-tiny": (64, 176, 2, 4, 32000),
     "llama-1b": (2048, 5504, 16, 16, 32000),
     "llama-7b": (4096, 11008, 32, 32, 32000),
@@ -26,6 +29,8 @@ SHAPES = {  # hidden, feed-forward, layers, heads, rows of the embedding
     "chatglm-6b": (4096, 16384, 28, 32, 130528),
     "moss-tiny": (64, 256, 2, 4, 576),
     "moss-16b": (6144, 24576, 34, 24, 107008),
+    "cpmbee-tiny": (64, 128, 2, 4, None),
+    "cpmbee-10b": (4096, 10240, 48, 32, 86583),
 }
 
 
@@ -54,7 +59,7 @@ def chatglm(hidden, wide, layers, heads, vocabulary, tokenizer) -> ChatGLMConfig
 
 
 def moss(hidden, wide, layers, heads, vocabulary, tokenizer) -> MossConfig:
-    tokens = load_tokenizer(tokenizer)
+    tokens = moss_tokenizer(tokenizer)
     return MossConfig(
         n_embd=hidden,
         n_inner=wide,
@@ -67,7 +72,18 @@ def moss(hidden, wide, layers, heads, vocabulary, tokenizer) -> MossConfig:
     )
 
 
-CONFIGS = {"llama": llama, "chatglm": chatglm, "moss": moss}
+def cpmbee(hidden, wide, layers, heads, vocabulary, tokenizer) -> CpmBeeConfig:
+    return CpmBeeConfig(
+        hidden_size=hidden,
+        dim_ff=wide,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        dim_head=hidden // heads,
+        vocab_size=vocabulary or len(cpmbee_tokenizer(tokenizer)),
+    )
+
+
+CONFIGS = {"llama": llama, "chatglm": chatglm, "moss": moss, "cpmbee": cpmbee}
 
 
 def main(argv=None) -> None:

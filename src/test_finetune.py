@@ -30,7 +30,6 @@ from utils.training import (
     clear,
     draw_curve,
     is_done,
-    make_collator,
     make_score_answers,
     tokenise,
 )
@@ -116,7 +115,7 @@ def main(argv=None) -> None:
     trainer = TripleTrainer(
         model=model,
         args=args,
-        data_collator=make_collator(codec.pad_id, 8 if device.type == "cuda" else 1),
+        data_collator=codec.collator(8 if device.type == "cuda" else 1),
         train_dataset=train_rows,
         eval_dataset=valid_rows,
         callbacks=[LogFile()],
@@ -140,6 +139,11 @@ def main(argv=None) -> None:
 
 def choose_limits(data_args, family, codec) -> Limits:
     """The most tokens of a row: --cutoff_len, or a prompt's and an answer's own limits; says which flags do nothing."""
+    if family.answer_only and data_args.train_on_inputs:
+        raise UserError(
+            f"--train_on_inputs: a prompt of family {family.name} sees itself whole, so its tokens cannot be learnt by "
+            "predicting the next one; drop it"
+        )
     if not family.prompt_apart:
         if data_args.max_source_length:
             say(f"max_source_length: not used by family {family.name}, whose rows are cut by --cutoff_len")
@@ -147,11 +151,6 @@ def choose_limits(data_args, family, codec) -> Limits:
             say(f"cutoff_len: {codec.context} instead of {data_args.cutoff_len} (the base has no more positions)")
             data_args.cutoff_len = codec.context
         return Limits(data_args.cutoff_len)
-    if data_args.train_on_inputs:
-        raise UserError(
-            f"--train_on_inputs: a prompt of family {family.name} sees itself whole, so its tokens cannot be learnt by "
-            "predicting the next one; drop it"
-        )
     data_args.max_source_length = data_args.max_source_length or 512
     say(
         f"limits: prompts of {data_args.max_source_length} tokens, answers of {data_args.max_target_length} "

@@ -11,13 +11,13 @@ from test_chatglm import Golden, near
 
 import inference
 import test_finetune as finetuning
+from utils.batches import make_collator
 from utils.errors import UserError
 from utils.families import find_family, may_run_code
 from utils.loading import add_lora, load_base
 from utils.precision import Precision
 from utils.prompter import Piece, load_template, prompt
 from utils.tokens import IGNORED, Limits, encode_row, load_codec
-from utils.training import make_collator
 
 ALPACA = load_template("alpaca")
 EVERY_LAYER = "query_key_value,dense,dense_h_to_4h,dense_4h_to_h"

@@ -167,7 +167,7 @@ def test_reading_token_by_token_gives_the_logits_of_training(model, tmp_path, pr
     example = convert(TOKENIZER, data)
     features = {"input_ids": example.ids, "input_id_sub": example.subs, "context": example.context}
     features |= {"segment": example.segments, "segment_rel": example.relations, "num_segments": example.count}
-    batch = collate(TOKENIZER, [{**features, "cut": False}])
+    batch = collate(TOKENIZER, [{**features, "answer_cut": False}])
     expected = logits_of(model, batch)[[not given for given in example.context]]
 
     # The answer names a run that the prompt lacks; training sees the tables of the whole example.

@@ -173,19 +173,23 @@ def test_data_of_another_kind_are_named(data):
 # training rows
 
 
+def features_of(record, cutoff):
+    return training_features(TOKENIZER, record_data(record, record["output"]), cutoff)
+
+
 def reference_features():
     """The golden rows as the originals collated them: they gave cut answers an end too."""
     cutoff = GOLDEN["train_cutoff_len"]
-    return [{**training_features(TOKENIZER, record, cutoff), "cut": False} for record in GOLDEN["train_records"]]
+    return [{**features_of(record, cutoff), "answer_cut": False} for record in GOLDEN["train_records"]]
 
 
 def test_records_become_the_rows_of_the_originals():
     cutoff = GOLDEN["train_cutoff_len"]
     for record, expected in zip(GOLDEN["train_records"], GOLDEN["train_features"], strict=True):
-        features = training_features(TOKENIZER, record, cutoff)
+        features = features_of(record, cutoff)
         assert record_data(record, record["output"]) == expected.pop("data")
         whole = expected.pop("untruncated_length")
-        assert features == {**expected, "whole": whole, "cut": whole > cutoff}
+        assert features == {**expected, "whole": whole, "answer_cut": whole > cutoff}
 
 
 def test_rows_become_the_batch_of_the_originals():
@@ -197,7 +201,7 @@ def test_rows_become_the_batch_of_the_originals():
 
 def test_a_cut_answer_has_no_end_to_learn():
     cutoff = GOLDEN["train_cutoff_len"]
-    rows = [training_features(TOKENIZER, record, cutoff) for record in GOLDEN["train_records"]]
+    rows = [features_of(record, cutoff) for record in GOLDEN["train_records"]]
     labels, reference = (collate(TOKENIZER, each)["labels"] for each in (rows, reference_features()))
     differ = (labels != reference).nonzero().tolist()
     assert differ == [[row, cutoff - 1] for row in (1, 2)]
@@ -206,12 +210,12 @@ def test_a_cut_answer_has_no_end_to_learn():
 
 
 def test_a_batch_without_numbered_tokens_has_a_class_that_nothing_means():
-    batch = collate(TOKENIZER, [training_features(TOKENIZER, RECORD, 100)])
+    batch = collate(TOKENIZER, [features_of(RECORD, 100)])
     assert (batch["ext_table_ids"].tolist(), batch["ext_table_sub"].tolist()) == ([0], [1])
 
 
 def test_a_row_cut_before_its_answer_teaches_nothing():
-    features = training_features(TOKENIZER, RECORD, 5)
+    features = features_of(RECORD, 5)
     assert 0 not in features["context"]
     assert (collate(TOKENIZER, [features])["labels"] == IGNORED).all()
 
@@ -221,7 +225,7 @@ def test_several_answers_each_learn_their_end_and_numbered_tokens_their_column()
     example = convert(TOKENIZER, data)
     features = {"input_ids": example.ids, "input_id_sub": example.subs, "context": example.context}
     features |= {"segment": example.segments, "segment_rel": example.relations, "num_segments": example.count}
-    batch = collate(TOKENIZER, [{**features, "cut": False}])
+    batch = collate(TOKENIZER, [{**features, "answer_cut": False}])
     assert example.families[1] == {"龘": 0, "😀": 1, "龘😀": 2}
     columns = list(zip(batch["ext_table_ids"].tolist(), batch["ext_table_sub"].tolist(), strict=True))
     assert columns == [(2, 1), (1, 1), (1, 2)]  # 515: <mask_1>, 516: 😀, 517: 龘😀
@@ -231,7 +235,7 @@ def test_several_answers_each_learn_their_end_and_numbered_tokens_their_column()
 
 def test_what_a_record_says_never_becomes_a_special_token():
     record = {"instruction": "<ans>", "input": "a</s><b> < <mask_0>", "output": "<s><root>"}
-    features = training_features(TOKENIZER, record, 500)
+    features = features_of(record, 500)
     marks = [number for number in features["input_ids"] if 0 <= number <= 10 and number not in (1, 4, 5)]
     assert marks == [6, 8, 7, 6, 7, 6, 7, 6, 9, 7, 6]  # the five segments' own
     assert not any(features["input_id_sub"])

@@ -13,13 +13,14 @@ from conftest import GOLDEN, ROOT, python
 from safetensors.torch import load_file
 
 from test_finetune import main
+from utils.batches import make_collator
 from utils.errors import UserError
 from utils.families import find_family
 from utils.loading import add_lora, check_saved, check_weights, load_base
 from utils.precision import Precision
 from utils.prompter import load_template
 from utils.tokens import IGNORED, Limits, encode_row, load_codec
-from utils.training import LengthGrouped, find_checkpoint, make_collator
+from utils.training import LengthGrouped, find_checkpoint
 
 BASE = GOLDEN / "checkpoint"
 TRAIN = GOLDEN / "train.json"

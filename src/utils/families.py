@@ -27,8 +27,10 @@ class Family:
     tokenizer: str = "auto"  # how its text becomes ids: a reader of tokens.READERS
     told_by: str | None = None  # a file that a checkpoint of these model_types must hold, else it is another family's
     package: str | None = None  # of src/models, imported to teach transformers the classes it lacks
-    prompt_apart: bool = False  # prompt and answer are limited each by itself, and only the answer can be learnt
+    prompt_apart: bool = False  # prompt and answer are limited each by itself
+    answer_only: bool = False  # a prompt sees itself whole, so that only the answer can be learnt
     refused: tuple[tuple[str, tuple, str], ...] = ()  # key of config.json, its values (() = any), what to say of them
+    own_prefix: str | None = None  # name of the model's own P-Tuning encoder; None: peft's prefix tuning
 
 
 FAMILIES = (
@@ -55,6 +57,8 @@ FAMILIES = (
         tokenizer="chatglm",
         package="models.chatglm",
         prompt_apart=True,
+        answer_only=True,
+        own_prefix="transformer.prefix_encoder",
         refused=(
             ("padded_vocab_size", (), "is ChatGLM2 or ChatGLM3, another model under the same name; give chatglm-6b"),
             ("quantization_bit", (4, 8), "holds int4 or int8 weights; give chatglm-6b itself, and --bits 4 or 8"),
@@ -70,6 +74,15 @@ FAMILIES = (
         refused=(
             ("wbits", (4, 8), "holds GPTQ's 4-bit or 8-bit weights; give moss-moon-003-sft itself, and --bits 4 or 8"),
         ),
+    ),
+    Family(
+        name="cpm-bee",
+        templates={"cpm-bee": "cpm-bee"},
+        model_types=("cpmbee",),
+        lora_targets=("project_q", "project_v"),
+        tokenizer="cpm-bee",
+        package="models.cpmbee",
+        answer_only=True,
     ),
     Family(
         name="auto",

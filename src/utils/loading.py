@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
 
@@ -21,13 +21,22 @@ from utils.quantised import train_frozen
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 
-def load_base(path: str | Path, precision: Precision, device: torch.device | str, codec, trust_remote_code=False):
+def load_base(
+    path: str | Path,
+    precision: Precision,
+    device: torch.device | str,
+    codec,
+    trust_remote_code: bool = False,
+    changes: dict | None = None,
+    fresh: str | None = None,
+):
     """The causal language model of a checkpoint folder, on `device`, in the numbers of `precision`.
 
     Its generation settings come from `codec`, never from the repository: old ones stop at the wrong token.
+    `changes` are made to its config; a module that they add is called `fresh`, and the files may lack it.
     """
     read_config(path)  # refuses what is no model by itself, such as a delta
-    options = {"dtype": precision.dtype, "trust_remote_code": trust_remote_code}
+    options = {"dtype": precision.dtype, "trust_remote_code": trust_remote_code, **(changes or {})}
     # On short rows plain products beat torch's fused attention on a CPU (docs/log.md).
     if torch.device(device).type == "cpu":
         options["attn_implementation"] = "eager"
@@ -41,8 +50,8 @@ def load_base(path: str | Path, precision: Precision, device: torch.device | str
         raise UserError(
             f"--model_name_or_path {path}: the weights cannot be loaded ({error}); found {inside}"
         ) from error
-    if found["missing_keys"]:  # transformers would fill them with random numbers
-        names = sorted(found["missing_keys"])
+    names = sorted(name for name in found["missing_keys"] if not (fresh and name.startswith(f"{fresh}.")))
+    if names:  # transformers would fill them with random numbers
         raise UserError(
             f"--model_name_or_path {path}: its files lack {len(names)} tensors that config.json asks for, e.g. "
             f"{names[0]}; download the checkpoint again"
@@ -94,6 +103,7 @@ def add_lora(model, targets: tuple[str, ...], rank: int, alpha: int, dropout: fl
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules="all-linear" if targets == ("all-linear",) else list(targets),
+        alpha_pattern=model.lora_alphas(alpha, targets) if hasattr(model, "lora_alphas") else {},
         task_type="CAUSAL_LM",
     )
     for parameter in model.parameters():
@@ -111,7 +121,7 @@ def add_lora(model, targets: tuple[str, ...], rank: int, alpha: int, dropout: fl
 
 def weight_files(folder: str | Path) -> list[Path]:
     """The files of a base or an adapter that hold its weights."""
-    return sorted(path for path in Path(folder).iterdir() if path.suffix in (".safetensors", ".bin"))
+    return sorted(path for path in Path(folder).iterdir() if path.suffix in (".safetensors", ".bin", ".pt"))
 
 
 def find_adapter(folder: str | Path) -> Path:
@@ -203,7 +213,11 @@ def load_adapter(model, folder: Path, merge: bool = False):
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Unexpected keyword arguments")  # said above
-            model = PeftModel.from_pretrained(model, folder)
+            config = PeftConfig.from_pretrained(folder)
+            if hasattr(model, "lora_alphas") and not config.alpha_pattern:
+                # Of 2023: its products were added to CPM-Bee's after those were divided, ours before (modeling.py).
+                config.alpha_pattern = model.lora_alphas(config.lora_alpha, config.target_modules)
+            model = PeftModel.from_pretrained(model, folder, config=config)
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"--lora_weights {folder} does not fit this base model: {error}") from error
     given, taken = set(check_weights(folder)), set(get_peft_model_state_dict(model, save_embedding_layers=False))

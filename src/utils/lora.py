@@ -13,6 +13,7 @@ from utils.shards import BLOCK, Stored, read_json
 
 # Settings with which an adapter adds B @ A * scale; any other that is set changes what is added.
 KNOWN_SETTINGS = {
+    "alpha_pattern",
     "auto_mapping",
     "base_model_name_or_path",
     "bias",
@@ -63,8 +64,8 @@ def read_adapter(folder: Path, base: dict[str, Stored], config: dict) -> tuple[d
         )
     settings = read_json(folder / "adapter_config.json")
     _refuse_unknown(folder, settings)
-    rank, alpha = settings["r"], settings["lora_alpha"]
-    scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+    rank = settings["r"]
+    share = math.sqrt(rank) if settings.get("use_rslora") else rank
     # As in peft, the layer decides and not fan_in_fan_out, which only says which of the two a layer was taken for.
     turned = config.get("model_type") in CONV1D_TYPES
     halves, whole = {}, {}
@@ -86,7 +87,8 @@ def read_adapter(folder: Path, base: dict[str, Stored], config: dict) -> tuple[d
         if set(half) != {"A", "B"} or half["A"].shape[0] != rank or half["B"].shape[1] != rank:
             raise UserError(f"--path_adapter {folder}: {name} has not one lora_A and one lora_B of rank {rank}")
         left, right = (half["A"].T, half["B"].T) if turned else (half["B"], half["A"])
-        updates[name] = Update(left, right, scale)
+        alpha = _alpha(settings, name.removesuffix(".weight"), config, right.shape[1])
+        updates[name] = Update(left, right, alpha / share)
     targets = settings.get("target_modules")
     for target in targets if isinstance(targets, list) and not settings.get("layers_to_transform") else ():
         there, here = (sum(name.endswith(f".{target}.weight") for name in names) for names in (base, updates))
@@ -104,6 +106,16 @@ def read_adapter(folder: Path, base: dict[str, Stored], config: dict) -> tuple[d
                 f"was trained on another base (its config names {settings.get('base_model_name_or_path')})"
             )
     return updates, whole
+
+
+def _alpha(settings: dict, layer: str, config: dict, inputs: int) -> float:
+    """lora_alpha of one layer: its own in alpha_pattern, as peft finds it, else the adapter's."""
+    for pattern, alpha in (settings.get("alpha_pattern") or {}).items():
+        if re.fullmatch(rf"(.*\.)?({pattern})", layer):
+            return alpha
+    if config.get("model_type") == "cpmbee":  # adapters of 2023, added to products already divided by √inputs
+        return settings["lora_alpha"] * math.sqrt(inputs)
+    return settings["lora_alpha"]
 
 
 def updated(weight: torch.Tensor, update: Update, dtype: torch.dtype):

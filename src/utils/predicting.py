@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from utils import manifest, partial
 from utils.errors import UserError, say
-from utils.generating import choose_batch_size, generate, plan_batches
+from utils.generating import choose_batch_size, plan_batches
 from utils.precision import FLAGS, Precision, asked_dtype, choose_bits, choose_dtype, has_cuda
 
 
@@ -58,7 +58,7 @@ def predict(model, codec, records, prompts, settings, args):
         for batch in plan_batches([len(ids) for ids in prompts], settings["batch_size"]):
             if all(index in rows for index in batch):
                 continue
-            answers = generate(model, codec, [prompts[i] for i in batch], args.max_new_tokens, args.num_beams)
+            answers = codec.answer(model, [prompts[i] for i in batch], args.max_new_tokens, args.num_beams)
             made = {
                 index: {**records[index], "output": answer.text, "finish_reason": answer.finish_reason}
                 for index, answer in zip(batch, answers, strict=True)

@@ -27,6 +27,7 @@ DTYPES = {code: dtype for dtype, code in CODES.items()}
 LAYOUTS = (
     ("model.safetensors.index.json", "model*.safetensors"),
     ("pytorch_model.bin.index.json", "pytorch_model*.bin"),
+    ("", "*.pt"),  # CPM-Bee as OpenBMB gives it out; it has no index
 )
 
 
@@ -164,7 +165,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 def model_files(folder: Path) -> tuple[dict[str, str], list[Path]]:
     """The index (tensor -> file name; {} without one) and the files with weights, as transformers would choose them."""
     for index, pattern in LAYOUTS:
-        if (folder / index).is_file():
+        if index and (folder / index).is_file():
             names = read_json(folder / index).get("weight_map")
             if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
                 raise _broken(folder / index, "no weight_map from tensors to files")

@@ -10,14 +10,16 @@ from typing import NamedTuple
 from tokenizers import normalizers
 from transformers import AutoConfig, AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
+from utils import generating
+from utils.batches import IGNORED, make_collator
 from utils.errors import UserError
 from utils.families import Family, own_code
 from utils.prompter import Piece, prompt
 
-IGNORED = -100  # the label of a token that is not learnt
 FILES = {  # of tokenizers that are read from their published files; without the first, transformers' own are written
     "llama": ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
     "chatglm": ("ice_text.model", "tokenizer_config.json"),
+    "cpm-bee": ("vocab.txt",),
     "moss": ("vocab.json", "merges.txt", "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json"),
 }
 LLAMA_SPECIALS = {"<unk>": 0, "<s>": 1, "</s>": 2}
@@ -41,9 +43,13 @@ class Codec:
         """What starts a sequence, or with a suffix, which ends with it, the answer."""
         return (*self.suffix_ids[-1:], *self.prefix_ids, None)[0]
 
+    def text_ids(self, text: str) -> list[int]:
+        """The ids of a text by itself; what it says never becomes a special token."""
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
     def encode(self, pieces: list[Piece]) -> list[int]:
         """Token ids of a prompt given in pieces; what a record says never becomes a special token."""
-        return [*self.prefix_ids, *self._text_ids(pieces), *self.suffix_ids]
+        return [*self.prefix_ids, *self._ids_of(pieces), *self.suffix_ids]
 
     def encode_pair(self, pieces: list[Piece], answer: str) -> tuple[list[int], list[int]]:
         """Token ids of a prompt, as `encode` gives them, and of the answer behind it, without eos."""
@@ -52,9 +58,9 @@ class Codec:
             ids = self.encode([*pieces, last])
             if ids[: len(start)] == start:
                 return start, ids[len(start) :]
-        return start, self._text_ids([last])  # else a token would span both: the prompt stays as prediction sees it
+        return start, self._ids_of([last])  # else a token would span both: the prompt stays as prediction sees it
 
-    def _text_ids(self, pieces: list[Piece]) -> list[int]:
+    def _ids_of(self, pieces: list[Piece]) -> list[int]:
         ids, parts = [], self._parts(pieces)
         for index, part in enumerate(parts):
             if isinstance(part, int):
@@ -65,12 +71,24 @@ class Codec:
             if self.strips_spaces and index < len(parts) - 1:
                 part = part.rstrip()
             if part:
-                ids += self.tokenizer(part, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+                ids += self.text_ids(part)
         return ids
 
     def decode(self, ids) -> str:
         """The text of an answer's ids, special tokens left out, nothing cleaned up."""
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def row(self, template: dict, record: dict, limits: "Limits", train_on_inputs: bool = False) -> dict:
+        """A record as a training row: `Row` by names, and whatever else `collator` wants of it."""
+        return encode_row(self, template, record, limits, train_on_inputs)._asdict()
+
+    def collator(self, width_of: int = 1):
+        """A function from rows to the model's arguments, padded to a multiple of `width_of`."""
+        return make_collator(self.pad_id, width_of)
+
+    def answer(self, model, prompts: list, max_new_tokens: int, num_beams: int = 1) -> list[generating.Answer]:
+        """The model's answers to one batch of prompts, as `encode` gave them, in their order."""
+        return generating.generate(model, self, prompts, max_new_tokens, num_beams)
 
     def _parts(self, pieces: list[Piece]) -> list[str | int]:
         """The pieces as stretches of text (neighbours joined) and ids of special tokens."""
@@ -197,7 +215,22 @@ def _unreadable(folder: Path, error: Exception) -> UserError:
     return UserError(f"{folder}: config or tokenizer cannot be read ({error}); found {there}")
 
 
-READERS = {"auto": _stock_codec, "llama": _llama_codec, "chatglm": _chatglm_codec, "moss": _moss_codec}
+def _cpmbee_codec(folder: Path, trust_remote_code: bool) -> Codec:
+    from utils.trees import load
+
+    try:
+        return load(folder)
+    except (OSError, ValueError) as error:
+        raise _unreadable(folder, error) from None
+
+
+READERS = {
+    "auto": _stock_codec,
+    "llama": _llama_codec,
+    "chatglm": _chatglm_codec,
+    "moss": _moss_codec,
+    "cpm-bee": _cpmbee_codec,
+}
 
 
 def check_context(codec: Codec, prompts: list[list[int]], records: list[dict]) -> None:
@@ -234,11 +267,20 @@ class Row(NamedTuple):
         return self.prompt_tokens + self.answer_tokens
 
 
-def encode_row(codec: Codec, template: dict, record: dict, limits: Limits, train_on_inputs: bool = False) -> Row:
-    """A record as prompt + answer + eos within `limits`; empty when even without its text it is longer.
+class Fitted(NamedTuple):
+    """A record within its limits."""
 
-    A text that is too long loses its end. The answer is never cut for the prompt's or the row's limit, only for its
-    own. Labels are IGNORED on the prompt unless `train_on_inputs`.
+    text: str | None  # as much of its text as fits; None: it does not fit even without
+    prompt: list[int]
+    answer: list[int]  # whole, with eos
+    prompt_tokens: int  # of the whole record
+    answer_tokens: int
+
+
+def fit(codec: Codec, template: dict, record: dict, limits: Limits) -> Fitted:
+    """The longest beginning of a record's text with which prompt and answer keep to `limits`.
+
+    The answer is only counted here: as far as its own limit, if it has one.
     """
 
     def encode(length: int) -> tuple[list[int], list[int]]:
@@ -250,19 +292,32 @@ def encode_row(codec: Codec, template: dict, record: dict, limits: Limits, train
         size = len(start) + len(answer[: limits.answer])
         return len(start) <= (limits.prompt or size) and size <= (limits.row or size)
 
-    length = len(record["input"])
-    start, answer = encode(length)
+    text = record["input"]
+    start, answer = encode(len(text))
     whole = len(start), len(answer)
-    if not fits(start, answer):
-        low, high = 0, length  # the longest beginning of the text that fits
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if fits(*encode(middle)) else (low, middle - 1)
-        if low == 0:
-            return Row([], [], *whole, cut=False, answer_cut=False)
-        length = low
-        start, answer = encode(length)
-    answer_cut = limits.answer is not None and len(answer) > limits.answer
+    if fits(start, answer):
+        return Fitted(text, start, answer, *whole)
+    low, high = 0, len(text)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(*encode(middle)) else (low, middle - 1)
+    return Fitted(text[:low], *encode(low), *whole) if low else Fitted(None, [], [], *whole)
+
+
+def encode_row(codec: Codec, template: dict, record: dict, limits: Limits, train_on_inputs: bool = False) -> Row:
+    """A record as prompt + answer + eos within `limits`; empty when even without its text it is longer.
+
+    A text that is too long loses its end. The answer is never cut for the prompt's or the row's limit, only for its
+    own. Labels are IGNORED on the prompt unless `train_on_inputs`.
+    """
+    fitted = fit(codec, template, record, limits)
+    start, answer = fitted.prompt, fitted.answer
     ids = start + answer[: limits.answer]
-    labels = list(ids) if train_on_inputs else [IGNORED] * len(start) + ids[len(start) :]
-    return Row(ids, labels, *whole, length < len(record["input"]), answer_cut)
+    return Row(
+        ids,
+        list(ids) if train_on_inputs else [IGNORED] * len(start) + ids[len(start) :],
+        fitted.prompt_tokens,
+        fitted.answer_tokens,
+        cut=fitted.text is not None and len(fitted.text) < len(record["input"]),
+        answer_cut=limits.answer is not None and len(answer) > limits.answer,
+    )

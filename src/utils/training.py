@@ -15,19 +15,19 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from utils import manifest
 from utils.errors import UserError, say
-from utils.generating import generate, plan_batches
+from utils.generating import plan_batches
 from utils.prompter import prompt
 from utils.records import write
 from utils.score import score
-from utils.tokens import IGNORED, Limits, check_context, encode_row
+from utils.tokens import Limits, check_context
 
 
 def tokenise(codec, template: dict, records: list[dict], limits: Limits, train_on_inputs: bool, workers: int, what):
     """A dataset of rows (input_ids, labels, length); says how long they are and which had to be cut or dropped."""
 
     def encode(record):
-        row = encode_row(codec, template, record, limits, train_on_inputs)
-        return {**row._asdict(), "length": len(row.input_ids)}
+        row = codec.row(template, record, limits, train_on_inputs)
+        return {**row, "length": len(row["input_ids"])}
 
     texts = [{name: record[name] for name in ("instruction", "input", "output")} for record in records]
     rows = Dataset.from_list(texts).map(
@@ -67,36 +67,6 @@ def _flags(row: int | None, prompt: int | None, answer: int | None) -> str:
     """Limits as the flags that set them."""
     flags = (("cutoff_len", row), ("max_source_length", prompt), ("max_target_length", answer))
     return " ".join(f"--{name} {size}" for name, size in flags if size)
-
-
-def make_collator(pad_id: int, width_of: int = 1):
-    """A function from rows to a batch, padded on the right to a multiple of `width_of`.
-
-    The batch asks for logits at the positions before an answer's tokens only (`logits_to_keep`), and gives the labels
-    of just those (`shift_labels`): most of a vocabulary-sized product would be thrown away otherwise.
-    """
-
-    def collate(rows):
-        width = -(-max(len(row["input_ids"]) for row in rows) // width_of) * width_of
-        ids = torch.full((len(rows), width), pad_id)
-        mask = torch.zeros_like(ids)
-        labels = torch.full((len(rows), width), IGNORED)
-        for index, row in enumerate(rows):
-            length = len(row["input_ids"])
-            ids[index, :length] = torch.tensor(row["input_ids"])
-            mask[index, :length] = 1
-            labels[index, : length - 1] = torch.tensor(row["labels"])[1:]
-        kept = (labels != IGNORED).any(dim=0).nonzero()[:, 0]
-        labels = labels[:, kept]
-        return {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "labels": labels,
-            "shift_labels": labels,
-            "logits_to_keep": kept,
-        }
-
-    return collate
 
 
 class LengthGrouped(Sampler):
@@ -155,7 +125,7 @@ def make_score_answers(codec, template: dict, records: list[dict], batch_size: i
                 leave=False,
                 disable=args.process_index > 0,
             ):
-                made = generate(model, codec, [prompts[index] for index in batch], max_new_tokens)
+                made = codec.answer(model, [prompts[index] for index in batch], max_new_tokens)
                 answers += [(index, answer.text) for index, answer in zip(batch, made, strict=True)]
         model.config.use_cache = used_cache
         model.train(was_training)
@@ -166,14 +136,19 @@ def make_score_answers(codec, template: dict, records: list[dict], batch_size: i
     return score_answers
 
 
+def keep_log(file: Path, step: int) -> None:
+    """Drop the rows that a resumed run will write again, those after `step`, and one that a kill cut in half."""
+    if file.is_file():
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        write(file, [row for row in map(json.loads, lines) if row["step"] <= step])
+
+
 class LogFile(TrainerCallback):
     """Every row of the Trainer's log, appended to log.jsonl as soon as it is made."""
 
     def on_train_begin(self, args, state, control, **kwargs):
-        file = Path(args.output_dir) / "log.jsonl"
-        if state.is_world_process_zero and file.is_file():  # rows of steps that a resumed run will do again
-            lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-            write(file, [row for row in map(json.loads, lines) if row["step"] <= state.global_step])
+        if state.is_world_process_zero:
+            keep_log(Path(args.output_dir) / "log.jsonl", state.global_step)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero:
@@ -240,7 +215,7 @@ def is_done(args, run: dict, resume: str | None) -> bool:
     before = manifest.read(args.output_dir)
     if not args.resume_from_checkpoint or not before:
         return False
-    names = ("base", "template", "precision", "lora", "seed", "data", "training")
+    names = ("base", "template", "precision", "lora", "prefix", "seed", "data", "training")
     other = [f"{n}: {before[n]} then, {run[n]} now" for n in names if n in before and before[n] != run[n]]
     if other:
         raise UserError(
@@ -253,7 +228,7 @@ def is_done(args, run: dict, resume: str | None) -> bool:
     if before["status"] == "finished" and not resume:
         raise UserError(
             f"--output_dir {args.output_dir} holds a finished run without checkpoints, which cannot be prolonged; give "
-            "another folder, or --overwrite_output_dir instead of --resume_from_checkpoint"
+            "another folder, or --overwrite_output_dir instead of resuming"
         )
     return False
 

@@ -36,14 +36,13 @@ OLD_FLAGS = {  # of the publishers' scripts
     "--check_integrity_naively": "--check",
     "--nocheck_integrity_naively": "--nocheck",
 }
+VOCABULARIES = ("tokenizer.model", "tokenizer.json", "ice_text.model", "vocab.txt", "vocab.json")
 TOKENIZER_FILES = (
-    "tokenizer.model",
-    "tokenizer.json",
+    *VOCABULARIES,
+    "merges.txt",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
     "chat_template.jinja",
 )
 
@@ -247,7 +246,7 @@ def write_config(partial: Path, plan: dict, config: dict) -> None:
 def copy_tokenizer(partial: Path, *folders) -> None:
     """The tokenizer and generation settings of the first folder that has a tokenizer."""
     for folder in map(Path, folders):
-        if (folder / "tokenizer.model").is_file() or (folder / "tokenizer.json").is_file():
+        if any((folder / name).is_file() for name in VOCABULARIES):
             for name in (*TOKENIZER_FILES, "generation_config.json"):
                 if (folder / name).is_file():
                     shutil.copyfile(folder / name, partial / name)

@@ -84,13 +84,13 @@ def record_data(record: dict, answer: str = "") -> dict:
     return {"input": escape(f"{record['instruction']}\n{record['input']}"), ANSWER: escape(answer)}
 
 
-def training_features(tokenizer: CpmBeeTokenizer, record: dict, cutoff: int) -> dict:
-    """A record {instruction, input, output} as a training row of at most `cutoff` tokens, the rest cut off.
+def training_features(tokenizer: CpmBeeTokenizer, data: dict, cutoff: int | None = None) -> dict:
+    """Data with their answer (see `record_data`) as a training row of at most `cutoff` tokens, the rest cut off.
 
-    `whole`: tokens of the whole record; `cut`: it lost some. A row whose `context` holds no 0 teaches nothing, and a
-    batch of such rows has no loss: leave them out.
+    `whole`: tokens of all the data; `answer_cut`: the row lost some, and so the answer's end. A row whose `context`
+    holds no 0 teaches nothing, and a batch of such rows has no loss: leave them out.
     """
-    example = convert(tokenizer, record_data(record, record["output"]))
+    example = convert(tokenizer, data)
     return {
         "input_ids": example.ids[:cutoff],
         "input_id_sub": example.subs[:cutoff],
@@ -99,7 +99,7 @@ def training_features(tokenizer: CpmBeeTokenizer, record: dict, cutoff: int) -> 
         "segment_rel": example.relations,
         "num_segments": example.count,
         "whole": len(example.ids),
-        "cut": len(example.ids) > cutoff,
+        "answer_cut": cutoff is not None and len(example.ids) > cutoff,
     }
 
 
@@ -125,7 +125,7 @@ def collate(tokenizer: CpmBeeTokenizer, features: list[dict], width: int | None 
     labels = torch.full_like(ids, IGNORED)
     labels[:, :-1] = torch.where(real[:, 1:], classes[:, 1:], IGNORED)
     for row, feature in enumerate(features):
-        if not feature["cut"]:
+        if not feature["answer_cut"]:
             labels[row, lengths[row] - 1] = tokenizer.eos_id
     labels[(batch["context"] == 1) | ~real] = IGNORED
 

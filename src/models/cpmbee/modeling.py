@@ -31,11 +31,12 @@ def scaled(linear: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
 
 
 def lora_alphas(config: CpmBeeConfig, alpha: float, targets) -> dict[str, float]:
-    """peft's `alpha_pattern` for adapters on the layers called `targets` ("all-linear": every one): alpha · √inputs.
+    """peft's `alpha_pattern` for adapters on the layers called `targets` (a string: every one): alpha · √inputs.
 
     With it an adapter has the strength that `alpha` has in other models (see above).
     """
-    everywhere = "all-linear" in targets
+    everywhere = isinstance(targets, str) or "all-linear" in targets
+    targets = {target.split(".")[-1] for target in targets}  # peft keeps whole names where it found them itself
     inputs = dict.fromkeys(("project_q", "project_k", "project_v", "w_0", "w_1"), config.hidden_size)
     inputs |= {"attention_out": config.num_attention_heads * config.dim_head, "w_out": config.dim_ff}
     return {name: alpha * math.sqrt(size) for name, size in inputs.items() if everywhere or name in targets}
@@ -248,7 +249,10 @@ class CpmBeeForCausalLM(PreTrainedModel):
             return super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         config = config or CpmBeeConfig.from_pretrained(folder)
-        return super().from_pretrained(None, *args, config=config, state_dict=state, **kwargs)
+        loaded = super().from_pretrained(None, *args, config=config, state_dict=state, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with what was found, where that is asked for
+        model.name_or_path = str(folder)  # adapters write down what they were trained on
+        return loaded
 
     def _init_weights(self, module):
         std = self.config.init_std
@@ -270,6 +274,9 @@ class CpmBeeForCausalLM(PreTrainedModel):
 
     def set_input_embeddings(self, value):
         self.cpmbee.input_embedding = value
+
+    def lora_alphas(self, alpha: float, targets) -> dict[str, float]:
+        return lora_alphas(self.config, alpha, targets)
 
     @classmethod
     def can_generate(cls):  # transformers' own generate knows nothing of segments

@@ -1,0 +1,35 @@
+"""Rows of tokens to the tensors of a training batch."""
+
+import torch
+
+IGNORED = -100  # the label of a token that is not learnt
+
+
+def make_collator(pad_id: int, width_of: int = 1):
+    """A function from rows to a batch, padded on the right to a multiple of `width_of`.
+
+    The batch asks for logits at the positions before an answer's tokens only (`logits_to_keep`), and gives the labels
+    of just those (`shift_labels`): most of a vocabulary-sized product would be thrown away otherwise.
+    """
+
+    def collate(rows):
+        width = -(-max(len(row["input_ids"]) for row in rows) // width_of) * width_of
+        ids = torch.full((len(rows), width), pad_id)
+        mask = torch.zeros_like(ids)
+        labels = torch.full((len(rows), width), IGNORED)
+        for index, row in enumerate(rows):
+            length = len(row["input_ids"])
+            ids[index, :length] = torch.tensor(row["input_ids"])
+            mask[index, :length] = 1
+            labels[index, : length - 1] = torch.tensor(row["labels"])[1:]
+        kept = (labels != IGNORED).any(dim=0).nonzero()[:, 0]
+        labels = labels[:, kept]
+        return {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "labels": labels,
+            "shift_labels": labels,
+            "logits_to_keep": kept,
+        }
+
+    return collate

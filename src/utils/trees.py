@@ -1,0 +1,72 @@
+"""CPM-Bee's rows and answers: a record is a small tree of texts, of which one is to be said, instead of one text."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.cpmbee import collate, convert, escape, generate, load_tokenizer, training_features, unescape
+from models.cpmbee.data import ANSWER
+from utils.batches import IGNORED
+from utils.generating import Answer
+from utils.prompter import Piece, prompt
+from utils.tokens import Codec, Limits, fit
+
+LISTS = ("input_ids", "input_id_sub", "context", "segment", "segment_rel")  # of a row, that collate needs
+
+
+class Prompt(list):
+    """The ids of what is given of a tree, and the tree itself, which they do not tell whole."""
+
+    def __init__(self, ids: list[int], data: dict):
+        super().__init__(ids)
+        self.data = data
+
+
+def tree(pieces: list[Piece], answer: str = "") -> dict:
+    """A prompt and its answer as CPM-Bee's data; `<` in a record is a character, in a template it may be markup."""
+    text = "".join(piece.text if piece.from_template else escape(piece.text) for piece in pieces)
+    return {"input": text, ANSWER: escape(answer)}
+
+
+@dataclass(frozen=True)
+class TreeCodec(Codec):
+    """CPM-Bee's rules: beside its ids a token has a number among its like, a segment and a place in the tree."""
+
+    def encode(self, pieces: list[Piece]) -> Prompt:
+        data = tree(pieces)
+        example = convert(self.tokenizer, data)
+        return Prompt([i for i, given in zip(example.ids, example.context, strict=True) if given], data)
+
+    def encode_pair(self, pieces: list[Piece], answer: str) -> tuple[list[int], list[int]]:
+        example = convert(self.tokenizer, tree(pieces, answer))
+        start = sum(example.context)
+        return example.ids[:start], example.ids[start + 1 :]  # without the answer's <s>: it counts for the missing eos
+
+    def row(self, template: dict, record: dict, limits: Limits, train_on_inputs: bool = False) -> dict:
+        fitted = fit(self, template, record, limits)
+        row = {name: [] for name in (*LISTS, "labels")} | {"num_segments": 0}
+        if fitted.text is not None:
+            data = tree(prompt(template, record["instruction"], fitted.text), record["output"])
+            features = training_features(self.tokenizer, data)
+            row = {name: features[name] for name in (*LISTS, "num_segments")}
+            # How many are learnt; collate makes the real ones, which differ from batch to batch.
+            row["labels"] = [IGNORED] * len(fitted.prompt) + fitted.answer
+        cut = fitted.text is not None and fitted.text != record["input"]
+        counts = {"prompt_tokens": fitted.prompt_tokens, "answer_tokens": fitted.answer_tokens}
+        return {**row, **counts, "cut": cut, "answer_cut": False}
+
+    def collator(self, width_of: int = 1):
+        def batch(rows: list[dict]) -> dict:
+            width = -(-max(len(row["input_ids"]) for row in rows) // width_of) * width_of
+            return collate(self.tokenizer, rows, width)
+
+        return batch
+
+    def answer(self, model, prompts: list[Prompt], max_new_tokens: int, num_beams: int = 1) -> list[Answer]:
+        made = generate(model, self.tokenizer, [one.data for one in prompts], max_new_tokens, num_beams)
+        return [Answer(unescape(one.data[ANSWER] or "").strip(), one.finish_reason, one.tokens) for one in made]
+
+
+def load(folder: Path) -> TreeCodec:
+    """The codec of a folder with vocab.txt; OSError or ValueError when that is none of CPM-Bee's."""
+    tokenizer = load_tokenizer(folder)
+    return TreeCodec(tokenizer, (), tokenizer.eos_id, tokenizer.pad_id, {})
