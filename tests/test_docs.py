@@ -16,7 +16,10 @@ from utils.errors import UserError
 
 READMES = ("README.md", "README_CN.md")
 WEIGHTS = ("docs/weights.md", "docs/weights_CN.md")
-BASES = ("llama", "alpaca", "vicuna", "zhixi", "chatflow", "chinese-llama", "other")
+BASES = (
+    *("llama", "alpaca", "vicuna", "zhixi", "chatflow", "chinese-llama"),
+    *("chatglm", "moss", "cpm-bee", "other"),
+)
 MODELS = [(f"docs/models/{base}.md", f"docs/models/{base}_CN.md") for base in BASES]
 PAIRS = [READMES, WEIGHTS, *MODELS]
 PAGES = [name for pair in PAIRS for name in pair]
