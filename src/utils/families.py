@@ -24,6 +24,7 @@ class Family:
     model_types: tuple[str, ...]  # `model_type` of config.json; () = any causal model of transformers
     lora_targets: tuple[str, ...]  # module names; ("all-linear",) = every linear layer but the head
     sentencepiece: bool  # tokens come from a bare tokenizer.model, as old LLaMA checkpoints have it
+    own_prefix: str | None = None  # name of the model's own P-Tuning encoder; None: peft's prefix tuning
 
 
 FAMILIES = (

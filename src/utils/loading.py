@@ -21,13 +21,22 @@ from utils.quantised import train_frozen
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 
-def load_base(path: str | Path, precision: Precision, device: torch.device | str, codec, trust_remote_code=False):
+def load_base(
+    path: str | Path,
+    precision: Precision,
+    device: torch.device | str,
+    codec,
+    trust_remote_code: bool = False,
+    changes: dict | None = None,
+    fresh: str | None = None,
+):
     """The causal language model of a checkpoint folder, on `device`, in the numbers of `precision`.
 
     Its generation settings come from `codec`, never from the repository: old ones stop at the wrong token.
+    `changes` are made to its config; a module that they add is called `fresh`, and the files may lack it.
     """
     read_config(path)  # refuses what is no model by itself, such as a delta
-    options = {"dtype": precision.dtype, "trust_remote_code": trust_remote_code}
+    options = {"dtype": precision.dtype, "trust_remote_code": trust_remote_code, **(changes or {})}
     # On short rows plain products beat torch's fused attention on a CPU (docs/log.md).
     if torch.device(device).type == "cpu":
         options["attn_implementation"] = "eager"
@@ -41,8 +50,8 @@ def load_base(path: str | Path, precision: Precision, device: torch.device | str
         raise UserError(
             f"--model_name_or_path {path}: the weights cannot be loaded ({error}); found {inside}"
         ) from error
-    if found["missing_keys"]:  # transformers would fill them with random numbers
-        names = sorted(found["missing_keys"])
+    names = sorted(name for name in found["missing_keys"] if not (fresh and name.startswith(f"{fresh}.")))
+    if names:  # transformers would fill them with random numbers
         raise UserError(
             f"--model_name_or_path {path}: its files lack {len(names)} tensors that config.json asks for, e.g. "
             f"{names[0]}; download the checkpoint again"

@@ -29,6 +29,11 @@ class Codec:
     pad_id: int
     specials: dict[str, int]  # strings that are one token where a template writes them
     strips_spaces: bool  # spaces beside a special token vanish, as in the slow tokenizers of 2023
+    between: tuple[int, ...] = ()  # what stands between question and answer if no template says it: [gMASK] <sop>
+
+    def text_ids(self, text: str) -> list[int]:
+        """The ids of a text by itself; what it says never becomes a special token."""
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def encode(self, pieces: list[Piece]) -> list[int]:
         """Token ids of a text given in pieces; what a record says never becomes a special token."""
@@ -42,7 +47,7 @@ class Codec:
             if self.strips_spaces and index < len(parts) - 1:
                 part = part.rstrip()
             if part:
-                ids += self.tokenizer(part, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+                ids += self.text_ids(part)
         return ids
 
     def decode(self, ids) -> str:

@@ -156,14 +156,19 @@ def make_score_answers(codec, template: dict, records: list[dict], batch_size: i
     return score_answers
 
 
+def keep_log(file: Path, step: int) -> None:
+    """Drop the rows that a resumed run will write again, those after `step`, and one that a kill cut in half."""
+    if file.is_file():
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        write(file, [row for row in map(json.loads, lines) if row["step"] <= step])
+
+
 class LogFile(TrainerCallback):
     """Every row of the Trainer's log, appended to log.jsonl as soon as it is made."""
 
     def on_train_begin(self, args, state, control, **kwargs):
-        file = Path(args.output_dir) / "log.jsonl"
-        if state.is_world_process_zero and file.is_file():  # rows of steps that a resumed run will do again
-            lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-            write(file, [row for row in map(json.loads, lines) if row["step"] <= state.global_step])
+        if state.is_world_process_zero:
+            keep_log(Path(args.output_dir) / "log.jsonl", state.global_step)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero:
@@ -230,7 +235,7 @@ def is_done(args, run: dict, resume: str | None) -> bool:
     before = manifest.read(args.output_dir)
     if not args.resume_from_checkpoint or not before:
         return False
-    names = ("base", "template", "precision", "lora", "seed", "data", "training")
+    names = ("base", "template", "precision", "lora", "prefix", "seed", "data", "training")
     other = [f"{n}: {before[n]} then, {run[n]} now" for n in names if n in before and before[n] != run[n]]
     if other:
         raise UserError(
@@ -243,7 +248,7 @@ def is_done(args, run: dict, resume: str | None) -> bool:
     if before["status"] == "finished" and not resume:
         raise UserError(
             f"--output_dir {args.output_dir} holds a finished run without checkpoints, which cannot be prolonged; give "
-            "another folder, or --overwrite_output_dir instead of --resume_from_checkpoint"
+            "another folder, or --overwrite_output_dir instead of resuming"
         )
     return False
 
