@@ -242,8 +242,9 @@ def read_own(folder: Path, own_name: str) -> dict[str, torch.Tensor]:
     return {name: read(name, at) for name, at in stored.items() if name.startswith(f"{own_name}.")}
 
 
-def nearby_steps(folder: Path) -> str:
+def nearby_steps(folder: str | Path) -> str:
     """What to type instead: the checkpoints in the folder, or beside it."""
+    folder = Path(folder)
     for place in (folder, folder.parent):
         steps = sorted(place.glob("global_step-*[0-9]"), key=lambda path: int(path.name.split("-")[-1]))
         if steps:
