@@ -1,6 +1,6 @@
-"""A LLaMA-shaped checkpoint of random weights, to measure memory and speed without downloading one.
+"""A checkpoint of random weights in the shape of a known base, to measure memory and speed without downloading one.
 
-python scripts/random_base.py --out models/random-7b --size 7b --tokenizer tests/golden/llama/checkpoint
+python scripts/random_base.py --model llama-7b --out models/random-7b --tokenizer tests/golden/llama/checkpoint
 """
 
 import argparse
@@ -9,46 +9,70 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+from models.chatglm import ChatGLMConfig, ChatGLMTokenizer
 from utils.errors import UserError, run_script, say
 
-SIZES = {  # hidden, feed-forward, layers, heads
-    "tiny": (64, 176, 2, 4),
-    "1b": (2048, 5504, 16, 16),
-    "7b": (4096, 11008, 32, 32),
-    "13b": (5120, 13824, 40, 40),
+SHAPES = {  # hidden, feed-forward, layers, heads, rows of the embedding
+    "llama-tiny": (64, 176, 2, 4, 32000),
+    "llama-1b": (2048, 5504, 16, 16, 32000),
+    "llama-7b": (4096, 11008, 32, 32, 32000),
+    "llama-13b": (5120, 13824, 40, 40, 32000),
+    "chatglm-tiny": (64, 256, 2, 4, 1024),
+    "chatglm-6b": (4096, 16384, 28, 32, 130528),
 }
 
 
-def main() -> None:
+def llama(hidden, wide, layers, heads, vocabulary, tokenizer) -> LlamaConfig:
+    return LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=wide,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        vocab_size=vocabulary,
+        max_position_embeddings=2048,
+    )
+
+
+def chatglm(hidden, wide, layers, heads, vocabulary, tokenizer) -> ChatGLMConfig:
+    tokens = ChatGLMTokenizer(tokenizer)
+    return ChatGLMConfig(
+        hidden_size=hidden,
+        inner_hidden_size=wide,
+        num_layers=layers,
+        num_attention_heads=heads,
+        vocab_size=vocabulary,
+        bos_token_id=tokens.bos_token_id,
+        pad_token_id=tokens.pad_token_id,
+    )
+
+
+CONFIGS = {"llama": llama, "chatglm": chatglm}
+
+
+def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=SHAPES, default="llama-7b")
     parser.add_argument("--out", required=True, help="new folder of the checkpoint")
-    parser.add_argument("--size", choices=SIZES, default="7b")
-    parser.add_argument("--layers", type=int, help="another number of layers than the size has")
     parser.add_argument("--tokenizer", required=True, help="folder whose tokenizer files are copied")
-    arguments = parser.parse_args()
+    parser.add_argument("--layers", type=int, help="another number of layers than the model has")
+    arguments = parser.parse_args(argv)
     out = Path(arguments.out)
     if out.exists():
         raise UserError(f"--out {out} exists; give a new folder")
-    hidden, wide, layers, heads = SIZES[arguments.size]
-    config = LlamaConfig(
-        hidden_size=hidden,
-        intermediate_size=wide,
-        num_hidden_layers=arguments.layers or layers,
-        num_attention_heads=heads,
-        vocab_size=32000,
-        max_position_embeddings=2048,
-        dtype="float16",
-    )
+    hidden, wide, layers, heads, vocabulary = SHAPES[arguments.model]
+    make = CONFIGS[arguments.model.split("-")[0]]
+    config = make(hidden, wide, arguments.layers or layers, heads, vocabulary, arguments.tokenizer)
     torch.manual_seed(0)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = LlamaForCausalLM._from_config(config, dtype=torch.float16)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float16)
     model.save_pretrained(out)
-    for file in Path(arguments.tokenizer).glob("*token*"):
-        shutil.copy(file, out)
+    for pattern in ("*token*", "*.model"):
+        for file in Path(arguments.tokenizer).glob(pattern):
+            shutil.copy(file, out)
     say(f"{out}: {sum(p.numel() for p in model.parameters()):,} random weights in float16")
 
 

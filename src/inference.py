@@ -12,13 +12,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from utils import manifest, memory
 from utils.args import parse_inference
 from utils.errors import UserError, run_script, say
-from utils.families import find_family
+from utils.families import find_family, may_run_code
 from utils.loading import check_fits, find_adapter, limit_memory, load_adapter, load_base, weight_files
 from utils.predicting import answer_records, begin, choose_device, choose_precision, one_process, resolved, warn_context
 from utils.prompter import load_template, prompt
 from utils.records import load
 from utils.shards import whole_files
-from utils.tokens import load_codec
+from utils.tokens import check_context, load_codec
 
 
 def main(argv=None) -> None:
@@ -40,6 +40,7 @@ def main(argv=None) -> None:
     name = manifest.prefer("model_name", model_args.model_name, run.get("model_name"))
     family, name, why = find_family(base, name)
     say(f"family: {family.name}, as {name} ({'run.json' if run.get('model_name') == name else why})")
+    model_args.trust_remote_code = may_run_code(family, model_args.trust_remote_code)
     template_name = manifest.prefer("prompt_template_name", args.prompt_template_name, run.get("template_name"))
     same = template_name is not None and template_name == run.get("template_name")
     template = run["template"] if same else load_template(template_name or family.templates[name])
@@ -49,6 +50,7 @@ def main(argv=None) -> None:
     whole_files(base, "model_name_or_path")
     codec = load_codec(base, family, model_args.trust_remote_code)
     prompts = [codec.encode(prompt(template, record["instruction"], record["input"])) for record in records]
+    check_context(codec, prompts, records)
 
     settings = {
         "input": manifest.fingerprint(args.input_file),

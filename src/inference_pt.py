@@ -12,7 +12,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from utils import manifest, memory
 from utils.args_pt import MAX_LEN, MAX_SRC_LEN, check_lengths, parse_ptuning_inference
 from utils.errors import UserError, run_script, say
-from utils.families import find_family
+from utils.families import find_family, may_run_code
 from utils.loading import limit_memory, weight_files
 from utils.predicting import (
     answer_records,
@@ -28,7 +28,7 @@ from utils.prompter import load_template
 from utils.ptuning_rows import make_questions
 from utils.records import load
 from utils.shards import whole_files
-from utils.tokens import load_codec
+from utils.tokens import check_context, load_codec
 
 
 def main(argv=None) -> None:
@@ -49,6 +49,7 @@ def main(argv=None) -> None:
     name = manifest.prefer("model_name", model_args.model_name, run.get("model_name"))
     family, name, why = find_family(base, name)
     say(f"family: {family.name}, as {name} ({'run.json' if run.get('model_name') == name else why})")
+    model_args.trust_remote_code = may_run_code(family, model_args.trust_remote_code)
     check_supported(family, base)
     template_name = manifest.prefer("prompt_template_name", args.prompt_template_name, run.get("template_name"))
     same = template_name is not None and template_name == run.get("template_name")
@@ -66,6 +67,7 @@ def main(argv=None) -> None:
     whole_files(base, "ori_model_dir")
     codec = load_codec(base, family, model_args.trust_remote_code)
     prompts = make_questions(codec, template, records, args.max_src_len)
+    check_context(codec, prompts, records)
 
     settings = {
         "input": manifest.fingerprint(args.test_path),

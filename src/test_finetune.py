@@ -15,12 +15,12 @@ import torch
 from utils import manifest, memory
 from utils.args import parse_finetune
 from utils.errors import UserError, run_script, say
-from utils.families import find_family
+from utils.families import find_family, may_run_code
 from utils.loading import add_lora, check_saved, check_weights, limit_memory, load_base, training_device
 from utils.prompter import load_template
 from utils.records import load, split
 from utils.shards import whole_files
-from utils.tokens import load_codec, save_tokenizer
+from utils.tokens import Limits, load_codec, save_tokenizer
 from utils.training import (
     LogFile,
     SaveTokenizer,
@@ -44,6 +44,7 @@ def main(argv=None) -> None:
     # Everything that can be wrong is found before the base is loaded.
     family, name, why = find_family(model_args.model_name_or_path, model_args.model_name)
     say(f"family: {family.name}, as {name} ({why})")
+    model_args.trust_remote_code = may_run_code(family, model_args.trust_remote_code)
     template_name = data_args.prompt_template_name or family.templates[name]
     template = load_template(template_name)
     train_records, valid_records = read_records(data_args, args)
@@ -51,12 +52,15 @@ def main(argv=None) -> None:
     whole_files(model_args.model_name_or_path, "model_name_or_path")
     codec = load_codec(model_args.model_name_or_path, family, model_args.trust_remote_code)
 
-    if data_args.max_source_length:
-        say(f"max_source_length: not used by family {family.name}, whose rows are cut by --cutoff_len")
-    rows = (codec, template)
-    how = (data_args.cutoff_len, data_args.train_on_inputs, data_args.preprocessing_num_workers)
-    train_rows = tokenise(*rows, train_records, *how, "training")
-    valid_rows = tokenise(*rows, valid_records, *how, "validation") if valid_records else None
+    how = (choose_limits(data_args, family, codec), data_args.train_on_inputs, data_args.preprocessing_num_workers)
+    train_rows = tokenise(codec, template, train_records, *how, "training")
+    valid_rows = tokenise(codec, template, valid_records, *how, "validation") if valid_records else None
+    score_answers = None
+    if args.predict_with_generate:
+        samples = valid_records[: args.eval_generate_samples or None]
+        score_answers = make_score_answers(
+            codec, template, samples, args.per_device_eval_batch_size, data_args.max_target_length, args
+        )
     targets = family.lora_targets
     if lora_args.lora_target_modules:
         targets = tuple(target.strip() for target in lora_args.lora_target_modules.split(","))
@@ -80,6 +84,7 @@ def main(argv=None) -> None:
         },
         "training": {
             "cutoff_len": data_args.cutoff_len,
+            "max_source_length": data_args.max_source_length,
             "max_target_length": data_args.max_target_length,
             "train_on_inputs": data_args.train_on_inputs,
             "records_a_step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
@@ -119,11 +124,7 @@ def main(argv=None) -> None:
     if lora_args.full_finetune:
         base = model_args.model_name_or_path
         trainer.add_callback(SaveTokenizer(lambda folder: save_tokenizer(codec, family, base, folder)))
-    if args.predict_with_generate:
-        samples = valid_records[: args.eval_generate_samples or None]
-        trainer.score_answers = make_score_answers(
-            codec, template, samples, args.per_device_eval_batch_size, data_args.max_target_length, args
-        )
+    trainer.score_answers = score_answers
     if args.process_index == 0:
         if args.overwrite_output_dir:
             clear(out)
@@ -135,6 +136,28 @@ def main(argv=None) -> None:
     if args.process_index == 0:
         save_tokenizer(codec, family, model_args.model_name_or_path, out)
         finish(trainer, run, result, time.time() - started, resumed_at)
+
+
+def choose_limits(data_args, family, codec) -> Limits:
+    """The most tokens of a row: --cutoff_len, or a prompt's and an answer's own limits; says which flags do nothing."""
+    if not family.prompt_apart:
+        if data_args.max_source_length:
+            say(f"max_source_length: not used by family {family.name}, whose rows are cut by --cutoff_len")
+        if codec.context and data_args.cutoff_len > codec.context:
+            say(f"cutoff_len: {codec.context} instead of {data_args.cutoff_len} (the base has no more positions)")
+            data_args.cutoff_len = codec.context
+        return Limits(data_args.cutoff_len)
+    if data_args.train_on_inputs:
+        raise UserError(
+            f"--train_on_inputs: a prompt of family {family.name} sees itself whole, so its tokens cannot be learnt by "
+            "predicting the next one; drop it"
+        )
+    data_args.max_source_length = data_args.max_source_length or 512
+    say(
+        f"limits: prompts of {data_args.max_source_length} tokens, answers of {data_args.max_target_length} "
+        f"(--max_source_length, --max_target_length; family {family.name} does not use --cutoff_len)"
+    )
+    return Limits(None, data_args.max_source_length, data_args.max_target_length)
 
 
 def check_memory(model_args, lora_args, args, rows, targets, device, max_target_length) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,12 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 import finetuning_pt
 import inference_pt
-from models.chatglm import ChatGLMTokenizer
+import models.moss  # noqa: F401 - teaches transformers its name
 from utils import engine as engines
 from utils import memory, prefix, pt_checkpoints
 from utils.args_pt import parse_ptuning
 from utils.errors import UserError
-from utils.families import Family, find_family
+from utils.families import find_family
 from utils.generating import generate
 from utils.precision import Precision
 from utils.prefix import Kind, Prefixed, find_prefix, load_trained, load_with_prefix, named, save_prefix
@@ -30,7 +31,7 @@ from utils.ptuning_rows import encode, encode_question, layout_a, make_questions
 from utils.records import load
 from utils.score import score
 from utils.steps import answer_tokens, learning_rates, plan_epoch
-from utils.tokens import IGNORED, Codec, load_codec
+from utils.tokens import IGNORED, load_codec
 
 SCRIPT = ROOT / "src" / "finetuning_pt.py"
 FLOAT32 = Precision("float32", 16)
@@ -136,24 +137,28 @@ def test_layout_a_drops_what_loses_its_instruction_and_keeps_one_that_just_fits(
     assert row.input_ids == [1, 2, 3, 4, 91, 92, 7, 99]
 
 
-def chatglm():
-    tokenizer = ChatGLMTokenizer(CHATGLM)
-    between = (tokenizer.gmask_token_id, tokenizer.bos_token_id)
-    return Codec(tokenizer, (), tokenizer.eos_token_id, tokenizer.pad_token_id, {}, False, between)
+def published(name, folder):
+    """A tiny ChatGLM-6B as published, tokenizer and all: its folder and its codec."""
+    shutil.copytree(CHATGLM / name, folder)
+    shutil.copy(CHATGLM / "ice_text.model", folder)
+    return folder, load_codec(folder, find_family(folder)[0])
 
 
-def test_a_codec_with_tokens_between_has_rows_of_layout_a_and_asks_with_their_beginning():
-    codec, record = (
-        chatglm(),
-        {"instruction": "抽取[gMASK]三元组", "input": "北京是中国的首都。", "output": "(北京,首都,中国)"},
-    )
+@pytest.fixture(scope="session")
+def chatglm(tmp_path_factory):
+    return published("base", tmp_path_factory.mktemp("chatglm") / "base")
+
+
+def test_a_codec_with_tokens_between_has_rows_of_layout_a_and_asks_with_their_beginning(chatglm):
+    codec = chatglm[1]
+    record = {"instruction": "抽取[gMASK]三元组", "input": "北京是中国的首都。", "output": "(北京,首都,中国)"}
     row = encode(codec, {}, record, 768, 450)
     parts = [codec.text_ids(record[name]) for name in ("instruction", "input", "output")]
-    assert row.input_ids == [*parts[0], *parts[1], *codec.between, *parts[2], codec.eos_id]
-    assert row.input_ids.count(codec.between[0]) == 1
+    assert row.input_ids == [*parts[0], *parts[1], *codec.suffix_ids, *parts[2], codec.eos_id]
+    assert row.input_ids.count(codec.suffix_ids[0]) == 1
     asked, cut = encode_question(codec, {}, record, 450)
     assert asked == row.input_ids[: len(asked)]
-    assert row.labels[len(asked) - 1 : len(asked)] == [codec.between[1]]
+    assert row.labels[len(asked) - 1 : len(asked)] == [codec.suffix_ids[1]]
     assert not cut
 
 
@@ -173,7 +178,7 @@ def test_rows_with_a_template_keep_the_prompt_within_max_src_len_and_the_answer_
     assert encode(codec, PLAIN, record, 1000, row.needs_source - 1).cut is True
 
 
-def test_what_is_cut_or_left_out_is_said_and_a_question_too_long_is_an_error(base, capsys):
+def test_what_is_cut_or_left_out_is_said_and_a_question_too_long_is_an_error(base, chatglm, capsys):
     codec = load_codec(base, find_family(base)[0])
     long = {**RECORDS[1], "id": 77, "instruction": "x " * 200}
     rows = make_rows(codec, PLAIN, [RECORDS[0], long], 120, 80)
@@ -183,10 +188,10 @@ def test_what_is_cut_or_left_out_is_said_and_a_question_too_long_is_an_error(bas
         make_rows(codec, PLAIN, [long], 120, 80)
     with pytest.raises(UserError, match="--max_src_len 80: the instruction of the record id 77 is longer"):
         make_questions(codec, PLAIN, [RECORDS[0], long], 80)
-    answers = [{**RECORDS[0], "output": "北京" * size} for size in (5, 9)]
-    make_rows(chatglm(), {}, answers, 30, 20)
+    answers = [{**RECORDS[0], "output": "北京" * size} for size in (8, 9)]
+    make_rows(chatglm[1], {}, answers, 30, 20)
     said = capsys.readouterr().err
-    most = 20 + 3 + len(chatglm().text_ids("北京" * 9))
+    most = 20 + 3 + len(chatglm[1].text_ids("北京" * 9))
     assert f"2 answers lost their end (no end-of-answer token is learnt from them); --max_len {most} would" in said
 
 
@@ -201,7 +206,8 @@ def test_an_epoch_takes_every_record_once_however_many_processes_share_it(passes
     for steps in (alone, both):
         assert sorted(i for step in steps for turn in step for part in turn for i in part) == list(range(13))
         assert all(len(step) == passes for step in steps)
-    assert [[sum(turn, []) for turn in step] for step in alone] == [[sum(turn, []) for turn in step] for step in both]
+    one, two = ([[list(chain(*turn)) for turn in step] for step in steps] for steps in (alone, both))
+    assert one == two
     assert plan_epoch(lengths, 4, passes, 1, 0, 1) != alone
 
 
@@ -228,7 +234,7 @@ MORE = {
     **dict.fromkeys(["qwen3", "gemma", "gemma2", "gemma3_text"], GROUPED | {"head_dim": 16}),
     **dict.fromkeys(["glm", "glm4", "ernie4_5", "hunyuan_v1_dense"], GROUPED | {"head_dim": 8}),
     **dict.fromkeys(["gpt2", "gpt_bigcode"], GPT),
-    **dict.fromkeys(["gptj", "codegen"], GPT | {"rotary_dim": 4}),
+    **dict.fromkeys(["gptj", "codegen", "moss"], GPT | {"rotary_dim": 4}),
     "qwen2_moe": GROUPED | {"num_experts": 4, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
     "qwen3_moe": GROUPED | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8},
     "stablelm": {"num_key_value_heads": 4},
@@ -265,7 +271,7 @@ def logits(model, rows, keep=None):
 class Letters:
     """A codec whose text is its ids."""
 
-    pad_id, eos_id = 0, 99
+    pad_id, eos_id, context = 0, 99, None
 
     def decode(self, ids):
         return " ".join(map(str, ids))
@@ -273,7 +279,7 @@ class Letters:
 
 @pytest.mark.parametrize("model_type", prefix.SUPPORTED)
 def test_the_prefix_works_on(model_type):
-    """It is seen; rows padded right, rows padded left, and rows read token by token are alike; so are both gradients."""
+    """It is seen; rows padded right, padded left and read token by token are alike, and so are both gradients."""
     model, rows = random_model(model_type), [[5, 17, 3, 44, 60, 8, 21], [70, 9, 33, 2]]
     plain = model.base(input_ids=torch.tensor(rows[:1])).logits
     together, single = logits(model, rows), [logits(model, [row])[0] for row in rows]
@@ -307,7 +313,7 @@ def test_the_prefix_works_on(model_type):
             torch.testing.assert_close(one, two)
 
 
-def test_a_cut_short_position_list_needs_the_models_own_help_only_where_it_lacks_it():
+def test_the_lists_of_architectures_agree():
     assert set(prefix.NO_RECOMPUTING) < set(prefix.SUPPORTED)
     assert set(MORE) <= set(prefix.SUPPORTED)
 
@@ -334,14 +340,12 @@ def test_the_prefix_stays_in_32_bits_over_a_base_in_16_and_is_all_that_is_traine
     assert logits(model, [[5, 6, 7]]).dtype == torch.bfloat16
 
 
-OWN = Family("chatglm", {"chatglm": "plain"}, ("chatglm",), ("query_key_value",), False, "transformer.prefix_encoder")
-
-
 @pytest.mark.parametrize("projection", [True, False])
-def test_a_models_own_encoder_is_trained_saved_by_full_names_and_loaded(tmp_path, projection):
-    kind, codec, base = Kind(4, projection), chatglm(), CHATGLM / "base"
+def test_a_models_own_encoder_is_trained_saved_by_full_names_and_loaded(chatglm, tmp_path, projection):
+    kind, (base, codec) = Kind(4, projection), chatglm
+    own = find_family(base)[0]
     torch.manual_seed(0)
-    model = load_with_prefix(base, OWN, kind, FLOAT32, "cpu", codec)
+    model = load_with_prefix(base, own, kind, FLOAT32, "cpu", codec)
     trained = [name for name, parameter in model.base.named_parameters() if parameter.requires_grad]
     assert trained
     assert all(name.startswith("transformer.prefix_encoder.") for name in trained)
@@ -350,26 +354,27 @@ def test_a_models_own_encoder_is_trained_saved_by_full_names_and_loaded(tmp_path
     saved = torch.load(tmp_path / "pytorch_model.bin", weights_only=True)
     assert saved.keys() == named(model).keys()
     assert json.loads((tmp_path / "config.json").read_text())["pre_seq_len"] == 4
-    assert find_prefix(tmp_path, OWN, memory.read_shape(base)) == kind
-    again = load_trained(base, OWN, kind, tmp_path, FLOAT32, "cpu", codec).eval()
-    ids = codec.text_ids("北京是中国的首都。") + list(codec.between)
+    assert find_prefix(tmp_path, own, memory.read_shape(base)) == kind
+    again = load_trained(base, own, kind, tmp_path, FLOAT32, "cpu", codec).eval()
+    ids = codec.text_ids("北京是中国的首都。") + list(codec.suffix_ids)
     assert torch.equal(logits(model, [ids]), logits(again, [ids]))
     answers = generate(again, codec, [ids, ids[3:]], 5)
     assert answers == [generate(again, codec, [row], 5)[0] for row in (ids, ids[3:])]
 
 
 @pytest.mark.parametrize("name", ["ptv2-mlp", "ptv2-emb"])
-def test_a_whole_model_with_its_encoder_is_a_checkpoint_too(name):
+def test_a_whole_model_with_its_encoder_is_a_checkpoint_too(tmp_path, name):
     """Of the published script: its prefix is taken out of it, and over its own base it answers as it does itself."""
-    codec, folder = chatglm(), CHATGLM / name
-    kind = find_prefix(folder, OWN, memory.read_shape(folder))
+    folder, codec = published(name, tmp_path / name)
+    own = find_family(folder)[0]
+    kind = find_prefix(folder, own, memory.read_shape(folder))
     assert kind.projection == (name == "ptv2-mlp")
-    model = load_trained(folder, OWN, kind, folder, FLOAT32, "cpu", codec).eval()
+    model = load_trained(folder, own, kind, folder, FLOAT32, "cpu", codec).eval()
     whole = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-    ids = [*codec.text_ids("北京是中国的首都。"), *codec.between]
+    ids = [*codec.text_ids("北京是中国的首都。"), *codec.suffix_ids]
     torch.testing.assert_close(logits(model, [ids]), whole(input_ids=torch.tensor([ids])).logits)
     with pytest.raises(UserError, match="it was trained on another base"):
-        find_prefix(folder, OWN, memory.read_shape(CHATGLM / "base")._replace(cached=7))
+        find_prefix(folder, own, memory.read_shape(CHATGLM / "base")._replace(cached=7))
 
 
 # The engine
@@ -491,6 +496,29 @@ def test_killed_and_resumed_gives_the_same_bits_as_uninterrupted(flags, tmp_path
     assert not list(killed.glob("tmp-*"))
 
 
+def test_chatglm_goes_the_whole_way(flags, tmp_path, chatglm, train_path):
+    """Computing layers twice changes nothing; what is saved are the encoder's tensors, and prediction takes them."""
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    common = {"model_dir": chatglm[0], "max_steps": 3, "train_batch_size": 3, "learning_rate": 1e-2}
+    finetuning_pt.main(flags(once, **common))
+    finetuning_pt.main(flags(twice, **common, gradient_checkpointing="true"))
+    torch.testing.assert_close(weights(once, 3), weights(twice, 3), atol=1e-6, rtol=1e-5)
+    step = once / "global_step-3"
+    saved = torch.load(step / "pytorch_model.bin", weights_only=True)
+    assert {name.rsplit(".", 2)[0] for name in saved} >= {"transformer.prefix_encoder"}
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+    assert (step / "ice_text.model").is_file()
+    config = json.loads((step / "config.json").read_text())
+    assert (config["model_type"], config["pre_seq_len"], config["prefix_projection"]) == ("chatglm", 4, True)
+    words = ["--test_path", str(train_path), "--model_dir", str(step), "--max_new_tokens", "4"]
+    inference_pt.main(words)
+    assert [record["id"] for record in load(once / "train_global_step-3.json")] == [r["id"] for r in RECORDS]
+    (step / "run.json").unlink()  # a checkpoint of the published script has none
+    more = ["--ori_model_dir", str(chatglm[0]), "--max_src_len", "80", "--output_file", str(tmp_path / "again.json")]
+    inference_pt.main([*words, *more])
+    assert load(tmp_path / "again.json") == load(once / "train_global_step-3.json")
+
+
 def deepspeed(*words, **variables):
     """DeepSpeed's launcher, as a user calls it in the project's folder."""
     command = [str(Path(sys.executable).with_name("deepspeed")), *map(str, words)]
@@ -500,8 +528,9 @@ def deepspeed(*words, **variables):
 
 
 def test_the_documented_command_runs_as_it_is_written(tmp_path):
-    words = f"""--include localhost:0 src/finetuning_pt.py --train_path {GOLDEN}/train.json --model_dir {GOLDEN}/checkpoint
-        --num_train_epochs 1 --train_batch_size 2 --gradient_accumulation_steps 1 --output_dir {tmp_path} --log_steps 10
+    words = f"""--include localhost:0 src/finetuning_pt.py
+        --train_path {GOLDEN}/train.json --model_dir {GOLDEN}/checkpoint --num_train_epochs 1
+        --train_batch_size 2 --gradient_accumulation_steps 1 --output_dir {tmp_path} --log_steps 10
         --max_len 768 --max_src_len 450 --pre_seq_len 16 --prefix_projection true"""
     code, said = deepspeed(*words.split())
     assert code == 0, said[-2000:]
@@ -572,7 +601,7 @@ def test_an_architecture_that_takes_no_prefix_is_an_error_that_names_those_that_
         finetuning_pt.main(flags(tmp_path / "out", model_dir=tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(UserError, match="--gradient_checkpointing: this architecture cannot"):
-        finetuning_pt.main(flags(tmp_path / "out", "--gradient_checkpointing", model_dir=tmp_path))
+        finetuning_pt.main(flags(tmp_path / "out", "--gradient_checkpointing", "true", model_dir=tmp_path))
 
 
 def test_bad_input_of_prediction_is_one_clear_error(flags, tmp_path, base, train_path, monkeypatch):

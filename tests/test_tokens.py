@@ -9,7 +9,7 @@ from conftest import GOLDEN
 from utils.errors import UserError
 from utils.families import find_family
 from utils.prompter import Piece, load_template, prompt
-from utils.tokens import IGNORED, encode_row, load_codec
+from utils.tokens import IGNORED, Limits, encode_row, load_codec
 
 RECORDS = {r["id"]: r for r in map(json.loads, (GOLDEN / "train.json").read_text(encoding="utf-8").splitlines())}
 EXPECTED = json.loads((GOLDEN / "golden.json").read_text(encoding="utf-8"))
@@ -38,7 +38,7 @@ def test_training_rows_equal_the_original_pipeline_where_it_cut_nothing(codecs, 
     compared = 0
     for case in STYLES[style][1]["examples"]:
         cutoff = case.get("cutoff_len", 4096)
-        row = encode_row(codecs[style], load_template(case["template"]), RECORDS[case["id"]], cutoff)
+        row = encode_row(codecs[style], load_template(case["template"]), RECORDS[case["id"]], Limits(cutoff))
         if row.whole <= cutoff:
             compared += 1
             assert (row.input_ids, row.labels) == (case["input_ids"], case["labels"]), (case["template"], case["id"])
@@ -54,8 +54,8 @@ def test_special_ids_are_llamas_whatever_the_configs_say(codecs, style):
 def test_a_cut_row_keeps_its_instruction_its_whole_answer_and_eos(codecs):
     record = next(iter(RECORDS.values()))
     template = load_template("alpaca")
-    whole = encode_row(codecs["decapoda"], template, record, 4096)
-    row = encode_row(codecs["decapoda"], template, record, whole.whole - 20)
+    whole = encode_row(codecs["decapoda"], template, record, Limits(4096))
+    row = encode_row(codecs["decapoda"], template, record, Limits(whole.whole - 20))
     answer = [label for label in whole.labels if label != IGNORED]
     assert row.cut
     assert len(row.input_ids) <= whole.whole - 20
@@ -67,14 +67,14 @@ def test_a_cut_row_keeps_its_instruction_its_whole_answer_and_eos(codecs):
 
 def test_a_row_that_cannot_hold_instruction_and_answer_is_empty_and_says_its_length(codecs):
     record = next(iter(RECORDS.values()))
-    row = encode_row(codecs["decapoda"], load_template("alpaca"), record, 50)
+    row = encode_row(codecs["decapoda"], load_template("alpaca"), record, Limits(50))
     assert row.input_ids == []
     assert row.labels == []
     assert row.whole > 50
 
 
 def test_train_on_inputs_labels_every_token(codecs):
-    row = encode_row(codecs["decapoda"], load_template("alpaca"), next(iter(RECORDS.values())), 4096, True)
+    row = encode_row(codecs["decapoda"], load_template("alpaca"), next(iter(RECORDS.values())), Limits(4096), True)
     assert row.labels == row.input_ids
 
 
@@ -91,7 +91,7 @@ def test_a_rows_beginning_is_the_prompt_of_prediction(codecs, embedded, name):
     for codec in (*codecs.values(), embedded):
         for record in RECORDS.values():
             start = codec.encode(prompt(load_template(name), record["instruction"], record["input"]))
-            row = encode_row(codec, load_template(name), record, 10_000)
+            row = encode_row(codec, load_template(name), record, Limits(10_000))
             assert row.input_ids[: len(start)] == start
             assert row.labels[: len(start)] == [IGNORED] * len(start)
             assert row.labels[-1] == codec.eos_id
@@ -100,7 +100,7 @@ def test_a_rows_beginning_is_the_prompt_of_prediction(codecs, embedded, name):
 def test_an_answer_decodes_to_its_text(codecs, embedded):
     for codec in (*codecs.values(), embedded):
         for record in RECORDS.values():
-            row = encode_row(codec, load_template("alpaca"), record, 10_000)
+            row = encode_row(codec, load_template("alpaca"), record, Limits(10_000))
             assert codec.decode([label for label in row.labels if label != IGNORED]) == record["output"]
 
 

@@ -18,7 +18,7 @@ from utils.families import find_family
 from utils.loading import add_lora, check_saved, check_weights, load_base
 from utils.precision import Precision
 from utils.prompter import load_template
-from utils.tokens import IGNORED, encode_row, load_codec
+from utils.tokens import IGNORED, Limits, encode_row, load_codec
 from utils.training import LengthGrouped, find_checkpoint, make_collator
 
 BASE = GOLDEN / "checkpoint"
@@ -56,7 +56,7 @@ def log(output):
 
 def test_the_first_loss_is_the_originals():
     model, codec = tiny()
-    row = encode_row(codec, load_template("alpaca"), RECORDS[0], 512)
+    row = encode_row(codec, load_template("alpaca"), RECORDS[0], Limits(512))
     batch = make_collator(codec.pad_id)([row._asdict()])
     expected = json.loads((GOLDEN / "golden.json").read_text())["train_losses_bs1_adamw3e-3"][0]
     assert model(**batch).loss.item() == pytest.approx(expected, abs=2e-4)
@@ -64,7 +64,7 @@ def test_the_first_loss_is_the_originals():
 
 def test_logits_at_answers_only_give_the_plain_loss():
     model, codec = tiny()
-    rows = [encode_row(codec, load_template("alpaca"), record, 1024)._asdict() for record in RECORDS[:5]]
+    rows = [encode_row(codec, load_template("alpaca"), record, Limits(1024))._asdict() for record in RECORDS[:5]]
     batch = make_collator(codec.pad_id)(rows)
     width = batch["input_ids"].shape[1]
     labels = torch.tensor([row["labels"] + [IGNORED] * (width - len(row["labels"])) for row in rows])
@@ -238,9 +238,9 @@ def test_the_order_is_the_seeds_and_the_epochs_alone():
 def test_cut_and_dropped_rows_are_counted_and_the_sufficient_cutoff_named(tmp_path, capsys):
     main(flags(tmp_path, max_steps=1, cutoff_len=420))
     line = next(part for part in capsys.readouterr().err.splitlines() if part.startswith("training: 12 records"))
-    longest = max(encode_row(tiny()[1], load_template("alpaca"), record, 10_000).whole for record in RECORDS)
+    longest = max(encode_row(tiny()[1], load_template("alpaca"), record, Limits(10_000)).whole for record in RECORDS)
     assert f"--cutoff_len {longest} would cut none" in line
-    assert "texts shortened and" in line
+    assert "5 texts shortened to fit --cutoff_len 420;" in line
 
 
 @pytest.mark.parametrize(

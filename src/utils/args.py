@@ -60,10 +60,12 @@ class DataArguments:
     )
     cutoff_len: int = option(512, "most tokens of a row; a longer record loses the end of its text, never its answer")
     max_source_length: int | None = option(
-        None, "most tokens of a prompt, for families that cut prompt and answer apart; others use --cutoff_len"
+        None, "most tokens of a prompt, for families that cut prompt and answer apart (chatglm); default there: 512"
     )
     max_target_length: int | None = option(
-        None, "most new tokens of an answer while evaluating with --predict_with_generate; default: 256"
+        None,
+        "most new tokens of an answer while evaluating with --predict_with_generate; for the families above also the "
+        "most tokens of an answer to learn; default: 256",
     )
     train_on_inputs: bool = option(False, "learn the prompt's tokens too, not only the answer's")
     preprocessing_num_workers: int = option(1, "processes that tokenise")
@@ -71,7 +73,7 @@ class DataArguments:
     def __post_init__(self):
         if not self.train_file:
             raise UserError("--train_file is missing; give the training records, e.g. data/sample/train.json")
-        check_least(self, 1, "cutoff_len", "preprocessing_num_workers", "max_target_length")
+        check_least(self, 1, "cutoff_len", "preprocessing_num_workers", "max_source_length", "max_target_length")
         check_least(self, 0, "val_set_size")
         if self.valid_file and self.val_set_size:
             say(f"validation: --valid_file {self.valid_file} (it beats --val_set_size {self.val_set_size})")

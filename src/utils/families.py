@@ -3,6 +3,7 @@
 Nothing else in the project asks which family a model is of.
 """
 
+import importlib
 import json
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 import transformers
 
 from utils import tencentpretrain
-from utils.errors import UserError
+from utils.errors import UserError, say
 from utils.shards import is_delta, model_files
 
 CONVERTER = "python src/utils/weight_diff.py"
@@ -23,7 +24,11 @@ class Family:
     templates: dict[str, str]  # every value of --model_name that means this family -> its prompt template
     model_types: tuple[str, ...]  # `model_type` of config.json; () = any causal model of transformers
     lora_targets: tuple[str, ...]  # module names; ("all-linear",) = every linear layer but the head
-    sentencepiece: bool  # tokens come from a bare tokenizer.model, as old LLaMA checkpoints have it
+    tokenizer: str = "auto"  # how its text becomes ids: a reader of tokens.READERS
+    told_by: str | None = None  # a file that a checkpoint of these model_types must hold, else it is another family's
+    package: str | None = None  # of src/models, imported to teach transformers the classes it lacks
+    prompt_apart: bool = False  # prompt and answer are limited each by itself, and only the answer can be learnt
+    refused: tuple[tuple[str, tuple, str], ...] = ()  # key of config.json, its values (() = any), what to say of them
     own_prefix: str | None = None  # name of the model's own P-Tuning encoder; None: peft's prefix tuning
 
 
@@ -40,14 +45,39 @@ FAMILIES = (
         },
         model_types=("llama",),
         lora_targets=("q_proj", "v_proj"),
-        sentencepiece=True,
+        tokenizer="llama",
+        told_by="tokenizer.model",
+    ),
+    Family(
+        name="chatglm",
+        templates={"chatglm": "alpaca"},
+        model_types=("chatglm",),
+        lora_targets=("query_key_value",),
+        tokenizer="chatglm",
+        package="models.chatglm",
+        prompt_apart=True,
+        own_prefix="transformer.prefix_encoder",
+        refused=(
+            ("padded_vocab_size", (), "is ChatGLM2 or ChatGLM3, another model under the same name; give chatglm-6b"),
+            ("quantization_bit", (4, 8), "holds int4 or int8 weights; give chatglm-6b itself, and --bits 4 or 8"),
+        ),
+    ),
+    Family(
+        name="moss",
+        templates={"moss": "moss"},
+        model_types=("moss",),
+        lora_targets=("qkv_proj",),
+        tokenizer="moss",
+        package="models.moss",
+        refused=(
+            ("wbits", (4, 8), "holds GPTQ's 4-bit or 8-bit weights; give moss-moon-003-sft itself, and --bits 4 or 8"),
+        ),
     ),
     Family(
         name="auto",
         templates={"auto": "alpaca"},
         model_types=(),
         lora_targets=("all-linear",),
-        sentencepiece=False,
     ),
 )
 NAMES = tuple(name for family in FAMILIES for name in family.templates)
@@ -95,28 +125,44 @@ def find_family(model_path: str | Path, model_name: str | None = None) -> tuple[
     """The family of a checkpoint, the name it goes by, and why.
 
     `config.json` decides; `model_name` (one of NAMES, or None) chooses among the names of that family. A name of
-    another family is a UserError.
+    another family is a UserError, and so is a checkpoint that the family cannot read.
     """
     config = read_config(model_path)
     model_type = str(config.get("model_type", "")).lower()
-    old_llama = (Path(model_path) / "tokenizer.model").is_file()
-    own = next((f for f in FAMILIES if model_type in f.model_types and old_llama == f.sentencepiece), FAMILIES[-1])
-    if model_name is None:
-        return own, own.name, f"model_type {model_type} in config.json"
-    if model_name not in NAMES:
+    own = next((family for family in FAMILIES if _is_of(family, model_type, Path(model_path))), FAMILIES[-1])
+    if model_name is not None and model_name not in NAMES:
         raise UserError(f"--model_name {model_name}: not a family; known: {', '.join(NAMES)} (or leave it out)")
-    named = next(family for family in FAMILIES if model_name in family.templates)
-    if own.sentencepiece and not named.model_types:
+    named = own if model_name is None else next(family for family in FAMILIES if model_name in family.templates)
+    if own.model_types and not named.model_types:
         raise UserError(
-            f"--model_name {model_name} contradicts {model_path}, a {own.name} checkpoint with tokenizer.model; drop "
-            f"--model_name, or give one of {', '.join(own.templates)}"
+            f"--model_name {model_name} contradicts {model_path}, a {own.name} checkpoint"
+            + (f" with {own.told_by}" if own.told_by else "")
+            + f"; drop --model_name, or give one of {', '.join(own.templates)}"
         )
     if named.model_types and model_type not in named.model_types:
         raise UserError(
             f"--model_name {model_name} contradicts {model_path}/config.json, whose model_type is {model_type!r}; "
             "drop --model_name to use what the checkpoint says, or give the checkpoint you meant"
         )
+    for key, values, words in named.refused:
+        if key in config and (not values or config[key] in values):
+            raise UserError(f"--model_name_or_path {model_path} {words} ({key} {config[key]} in config.json)")
+    if named.package:
+        importlib.import_module(named.package)
+    if model_name is None:
+        return own, own.name, f"model_type {model_type} in config.json"
     return named, model_name, "--model_name"
+
+
+def _is_of(family: Family, model_type: str, folder: Path) -> bool:
+    return model_type in family.model_types and (family.told_by is None or (folder / family.told_by).is_file())
+
+
+def may_run_code(family: Family, trusted: bool) -> bool:
+    """Whether a checkpoint's own Python code may run: as --trust_remote_code says, unless nothing would need it."""
+    if trusted and family.package:
+        say(f"trust_remote_code: not needed, the code of family {family.name} is here ({family.package})")
+    return trusted and not family.package
 
 
 @contextmanager

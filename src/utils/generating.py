@@ -42,6 +42,8 @@ def choose_batch_size(
 def generate(model, codec, prompts: list[list[int]], max_new_tokens: int, num_beams: int = 1) -> list[Answer]:
     """The model's answers to one batch of prompts (token ids), in their order."""
     width = max(len(prompt) for prompt in prompts)
+    if codec.context:  # the answer ends where the model's positions do
+        max_new_tokens = min(max_new_tokens, codec.context - width)
     ids = torch.full((len(prompts), width), codec.pad_id)
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):

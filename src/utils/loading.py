@@ -63,7 +63,7 @@ def load_base(
         # 64 work, and training afterwards is not foreseen.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    model.config.bos_token_id = codec.prefix_ids[0] if codec.prefix_ids else None
+    model.config.bos_token_id = codec.bos_id
     model.config.eos_token_id, model.config.pad_token_id = codec.eos_id, codec.pad_id
     model.generation_config = GenerationConfig(eos_token_id=codec.eos_id, pad_token_id=codec.pad_id, do_sample=False)
     return model

@@ -26,7 +26,7 @@ SUPPORTED = (
     *("llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text"),
     *("phi", "phi3", "stablelm", "olmo2", "granite", "glm", "glm4", "cohere", "smollm3", "starcoder2", "exaone4"),
     *("ernie4_5", "hunyuan_v1_dense", "gpt2", "gptj", "gpt_neo", "gpt_neox", "gpt_bigcode", "codegen", "bloom", "opt"),
-    "falcon",
+    *("falcon", "moss"),
 )
 NO_RECOMPUTING = ("gpt2",)  # of them: gradient checkpointing loses the prefix
 OWN_FILE = "pytorch_model.bin"  # the published script's name

@@ -1,7 +1,7 @@
 """Records as P-Tuning's rows of tokens. The question (instruction and text) keeps to --max_src_len, the answer to the
 rest of --max_len; a text that is too long loses its end, an instruction never does.
 
-A family whose codec names tokens that stand between question and answer (`between`: ChatGLM's [gMASK] <sop>) has rows
+A family whose codec ends a prompt with tokens of its own (`suffix_ids`: ChatGLM's [gMASK] <sop>) has rows
 of layout A, put together by token count; the rows of all others are their prompt, the answer and eos.
 """
 
@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from utils.errors import UserError, say
 from utils.prompter import prompt
-from utils.tokens import IGNORED, encode_row
+from utils.tokens import IGNORED, Limits, encode_row
 
 
 class Row(NamedTuple):
@@ -58,45 +58,39 @@ def source_a(instruction_ids: list[int], input_ids: list[int], max_src_len: int)
 
 def encode(codec, template: dict, record: dict, max_len: int, max_src_len: int) -> Row:
     """A record as a row, in the layout of its family."""
-    if codec.between:
+    if codec.suffix_ids:
         texts = (codec.text_ids(record[name]) for name in ("instruction", "input", "output"))
-        return layout_a(*texts, (*codec.between, codec.eos_id), max_len, max_src_len)
-    text, needs_source = fit_text(codec, template, record, max_src_len)
-    if text is None:
-        return Row([], [], False, False, 0, needs_source)
-    row = encode_row(codec, template, {**record, "input": text}, max_len)
-    return Row(row.input_ids, row.labels, row.cut or text != record["input"], False, row.whole, needs_source)
+        return layout_a(*texts, (*codec.suffix_ids, codec.eos_id), max_len, max_src_len)
+    row = encode_row(codec, template, record, Limits(max_len, max_src_len))
+    return Row(row.input_ids, row.labels, row.cut, False, row.whole, row.prompt_tokens)
 
 
 def encode_question(codec, template: dict, record: dict, max_src_len: int) -> tuple[list[int] | None, bool]:
     """The ids that an answer is predicted from, None if the instruction is too long; and whether the text was cut."""
-    if codec.between:
+    if codec.suffix_ids:
         parts = [codec.text_ids(record[name]) for name in ("instruction", "input")]
         ids = source_a(*parts, max_src_len)
-        return (None, False) if ids is None else ([*ids, *codec.between], len(ids) < sum(map(len, parts)))
-    text, _ = fit_text(codec, template, record, max_src_len)
+        return (None, False) if ids is None else ([*ids, *codec.suffix_ids], len(ids) < sum(map(len, parts)))
+    text = fit_text(codec, template, record, max_src_len)
     if text is None:
         return None, False
     return codec.encode(prompt(template, record["instruction"], text)), text != record["input"]
 
 
-def fit_text(codec, template: dict, record: dict, most: int) -> tuple[str | None, int]:
-    """The longest beginning of a record's text whose prompt has at most `most` tokens, and the whole prompt's tokens.
-
-    None instead of a text when not even a prompt with its first character fits.
-    """
+def fit_text(codec, template: dict, record: dict, most: int) -> str | None:
+    """The longest beginning of a record's text whose prompt has at most `most` tokens; None when there is none."""
 
     def length(text: str) -> int:
         return len(codec.encode(prompt(template, record["instruction"], text)))
 
-    text, whole = record["input"], length(record["input"])
-    if whole <= most:
-        return text, whole
+    text = record["input"]
+    if length(text) <= most:
+        return text
     low, high = 0, len(text) - 1
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if length(text[:middle]) <= most else (low, middle - 1)
-    return (text[:low] if low > 0 else None), whole
+    return text[:low] if low > 0 else None
 
 
 def make_rows(codec, template: dict, records: list[dict], max_len: int, max_src_len: int) -> Dataset:

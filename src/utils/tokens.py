@@ -15,7 +15,11 @@ from utils.families import Family, own_code
 from utils.prompter import Piece, prompt
 
 IGNORED = -100  # the label of a token that is not learnt
-LLAMA_FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
+FILES = {  # of tokenizers that are read from their published files; without the first, transformers' own are written
+    "llama": ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
+    "chatglm": ("ice_text.model", "tokenizer_config.json"),
+    "moss": ("vocab.json", "merges.txt", "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json"),
+}
 LLAMA_SPECIALS = {"<unk>": 0, "<s>": 1, "</s>": 2}
 
 
@@ -28,16 +32,34 @@ class Codec:
     eos_id: int  # ends every answer; generation stops here
     pad_id: int
     specials: dict[str, int]  # strings that are one token where a template writes them
-    strips_spaces: bool  # spaces beside a special token vanish, as in the slow tokenizers of 2023
-    between: tuple[int, ...] = ()  # what stands between question and answer if no template says it: [gMASK] <sop>
+    strips_spaces: bool = False  # spaces beside a special token vanish, as in the slow tokenizers of 2023
+    suffix_ids: tuple[int, ...] = ()  # what every prompt ends with, e.g. [gMASK] <sop>
+    context: int | None = None  # positions that the model has; None: beyond config.json's limit it only gets worse
+
+    @property
+    def bos_id(self) -> int | None:
+        """What starts a sequence, or with a suffix, which ends with it, the answer."""
+        return (*self.suffix_ids[-1:], *self.prefix_ids, None)[0]
 
     def text_ids(self, text: str) -> list[int]:
         """The ids of a text by itself; what it says never becomes a special token."""
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def encode(self, pieces: list[Piece]) -> list[int]:
-        """Token ids of a text given in pieces; what a record says never becomes a special token."""
-        ids, parts = list(self.prefix_ids), self._parts(pieces)
+        """Token ids of a prompt given in pieces; what a record says never becomes a special token."""
+        return [*self.prefix_ids, *self._ids_of(pieces), *self.suffix_ids]
+
+    def encode_pair(self, pieces: list[Piece], answer: str) -> tuple[list[int], list[int]]:
+        """Token ids of a prompt, as `encode` gives them, and of the answer behind it, without eos."""
+        start, last = self.encode(pieces), Piece(answer, from_template=False)
+        if not self.suffix_ids:  # one text, cut between the two
+            ids = self.encode([*pieces, last])
+            if ids[: len(start)] == start:
+                return start, ids[len(start) :]
+        return start, self._ids_of([last])  # else a token would span both: the prompt stays as prediction sees it
+
+    def _ids_of(self, pieces: list[Piece]) -> list[int]:
+        ids, parts = [], self._parts(pieces)
         for index, part in enumerate(parts):
             if isinstance(part, int):
                 ids.append(part)
@@ -70,9 +92,11 @@ class Codec:
 
 def load_codec(model_path: str | Path, family: Family, trust_remote_code: bool = False) -> Codec:
     """The codec of a checkpoint folder: a bare tokenizer.model is read as the originals of 2023 did."""
-    folder = Path(model_path)
-    if family.sentencepiece and (folder / "tokenizer.model").is_file() and (codec := _llama_codec(folder)):
-        return codec
+    return READERS[family.tokenizer](Path(model_path), trust_remote_code)
+
+
+def _stock_codec(folder: Path, trust_remote_code: bool) -> Codec:
+    """What transformers' AutoTokenizer reads."""
     try:
         with own_code(folder, trust_remote_code):
             if not trust_remote_code and (folder / "config.json").is_file():  # the model's own code: noticed early
@@ -80,23 +104,22 @@ def load_codec(model_path: str | Path, family: Family, trust_remote_code: bool =
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except RecursionError:  # AutoTokenizer on LLaMA repositories of 2023, whose special tokens are empty strings
         raise UserError(
-            f"{folder}: transformers cannot read this tokenizer; if it is LLaMA's, leave --model_name {family.name} out"
+            f"{folder}: transformers cannot read this tokenizer; if it is LLaMA's, leave --model_name auto out"
         ) from None
     except (OSError, ValueError) as error:
-        there = ", ".join(sorted(path.name for path in folder.glob("*token*"))) or "no tokenizer file"
-        raise UserError(f"{folder}: config or tokenizer cannot be read ({error}); found {there}") from None
+        raise _unreadable(folder, error) from None
     if tokenizer.eos_token_id is None:
         raise UserError(f"{folder}: the tokenizer names no eos_token, so no answer could end; add it to its config")
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     prefix = [token for token in tokenizer("")["input_ids"] if token != tokenizer.eos_token_id]
     specials = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-    return Codec(tokenizer, tuple(prefix), tokenizer.eos_token_id, pad, specials, strips_spaces=False)
+    return Codec(tokenizer, tuple(prefix), tokenizer.eos_token_id, pad, specials)
 
 
 def save_tokenizer(codec: Codec, family: Family, model_path: str | Path, out: Path) -> None:
     """Put the tokenizer beside what was trained, in the form that `load_codec` reads alike."""
-    own = [Path(model_path) / name for name in LLAMA_FILES]
-    if not family.sentencepiece or not own[0].is_file():
+    own = [Path(model_path) / name for name in FILES.get(family.tokenizer, ())]
+    if not own or not own[0].is_file():
         codec.tokenizer.save_pretrained(out)
         return
     for file in own:
@@ -104,11 +127,14 @@ def save_tokenizer(codec: Codec, family: Family, model_path: str | Path, out: Pa
             shutil.copy(file, out)
 
 
-def _llama_codec(folder: Path) -> Codec | None:
+def _llama_codec(folder: Path, trust_remote_code: bool) -> Codec:
     """`<s>` + sentencepiece ids of the text with its dummy leading space; ids 0, 1, 2 whatever the configs say.
 
-    None when the vocabulary does not begin with LLaMA's three special pieces: it is somebody else's.
+    Without a tokenizer.model, or when its vocabulary does not begin with LLaMA's three special pieces, it is somebody
+    else's: transformers reads it.
     """
+    if not (folder / "tokenizer.model").is_file():
+        return _stock_codec(folder, trust_remote_code)
     try:
         stock = LlamaTokenizer.from_pretrained(folder, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
     except Exception as error:  # noqa: BLE001 - a damaged file makes the readers below raise anything
@@ -119,7 +145,7 @@ def _llama_codec(folder: Path) -> Codec | None:
         ) from None
     backend = stock.backend_tokenizer
     if any(backend.id_to_token(number) != piece for piece, number in LLAMA_SPECIALS.items()):
-        return None
+        return _stock_codec(folder, trust_remote_code)
     # transformers 5 adds the dummy space only to texts that start with none; the originals added it always.
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     backend.pre_tokenizer = None
@@ -139,43 +165,108 @@ def _names_specials(folder: Path) -> bool:
     return bool(eos.get("content") if isinstance(eos, dict) else eos)
 
 
+def _chatglm_codec(folder: Path, trust_remote_code: bool) -> Codec:
+    """sentencepiece over ice_text.model; a prompt ends with [gMASK] <sop>."""
+    from models.chatglm import ChatGLMConfig, ChatGLMTokenizer
+
+    try:
+        tokenizer = ChatGLMTokenizer(folder)
+        config = ChatGLMConfig.from_pretrained(folder)
+    except (OSError, RuntimeError, ValueError, IndexError) as error:
+        raise _unreadable(folder, error) from None
+    own = (tokenizer.gmask_token_id, tokenizer.bos_token_id)
+    if own != (config.gmask_token_id, config.bos_token_id):
+        raise UserError(
+            f"{folder}: the tokenizer's ids of [gMASK] and <sop> are {own}, config.json's are "
+            f"{(config.gmask_token_id, config.bos_token_id)}; take all files from one release"
+        )
+    return Codec(tokenizer, (), tokenizer.eos_token_id, tokenizer.pad_token_id, {}, suffix_ids=own)
+
+
+def _moss_codec(folder: Path, trust_remote_code: bool) -> Codec:
+    """GPT-2's pieces; <eom> ends an answer, and pads."""
+    from models.moss import MossConfig, load_tokenizer
+
+    try:
+        tokenizer = load_tokenizer(folder)
+        config = MossConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise _unreadable(folder, error) from None
+    specials = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return Codec(tokenizer, (), tokenizer.eos_token_id, tokenizer.eos_token_id, specials, context=config.n_positions)
+
+
+def _unreadable(folder: Path, error: Exception) -> UserError:
+    there = ", ".join(sorted(path.name for path in folder.iterdir()))
+    return UserError(f"{folder}: config or tokenizer cannot be read ({error}); found {there}")
+
+
+READERS = {"auto": _stock_codec, "llama": _llama_codec, "chatglm": _chatglm_codec, "moss": _moss_codec}
+
+
+def check_context(codec: Codec, prompts: list[list[int]], records: list[dict]) -> None:
+    """UserError that names the records whose prompt leaves no room for an answer."""
+    long = [index for index, ids in enumerate(prompts) if codec.context and len(ids) >= codec.context]
+    if long:
+        names = ", ".join(f"{records[i].get('id', f'number {i}')} ({len(prompts[i])} tokens)" for i in long[:5])
+        raise UserError(
+            f"{len(long)} prompts are as long as this base's {codec.context} positions or longer, so no answer is "
+            f"possible (the first: id {names}); shorten their texts, or take another base"
+        )
+
+
+class Limits(NamedTuple):
+    """Most tokens of a training row; None: any number."""
+
+    row: int | None  # all of it
+    prompt: int | None = None
+    answer: int | None = None  # with its eos
+
+
 class Row(NamedTuple):
     """A training row: ids and labels of equal length (both empty: the record does not fit)."""
 
     input_ids: list[int]
     labels: list[int]
-    whole: int  # tokens of the whole record
+    prompt_tokens: int  # of the whole record
+    answer_tokens: int  # of the whole record, eos included
     cut: bool  # the text lost its end
+    answer_cut: bool  # the answer lost its end, and eos is not learnt
+
+    @property
+    def whole(self) -> int:
+        return self.prompt_tokens + self.answer_tokens
 
 
-def encode_row(codec: Codec, template: dict, record: dict, cutoff: int, train_on_inputs: bool = False) -> Row:
-    """A record as prompt + answer + eos within `cutoff` tokens; empty when even its instruction and answer are longer.
+def encode_row(codec: Codec, template: dict, record: dict, limits: Limits, train_on_inputs: bool = False) -> Row:
+    """A record as prompt + answer + eos within `limits`; empty when even without its text it is longer.
 
-    The answer is never cut: a text that is too long loses its end instead. Labels are IGNORED on the prompt unless
-    `train_on_inputs`.
+    A text that is too long loses its end. The answer is never cut for the prompt's or the row's limit, only for its
+    own. Labels are IGNORED on the prompt unless `train_on_inputs`.
     """
-    row = _join(codec, template, record, record["input"], train_on_inputs)
-    whole = len(row[0])
-    if whole <= cutoff:
-        return Row(*row, whole, cut=False)
-    low, high = 0, len(record["input"])  # the longest beginning of the text that fits
-    while low < high:
-        middle = (low + high + 1) // 2
-        if len(_join(codec, template, record, record["input"][:middle], train_on_inputs)[0]) <= cutoff:
-            low = middle
-        else:
-            high = middle - 1
-    if low == 0:
-        return Row([], [], whole, cut=False)
-    return Row(*_join(codec, template, record, record["input"][:low], train_on_inputs), whole, cut=True)
 
+    def encode(length: int) -> tuple[list[int], list[int]]:
+        pieces = prompt(template, record["instruction"], record["input"][:length])
+        start, answer = codec.encode_pair(pieces, record["output"])
+        return start, [*answer, codec.eos_id]
 
-def _join(codec, template, record, text, train_on_inputs):
-    pieces = prompt(template, record["instruction"], text)
-    start = codec.encode(pieces)
-    ids = codec.encode([*pieces, Piece(record["output"], from_template=False)])
-    if ids[: len(start)] != start:  # a token spans prompt and answer: keep the prompt as prediction will see it
-        ids = start + codec.encode([Piece(record["output"], from_template=False)])[len(codec.prefix_ids) :]
-    ids.append(codec.eos_id)
-    labels = ids if train_on_inputs else [IGNORED] * len(start) + ids[len(start) :]
-    return ids, list(labels)
+    def fits(start: list[int], answer: list[int]) -> bool:
+        size = len(start) + len(answer[: limits.answer])
+        return len(start) <= (limits.prompt or size) and size <= (limits.row or size)
+
+    length = len(record["input"])
+    start, answer = encode(length)
+    whole = len(start), len(answer)
+    if not fits(start, answer):
+        low, high = 0, length  # the longest beginning of the text that fits
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if fits(*encode(middle)) else (low, middle - 1)
+        if low == 0:
+            return Row([], [], *whole, cut=False, answer_cut=False)
+        length = low
+        start, answer = encode(length)
+    answer_cut = limits.answer is not None and len(answer) > limits.answer
+    ids = start + answer[: limits.answer]
+    labels = list(ids) if train_on_inputs else [IGNORED] * len(start) + ids[len(start) :]
+    return Row(ids, labels, *whole, length < len(record["input"]), answer_cut)

@@ -19,14 +19,14 @@ from utils.generating import generate, plan_batches
 from utils.prompter import prompt
 from utils.records import write
 from utils.score import score
-from utils.tokens import IGNORED, encode_row
+from utils.tokens import IGNORED, Limits, check_context, encode_row
 
 
-def tokenise(codec, template: dict, records: list[dict], cutoff: int, train_on_inputs: bool, workers: int, what: str):
+def tokenise(codec, template: dict, records: list[dict], limits: Limits, train_on_inputs: bool, workers: int, what):
     """A dataset of rows (input_ids, labels, length); says how long they are and which had to be cut or dropped."""
 
     def encode(record):
-        row = encode_row(codec, template, record, cutoff, train_on_inputs)
+        row = encode_row(codec, template, record, limits, train_on_inputs)
         return {**row._asdict(), "length": len(row.input_ids)}
 
     texts = [{name: record[name] for name in ("instruction", "input", "output")} for record in records]
@@ -36,28 +36,37 @@ def tokenise(codec, template: dict, records: list[dict], cutoff: int, train_on_i
         remove_columns=["instruction", "input", "output"],
         desc=f"tokenising {what}",
     )
-    say(_lengths(rows, cutoff, what))
+    say(_lengths(rows, limits, what))
     # No row without a label may reach the model: its loss would be 0/0.
     rows = rows.filter(lambda length: length > 0, input_columns="length")
     if not len(rows):
-        raise UserError(
-            f"--cutoff_len {cutoff}: no {what} record fits, with its instruction and answer whole; raise it"
-        )
+        flag = _flags(limits.row, limits.prompt, None)
+        raise UserError(f"{flag}: no {what} record fits, with its instruction and answer whole; raise it")
     return rows
 
 
-def _lengths(rows, cutoff: int, what: str) -> str:
-    """One line: percentiles of the rows' lengths, the cut and the dropped, the cutoff that would spare them."""
-    whole = sorted(rows["whole"])
-    cut, dropped = sum(rows["cut"]), sum(length == 0 for length in rows["length"])
+def _lengths(rows, limits: Limits, what: str) -> str:
+    """One line: percentiles of the rows' lengths, the cut and the dropped, the flags that would spare them."""
+    prompts, answers = rows["prompt_tokens"], rows["answer_tokens"]
+    whole = sorted(map(sum, zip(prompts, answers, strict=True)))
     at = {share: whole[min(len(whole) - 1, int(share / 100 * len(whole)))] for share in (50, 90, 99)}
     line = f"{what}: {len(whole)} records, tokens 50 % {at[50]}, 90 % {at[90]}, 99 % {at[99]}, longest {whole[-1]}"
-    if cut or dropped:
-        line += (
-            f"; {cut} texts shortened and {dropped} records dropped to fit --cutoff_len {cutoff}; "
-            f"--cutoff_len {whole[-1]} would cut none"
-        )
+    counts = (
+        (sum(rows["cut"]), "texts shortened"),
+        (sum(rows["answer_cut"]), "answers shortened"),
+        (sum(length == 0 for length in rows["length"]), "records dropped"),
+    )
+    lost = [f"{count} {words}" for count, words in counts if count]
+    if lost:
+        longest = [limit and size for limit, size in zip(limits, (whole[-1], max(prompts), max(answers)), strict=True)]
+        line += f"; {', '.join(lost)} to fit {_flags(*limits)}; {_flags(*longest)} would cut none"
     return line
+
+
+def _flags(row: int | None, prompt: int | None, answer: int | None) -> str:
+    """Limits as the flags that set them."""
+    flags = (("cutoff_len", row), ("max_source_length", prompt), ("max_target_length", answer))
+    return " ".join(f"--{name} {size}" for name, size in flags if size)
 
 
 def make_collator(pad_id: int, width_of: int = 1):
@@ -130,6 +139,7 @@ class TripleTrainer(Trainer):
 def make_score_answers(codec, template: dict, records: list[dict], batch_size: int, max_new_tokens: int, args):
     """A function that answers `records` with a model, all processes sharing the work, and scores the answers."""
     prompts = [codec.encode(prompt(template, r["instruction"], r["input"])) for r in records]
+    check_context(codec, prompts, records)
     batches = plan_batches([len(p) for p in prompts], batch_size)
 
     def score_answers(model) -> dict[str, float]:

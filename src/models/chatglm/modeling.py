@@ -167,7 +167,9 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
             if module.bias is not None:
                 initialization.uniform_(module.bias, -bound, bound)
         elif isinstance(module, nn.Embedding):
-            initialization.normal_(module.weight)
+            # Of the word embeddings, which are the head too, such that the logits of a fresh model have size 1.
+            words = module is self.get_input_embeddings()
+            initialization.normal_(module.weight, std=self.config.hidden_size**-0.5 if words else 1.0)
         elif isinstance(module, nn.LayerNorm):
             initialization.ones_(module.weight)
             initialization.zeros_(module.bias)

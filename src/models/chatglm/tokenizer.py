@@ -2,12 +2,10 @@
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
 
-FILES = ("ice_text.model", "tokenizer_config.json")
 LONGEST_BLANK = 80  # spaces that one piece can stand for; the shortest run with a piece of its own is 2
 WRITTEN = re.compile(r"<n>|<\|tab\|>|<\|blank_(\d+)\|>")
 
@@ -21,9 +19,8 @@ class ChatGLMTokenizer:
     """
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-        self.pieces = SentencePieceProcessor(model_file=str(self.folder / FILES[0]))
-        config = self.folder / FILES[1]
+        self.pieces = SentencePieceProcessor(model_file=str(Path(folder) / "ice_text.model"))
+        config = Path(folder) / "tokenizer_config.json"
         settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
         # The first release kept 20,000 ids in front of the text's for images, and its files do not say so.
         self.offset = settings.get("num_image_tokens", 20000)
@@ -72,12 +69,6 @@ class ChatGLMTokenizer:
 
     def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
         return [self.pieces.id_to_piece(number - self.offset) for number in ids]
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Copy the tokenizer's files."""
-        for name in FILES:
-            if (self.folder / name).is_file() and Path(folder).resolve() != self.folder.resolve():
-                shutil.copy(self.folder / name, folder)
 
     def _written(self, text: str) -> str:
         """The text with its line breaks, tabs and runs of spaces as the vocabulary writes them."""
