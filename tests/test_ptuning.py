@@ -572,6 +572,11 @@ def test_a_run_is_not_overwritten_or_continued_otherwise_in_silence(flags, tmp_p
     assert [row["step"] for row in log(tmp_path)] == [1]
 
 
+def test_a_loss_that_is_no_number_ends_the_run(flags, tmp_path):
+    with pytest.raises(UserError, match="the loss is nan; lower --learning_rate"):
+        finetuning_pt.main(flags(tmp_path, learning_rate=1e38, max_steps=20))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -584,6 +589,7 @@ def test_a_run_is_not_overwritten_or_continued_otherwise_in_silence(flags, tmp_p
         ({"lr_scheduler_type": "linea"}, "--lr_scheduler_type: invalid choice: 'linea'"),
         ({"deepspeed": "/nowhere.json"}, "--deepspeed /nowhere.json: no such file"),
         ({"lora_r": 8}, "--lora_r: unknown flag"),
+        ({"num_train_epochs": 0, "max_steps": -1}, "--num_train_epochs 0: nothing would be trained"),
         ({"learning_rat": 8}, "--learning_rat: unknown flag; did you mean --learning_rate"),
     ],
 )

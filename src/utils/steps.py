@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from transformers import get_scheduler
 
 from utils import manifest
 from utils.engine import process, total
-from utils.errors import say
+from utils.errors import UserError, say
 from utils.records import to_line
 from utils.tokens import IGNORED
 from utils.training import LengthGrouped, draw_curve, keep_log
@@ -72,7 +73,7 @@ def train(engine, rows: list[dict], collate, args, plan: Plan, start: int, log, 
     rate, lengths = learning_rates(args, plan.steps), [row["length"] for row in rows]
     share = args.gradient_accumulation_steps * processes  # the engine takes the mean over passes and processes
     engine.module.train()
-    loss_sum, since, epoch = torch.zeros(1, dtype=torch.float64), 0, None
+    loss_sum, since, epoch = torch.zeros(1, dtype=torch.float64, device=engine.module.device), 0, None
     with tqdm(total=plan.steps, initial=start, unit="step", desc="training", disable=rank > 0) as bar:
         for step in range(start, plan.steps):
             if step // plan.an_epoch != epoch:
@@ -89,12 +90,14 @@ def train(engine, rows: list[dict], collate, args, plan: Plan, start: int, log, 
                 loss = loss if mine else loss * 0  # every process takes part in every pass
                 engine.backward(loss * share)
                 engine.step()
-                loss_sum += loss.detach().double().cpu()
+                loss_sum += loss.detach()
             since, done = since + 1, step + 1
             bar.update()
             if done % args.log_steps == 0 or done == plan.steps:
                 mean = total(loss_sum) / since
-                loss_sum, since = torch.zeros(1, dtype=torch.float64), 0
+                if not math.isfinite(mean):
+                    raise UserError(f"step {done}: the loss is {mean}; lower --learning_rate, or use --bf16 or --fp32")
+                loss_sum, since = torch.zeros_like(loss_sum), 0
                 bar.set_postfix(loss=f"{mean:.4f}")
                 norm = engine.get_global_grad_norm()
                 row = {"step": done, "epoch": round(done / plan.an_epoch, 3), "loss": round(mean, 6)}
@@ -126,7 +129,8 @@ class Log:
         if process()[0] == 0:
             with open(self.file, "a", encoding="utf-8") as file:
                 file.write(to_line(row) + "\n")
-            tqdm.write(f"step {row['step']}  loss {row['loss']:.4f}  learning rate {row['learning_rate']:.2e}")
+            line = f"step {row['step']}  loss {row['loss']:.4f}  learning rate {row['learning_rate']:.2e}"
+            tqdm.write(line, file=sys.stderr)
 
     def rows(self) -> list[dict]:
         return [json.loads(line) for line in self.file.read_text(encoding="utf-8").splitlines()]
