@@ -135,7 +135,7 @@ def actions(parser):
     return {flag: action for action in parser._actions for flag in action.option_strings}
 
 
-@pytest.mark.parametrize(("pair", "least"), [(READMES, 10), (WEIGHTS, 5), (PTUNING, 5), *((pair, 5) for pair in MODELS)])
+@pytest.mark.parametrize(("pair", "least"), [(READMES, 10), *((pair, 5) for pair in (WEIGHTS, PTUNING, *MODELS))])
 def test_both_have_the_same_headings_and_code_blocks(pair, least):
     levels = [re.findall(r"^(#+) ", prose(TEXT[name]), re.MULTILINE) for name in pair]
     assert levels[0] == levels[1]

@@ -18,8 +18,8 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 import finetuning_pt
 import inference_pt
 import models.moss  # noqa: F401 - teaches transformers its name
+from utils import args_pt, memory, prefix, pt_checkpoints
 from utils import engine as engines
-from utils import memory, prefix, pt_checkpoints
 from utils.args_pt import parse_ptuning
 from utils.errors import UserError
 from utils.families import find_family
@@ -447,6 +447,17 @@ def test_a_run_learns_eight_records_by_heart_and_prediction_gets_them_all(flags,
     assert load(tmp_path / "again.json") == predicted
 
 
+def test_a_base_in_float16_is_trained_with_a_scaled_loss(flags, tmp_path, monkeypatch):
+    """float16 is chosen on a GPU only; a CPU can compute in it all the same."""
+    monkeypatch.setattr(args_pt, "choose_dtype", lambda *_: "float16")
+    finetuning_pt.main(flags(tmp_path, pre_seq_len=32, train_batch_size=8, learning_rate=2e-2, max_steps=80))
+    assert log(tmp_path)[-1]["loss"] < 0.5 * log(tmp_path)[0]["loss"]
+    state = torch.load(tmp_path / "global_step-80" / "state" / "rank-0.pt", weights_only=True)
+    assert state["weights"][0].dtype == torch.float32
+    assert 1 < state["scaler"]["cur_scale"] <= engines.FIRST_SCALE
+    assert state["scaler"]["cur_iter"] == 80
+
+
 def test_a_checkpoint_holds_the_prefix_alone_and_describes_itself(flags, tmp_path, base):
     finetuning_pt.main(flags(tmp_path, num_train_epochs=3, max_steps=-1, save_total_limit=2))
     assert [step for step, _ in pt_checkpoints.steps_in(tmp_path)] == [8, 12]  # four steps an epoch
@@ -567,6 +578,10 @@ def test_a_run_is_not_overwritten_or_continued_otherwise_in_silence(flags, tmp_p
     assert "finished already, nothing to train" in capsys.readouterr().err
     finetuning_pt.main(flags(tmp_path, "--resume", max_steps=3))
     assert [row["step"] for row in log(tmp_path)] == [1, 2, 3]
+    run = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(run | {"status": "training"}))  # killed behind its last checkpoint
+    finetuning_pt.main(flags(tmp_path, "--resume", max_steps=3))
+    assert json.loads((tmp_path / "run.json").read_text())["status"] == "finished"
     finetuning_pt.main(flags(tmp_path, "--overwrite_output_dir", max_steps=1))
     assert [step for step, _ in pt_checkpoints.steps_in(tmp_path)] == [1]
     assert [row["step"] for row in log(tmp_path)] == [1]
