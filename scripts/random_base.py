@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from models.chatglm import ChatGLMConfig, ChatGLMTokenizer
+from models.moss import MossConfig, load_tokenizer
 from utils.errors import UserError, run_script, say
 
 SHAPES = {  # hidden, feed-forward, layers, heads, rows of the embedding
@@ -23,6 +24,8 @@ SHAPES = {  # hidden, feed-forward, layers, heads, rows of the embedding
     "llama-13b": (5120, 13824, 40, 40, 32000),
     "chatglm-tiny": (64, 256, 2, 4, 1024),
     "chatglm-6b": (4096, 16384, 28, 32, 130528),
+    "moss-tiny": (64, 256, 2, 4, 576),
+    "moss-16b": (6144, 24576, 34, 24, 107008),
 }
 
 
@@ -50,7 +53,21 @@ def chatglm(hidden, wide, layers, heads, vocabulary, tokenizer) -> ChatGLMConfig
     )
 
 
-CONFIGS = {"llama": llama, "chatglm": chatglm}
+def moss(hidden, wide, layers, heads, vocabulary, tokenizer) -> MossConfig:
+    tokens = load_tokenizer(tokenizer)
+    return MossConfig(
+        n_embd=hidden,
+        n_inner=wide,
+        n_layer=layers,
+        n_head=heads,
+        vocab_size=vocabulary,
+        rotary_dim=min(64, hidden // heads // 2),
+        bos_token_id=tokens.bos_token_id,
+        eos_token_id=tokens.eos_token_id,
+    )
+
+
+CONFIGS = {"llama": llama, "chatglm": chatglm, "moss": moss}
 
 
 def main(argv=None) -> None:
@@ -70,7 +87,7 @@ def main(argv=None) -> None:
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float16)
     model.save_pretrained(out)
-    for pattern in ("*token*", "*.model"):
+    for pattern in ("*token*", "*.model", "vocab.*", "merges.txt"):
         for file in Path(arguments.tokenizer).glob(pattern):
             shutil.copy(file, out)
     say(f"{out}: {sum(p.numel() for p in model.parameters()):,} random weights in float16")

@@ -233,3 +233,10 @@ def test_dtype_and_bits_come_from_the_flags_else_from_the_run(typed, recorded, e
     model_args, args = parse_inference([word for name in typed for word in (f"--{name}",)])
     assert tuple(predicting.choose_precision(model_args, args, recorded, on_cpu=True)) == expected
     assert ("contradicts run.json" in capsys.readouterr().err) == warned
+
+
+def test_right_triples_of_a_labelled_record_do_not_pass_as_predicted_ones(tmp_path):
+    labelled = tmp_path / "in.json"
+    labelled.write_text(json.dumps({**RECORDS[0], "kg": [["a", "b", "c"]]}), encoding="utf-8")
+    inference.main(flags(tmp_path / "out.json", input_file=labelled))
+    assert "kg" not in rows(tmp_path / "out.json")[0]

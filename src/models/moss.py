@@ -46,6 +46,8 @@ def load_tokenizer(folder: str | Path) -> GPT2Tokenizer:
     vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
     lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
     merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    if not merges:
+        raise ValueError("merges.txt holds no merge")
     tokenizer = GPT2Tokenizer(vocab=vocabulary, merges=merges, unk_token=FIRST, bos_token=FIRST, eos_token=FIRST)
     for text, number in sorted(_added_tokens(folder).items(), key=lambda item: item[1]):
         if text in vocabulary and vocabulary[text] == number:
