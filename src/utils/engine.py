@@ -40,7 +40,11 @@ def make_config(args) -> dict:
         "train_micro_batch_size_per_gpu": args.train_batch_size,
         "gradient_accumulation_steps": args.gradient_accumulation_steps,
         "gradient_clipping": args.max_grad_norm,
-        "zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu"}, "reduce_bucket_size": 50_000_000},
+        "zero_optimization": {
+            "stage": 1,
+            "offload_optimizer": {"device": "cpu", "pin_memory": False},
+            "reduce_bucket_size": 50_000_000,  # numbers; the default's buffer alone would take 2 GB of the card
+        },
         # torch's AdamW, which works on a CPU too, needs no compiler as DeepSpeed's own does.
         "zero_force_ds_cpu_optimizer": False,
         "zero_allow_untested_optimizer": True,
@@ -94,7 +98,7 @@ def processes():
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.ERROR)
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would be compiled; gloo does its work
+    deepspeed.ops.__compatible_ops__ = {}  # else it looks for a compiler, and on a CPU compiles what gloo does as well
     try:
         deepspeed.init_distributed(dist_backend="nccl" if has_cuda() else "gloo", verbose=False)
         yield deepspeed
