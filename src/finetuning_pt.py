@@ -56,6 +56,8 @@ def main(argv=None) -> None:
     begun["step"], resumed = pt_checkpoints.choose_start(args, processes)
     whole_files(base, "model_dir")
     codec = load_codec(base, family, model_args.trust_remote_code)
+    if codec.suffix_ids and args.prompt_template_name:
+        say(f"prompt_template_name: not used by family {family.name}, whose rows are instruction, text and answer")
     rows = make_rows(codec, template, records, args.max_len, args.max_src_len)
     kind = Kind(args.pre_seq_len, args.prefix_projection)
     plan = make_plan(len(rows), args, processes)

@@ -97,6 +97,17 @@ def test_deepspeeds_configuration_takes_a_file_but_not_what_flags_decide(flags, 
         config({"train_micro_batch_size_per_gpu": 8})
 
 
+@pytest.mark.parametrize("zero", [{"stage": 2}, {"offload_optimizer": {"device": "none"}}])
+def test_another_stage_or_place_of_the_optimizer_learns_the_same(flags, tmp_path, zero):
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps({"zero_optimization": zero}))
+    common = {"gradient_accumulation_steps": 2, "learning_rate": 1e-2}
+    finetuning_pt.main(flags(tmp_path / "one", **common))
+    finetuning_pt.main(flags(tmp_path / "two", **common, deepspeed=file))
+    assert log(tmp_path / "one")[0]["loss"] != log(tmp_path / "one")[3]["loss"]
+    torch.testing.assert_close(weights(tmp_path / "one", 4), weights(tmp_path / "two", 4), atol=1e-5, rtol=1e-5)
+
+
 def steps_of(flags, scaled, losses):
     """The weights after steps whose losses are scaled by `losses`, and the scale in the end."""
     torch.manual_seed(0)
@@ -226,6 +237,7 @@ def test_chatglm_goes_the_whole_way(bits, flags, tmp_path, chatglm, train_path):
     words = ["--test_path", str(train_path), "--model_dir", str(step), "--max_new_tokens", "4"]
     inference_pt.main(words)
     assert [record["id"] for record in load(once / "train_global_step-3.json")] == [r["id"] for r in RECORDS]
+    torch.save({"anything": 1}, step / "training_args.bin")  # the publishers' script leaves one
     (step / "run.json").unlink()  # a checkpoint of the published script has none
     more = ["--ori_model_dir", str(chatglm[0]), "--max_src_len", "80", "--output_file", str(tmp_path / "again.json")]
     inference_pt.main([*words, *more])

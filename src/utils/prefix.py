@@ -15,11 +15,11 @@ from transformers import DynamicCache
 
 from utils.errors import UserError
 from utils.families import Family, read_config
-from utils.loading import ADAPTER_FILES, check_weights, load_base, weight_files
+from utils.loading import ADAPTER_FILES, check_weights, load_base
 from utils.memory import Shape
 from utils.quantised import train_frozen
 from utils.records import write_lines
-from utils.shards import contents, read, read_json
+from utils.shards import contents, model_files, read, read_json
 
 # The architectures of transformers that keep a prefix in their cache as peft makes it; each is tested.
 SUPPORTED = (
@@ -181,14 +181,14 @@ def find_prefix(folder: str | Path, family: Family, shape: Shape | None) -> Kind
     """The form of the prefix that a checkpoint's folder holds; UserError when it holds none, or one of another base."""
     folder = Path(folder)
     asked = f"--model_dir {folder}"
-    if not folder.is_dir() or not (weight_files(folder) if family.own_prefix else has_peft_files(folder)):
+    if not folder.is_dir() or not (has_own_files(folder) if family.own_prefix else has_peft_files(folder)):
         wanted = "config.json and its prefix" if family.own_prefix else "adapter_config.json and its prefix"
         what = f"holds no prefix of family {family.name} ({wanted})" if folder.is_dir() else "no such folder"
         raise UserError(f"{asked}: {what}; {nearby_steps(folder)}")
     if family.own_prefix:
         settings = read_json(folder / "config.json")
         kind = Kind(settings.get("pre_seq_len") or 0, bool(settings.get("prefix_projection")))
-        found, names = read_own(folder, family.own_prefix), ", ".join(path.name for path in weight_files(folder))
+        found, names = read_own(folder, family.own_prefix), ", ".join(path.name for path in model_files(folder)[1])
         if not kind.length or not found:
             missing = "pre_seq_len in its config.json" if found else f"no tensor {family.own_prefix}.* in {names}"
             raise UserError(f"{asked}: no prefix there ({missing}); {nearby_steps(folder)}")
@@ -232,13 +232,17 @@ def load_trained(path, family: Family, kind: Kind, folder, precision, device, co
     return model
 
 
+def has_own_files(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and any(file.is_file() for file in model_files(folder)[1])
+
+
 def has_peft_files(folder: Path) -> bool:
     return (folder / "adapter_config.json").is_file() and any((folder / name).is_file() for name in ADAPTER_FILES)
 
 
-def read_own(folder: Path, own_name: str) -> dict[str, torch.Tensor]:
+def read_own(folder: str | Path, own_name: str) -> dict[str, torch.Tensor]:
     """The tensors of a model's own encoder, out of files that may hold the whole model too."""
-    stored = {name: at for file in weight_files(folder) for name, at in contents(file).items()}
+    stored = {name: at for file in model_files(Path(folder))[1] for name, at in contents(file).items()}
     return {name: read(name, at) for name, at in stored.items() if name.startswith(f"{own_name}.")}
 
 

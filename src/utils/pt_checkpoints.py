@@ -31,7 +31,8 @@ def choose_start(args, processes: int) -> tuple[int, Path | None]:
         if not there:
             if steps_in(out):
                 raise UserError(
-                    f"--resume: no checkpoint in {out} holds its {STATE}/ any more; --overwrite_output_dir?"
+                    f"--resume: no checkpoint in {out} holds {STATE}/, which going on needs; start anew with "
+                    "--overwrite_output_dir, or give another folder"
                 )
             say("resume: no checkpoint yet, starting at step 0")
             return 0, None
@@ -77,9 +78,7 @@ def load_state(folder: Path, rank: int) -> dict:
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - whatever the reader raises, the file is broken
-        raise UserError(
-            f"--resume: {file} cannot be read ({error}); remove {folder} to go on from the one before"
-        ) from None
+        raise UserError(f"--resume: {file} cannot be read ({error}); start anew with --overwrite_output_dir") from None
 
 
 def prune(out: Path, limit: int) -> None:
