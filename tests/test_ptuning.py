@@ -204,13 +204,14 @@ def test_killed_and_resumed_gives_the_same_bits_as_uninterrupted(flags, tmp_path
     command = [sys.executable, str(SCRIPT), *flags(killed, "--resume", **long)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     waited = time.time()
-    while process.poll() is None and len(list(killed.glob("*global_step-*"))) < moment:
+    while process.poll() is None and len(list(killed.glob("*global_step-*[0-9]"))) < moment:
         assert time.time() - waited < 120
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not (killed / "global_step-18").exists()
     finetuning_pt.main(flags(killed, "--resume", **long))
+    assert json.loads((killed / "run.json").read_text())["results"]["resumed_at_step"] >= 3 * (moment - 1)
     assert torch.equal(weights(whole, 18), weights(killed, 18))
     one, two = (prefix.check_weights(folder / "global_step-18") for folder in (whole, killed))
     assert torch.equal(one["prompt_embeddings"], two["prompt_embeddings"])
@@ -328,6 +329,12 @@ def test_bad_input_of_training_is_one_clear_error_before_the_base_is_loaded(
     monkeypatch.setattr(finetuning_pt, "load_with_prefix", lambda *_, **__: pytest.fail("the base was loaded first"))
     with pytest.raises(UserError, match=message):
         finetuning_pt.main(flags(tmp_path, **change))
+
+
+def test_without_deepspeed_the_error_says_how_to_install_it(flags, tmp_path, monkeypatch):
+    monkeypatch.setattr(args_pt.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="needs the package deepspeed: pip install -r requirements.txt"):
+        finetuning_pt.main(flags(tmp_path))
 
 
 def test_an_architecture_that_takes_no_prefix_is_an_error_that_names_those_that_do(flags, tmp_path):
