@@ -39,7 +39,7 @@ def random_base(tmp_path_factory):
     for name in ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"):
         shutil.copy(GOLDEN / "checkpoint" / name, folder)
     torch.manual_seed(1)
-    config = AutoConfig.from_pretrained(GOLDEN / "checkpoint", intermediate_size=128)
+    config = AutoConfig.from_pretrained(GOLDEN / "checkpoint", intermediate_size=128, pad_token_id=0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     for parameter in model.parameters():
         if parameter.dim() > 1:
