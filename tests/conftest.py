@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,3 +27,37 @@ def python(*command, launcher=(), **more):
     """Run a script of the project as a user would; the finished process, its stderr in `.stderr`."""
     start = [sys.executable, *launcher, *map(str, command)]
     return subprocess.run(start, cwd=ROOT, capture_output=True, text=True, timeout=300, **more)
+
+
+@pytest.fixture(scope="session")
+def random_base(tmp_path_factory):
+    """A LLaMA of random weights, larger than a trained one's, so that its layers do look at a prefix of P-Tuning."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("base")
+    for name in ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copy(GOLDEN / "checkpoint" / name, folder)
+    torch.manual_seed(1)
+    config = AutoConfig.from_pretrained(GOLDEN / "checkpoint", intermediate_size=128, pad_token_id=0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(folder)
+    return folder
+
+
+def published(name, folder):
+    """A tiny ChatGLM-6B as published, tokenizer and all: its folder and its codec."""
+    from utils.families import find_family
+    from utils.tokens import load_codec
+
+    shutil.copytree(CHATGLM / name, folder)
+    shutil.copy(CHATGLM / "ice_text.model", folder)
+    return folder, load_codec(folder, find_family(folder)[0])
+
+
+@pytest.fixture(scope="session")
+def chatglm(tmp_path_factory):
+    return published("base", tmp_path_factory.mktemp("chatglm") / "base")

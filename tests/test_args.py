@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from utils.args import parse_finetune, parse_inference
+from utils.args_pt import parse_ptuning, parse_ptuning_inference
 from utils.errors import UserError
 
 NEEDED = {"--model_name_or_path": "models/base", "--train_file": "train.json", "--output_dir": "lora/out"}
@@ -134,6 +135,28 @@ def test_the_documented_prediction_command_parses():
     assert (found["model_name"], found["lora_weights"]) == ("zhixi", "lora/out")
     assert (found["input_file"], found["output_file"]) == ("data/valid.json", "results/results_valid.json")
     assert (found["fp16"], found["bits"]) == (True, 8)
+
+
+P_TUNING = """--local_rank=0 --train_path data/train.json --model_dir /model --num_train_epochs 21
+    --train_batch_size 3 --gradient_accumulation_steps 2 --output_dir output_dir_pt --log_steps 11 --max_len 769
+    --max_src_len 451 --pre_seq_len 17 --prefix_projection false"""
+P_TUNING_PREDICTION = """--test_path data/valid.json --device 0 --ori_model_dir /model
+    --model_dir output_dir_pt/global_step-N --max_len 769 --max_src_len 451"""
+
+
+def test_the_documented_commands_of_p_tuning_parse_whole():
+    model, args = parse_ptuning(P_TUNING.split())
+    found = vars(model) | vars(args)
+    right = {"model_name_or_path": "/model", "train_path": "data/train.json", "output_dir": "output_dir_pt"}
+    right |= {"num_train_epochs": 21, "train_batch_size": 3, "gradient_accumulation_steps": 2, "log_steps": 11}
+    right |= {"max_len": 769, "max_src_len": 451, "pre_seq_len": 17, "prefix_projection": False, "local_rank": 0}
+    assert {name: found[name] for name in right} == right
+    model, args = parse_ptuning_inference(P_TUNING_PREDICTION.split())
+    found = vars(model) | vars(args)
+    right = {"model_name_or_path": "/model", "test_path": "data/valid.json", "device": "0", "max_len": 769}
+    right |= {"model_dir": "output_dir_pt/global_step-N", "max_src_len": 451}
+    right |= {"output_file": "output_dir_pt/valid_global_step-N.json"}
+    assert {name: found[name] for name in right} == right
 
 
 def test_prediction_knows_the_old_spelling_of_the_model_name():

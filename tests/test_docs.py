@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 from transformers import HfArgumentParser
 
-from utils import args, convert, score, weight_diff
+from utils import args, args_pt, convert, score, weight_diff
 from utils.errors import UserError
 
 READMES = ("README.md", "README_CN.md")
@@ -21,17 +21,25 @@ BASES = (
     *("chatglm", "moss", "cpm-bee", "other"),
 )
 MODELS = [(f"docs/models/{base}.md", f"docs/models/{base}_CN.md") for base in BASES]
-PAIRS = [READMES, WEIGHTS, *MODELS]
+PTUNING = ("docs/ptuning.md", "docs/ptuning_CN.md")
+PAIRS = [READMES, WEIGHTS, PTUNING, *MODELS]
 PAGES = [name for pair in PAIRS for name in pair]
 TEXT = {name: (ROOT / name).read_text(encoding="utf-8") for name in PAGES}
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.bash"))
 RUNNABLE = [name for name in SCRIPTS if re.match(r"fine_|infer_|run_inference", name)]
-PARSERS = {"src/test_finetune.py": args.parse_finetune, "src/inference.py": args.parse_inference}
+PARSERS = {
+    "src/test_finetune.py": args.parse_finetune,
+    "src/inference.py": args.parse_inference,
+    "src/finetuning_pt.py": args_pt.parse_ptuning,
+    "src/inference_pt.py": args_pt.parse_ptuning_inference,
+}
 COMMANDS_OF_FILES = {
     "src/utils/convert.py": convert.main,
     "src/utils/score.py": score.main,
     "src/utils/weight_diff.py": weight_diff.main,
 }
+PTUNING_ARGUMENTS = (args_pt.TunedModelArguments, args_pt.PtuningArguments)
+PTUNING_INFERENCE = (args_pt.OriginalModelArguments, args_pt.PtuningInferenceArguments)
 OTHER_PROGRAMS = ("hf", "pip", "source")  # and `python3 -m venv`: nothing of this project
 USERS_OWN = ("data/train.json", "data/valid.json")  # paths under models/, lora/, result/, results/ are not looked for
 
@@ -92,8 +100,8 @@ def accept(command):
     words = words_of(command)
     at = next(index for index, word in enumerate(words) if word.endswith(".py"))
     file, argv = words[at], words[at + 1 :]
-    assert words[0] in ("python", "torchrun"), command
-    assert at == 1 or words[0] == "torchrun", command
+    assert words[0] in ("python", "torchrun", "deepspeed"), command
+    assert at == 1 or words[0] != "python", command
     assert (ROOT / file).is_file(), command
     if file in PARSERS:
         PARSERS[file](argv)
@@ -130,7 +138,7 @@ def actions(parser):
     return {flag: action for action in parser._actions for flag in action.option_strings}
 
 
-@pytest.mark.parametrize(("pair", "least"), [(READMES, 10), (WEIGHTS, 5), *((pair, 5) for pair in MODELS)])
+@pytest.mark.parametrize(("pair", "least"), [(READMES, 10), *((pair, 5) for pair in (WEIGHTS, PTUNING, *MODELS))])
 def test_both_have_the_same_headings_and_code_blocks(pair, least):
     levels = [re.findall(r"^(#+) ", prose(TEXT[name]), re.MULTILINE) for name in pair]
     assert levels[0] == levels[1]
@@ -215,10 +223,29 @@ def test_every_flag_of_the_tables_exists_with_the_default_that_is_said(name):
     assert len(seen) > 40
 
 
+@pytest.mark.parametrize("name", PTUNING)
+def test_the_tables_of_p_tuning_have_every_flag_with_its_default(name):
+    kinds = iter((PTUNING_ARGUMENTS, PTUNING_INFERENCE))
+    tables_there = [part for part in re.split(r"^#+ .*$", prose(TEXT[name]), flags=re.MULTILINE) if "| `--" in part]
+    for part, kind in zip(tables_there, kinds, strict=True):
+        known, seen = actions(HfArgumentParser(kind)), set()
+        for _, cells in tables(part):
+            if (names := code(cells[0])) and names[0].startswith("--"):
+                assert set(names) <= set(known), names
+                fields = list(dict.fromkeys(known[flag].dest for flag in names))
+                real = [known[next(flag for flag in names if known[flag].dest == field)].default for field in fields]
+                said = code(cells[1]) or [None] * len(fields)
+                assert [str(value) for value in said] == [str(value) for value in real], names
+                seen |= set(fields)
+        assert seen == {action.dest for action in known.values()} - {"help", "local_rank"}
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_every_flag_in_the_prose_exists(name, capsys):
     known = {*actions(parser_of("")), *actions(parser_of("## Prediction"))}
+    known |= {*actions(HfArgumentParser(PTUNING_ARGUMENTS)), *actions(HfArgumentParser(PTUNING_INFERENCE))}
     known |= {"--help", "--help_all", "--master_port", "--nocheck"}  # of torchrun, and fire's way to say --check False
+    known |= {"--include", "--num_gpus"}  # of deepspeed
     for main in (convert.main, score.main):
         with pytest.raises(SystemExit):
             main(["--help"])

@@ -10,9 +10,9 @@ from conftest import ROOT
 
 @pytest.fixture
 def project(tmp_path):
-    """A copy of the scripts with a `torchrun` and a `python` that print to both streams and fail."""
+    """A copy of the scripts with a `torchrun`, a `deepspeed` and a `python` that print to both streams and fail."""
     shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
-    for name in ("torchrun", "python"):
+    for name in ("torchrun", "deepspeed", "python"):
         stub = tmp_path / "bin" / name
         stub.parent.mkdir(exist_ok=True)
         stub.write_text("#!/bin/sh\necho to stdout\necho to stderr >&2\nexit 3\n")

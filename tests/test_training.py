@@ -260,7 +260,6 @@ def test_cut_and_dropped_rows_are_counted_and_the_sufficient_cutoff_named(tmp_pa
         ),
         ({"data_seed": 3}, "--data_seed cannot be set here: --seed orders the records"),
         ({"predict_with_generate": True}, "--predict_with_generate: nothing is evaluated; add --do_eval"),
-        ({"deepspeed": "zero3.json"}, "the package deepspeed is not installed"),
         ({"eval_strategy": "epochs"}, "--eval_strategy: invalid choice: 'epochs'"),
         (
             {"lora_target_modules": "q_proj,query_key_value"},
@@ -272,6 +271,14 @@ def test_cut_and_dropped_rows_are_counted_and_the_sufficient_cutoff_named(tmp_pa
 def test_bad_input_is_one_clear_error(tmp_path, change, message):
     with pytest.raises(UserError, match=message):
         main(flags(tmp_path, **change))
+
+
+def test_deepspeed_without_its_package_is_one_clear_error(tmp_path, monkeypatch):
+    from utils import args
+
+    monkeypatch.setattr(args.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="the package deepspeed is not installed"):
+        main(flags(tmp_path, deepspeed="zero3.json"))
 
 
 def test_the_script_ends_with_status_2_and_no_traceback(tmp_path):

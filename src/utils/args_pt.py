@@ -57,7 +57,7 @@ class PtuningArguments:
     train_batch_size: int = option(2, "records a forward pass, per process", "--per_device_train_batch_size")
     gradient_accumulation_steps: int = option(1, "forward passes before one optimizer step")
     learning_rate: float | None = option(
-        None, "peak learning rate; default: 1e-3 with --prefix_projection true, 2e-2 without"
+        None, "peak learning rate; default: 1e-4 with --prefix_projection true, 2e-2 without"
     )
     weight_decay: float = option(5e-4, "weight decay of AdamW")
     max_grad_norm: float = option(1.0, "gradients are scaled down to this norm")
@@ -95,7 +95,7 @@ class PtuningArguments:
         if importlib.util.find_spec("deepspeed") is None:
             raise UserError("P-Tuning needs the package deepspeed: pip install -r requirements.txt")
         if self.learning_rate is None:
-            self.learning_rate = 1e-3 if self.prefix_projection else 2e-2
+            self.learning_rate = 1e-4 if self.prefix_projection else 2e-2
 
     @property
     def resume_from_checkpoint(self) -> str | None:  # what the two training scripts share asks for it by this name

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import warnings
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
+from transformers.utils import logging
 
 from utils.errors import UserError, say
 from utils.families import own_code, read_config
@@ -33,7 +35,8 @@ def load_base(
     """The causal language model of a checkpoint folder, on `device`, in the numbers of `precision`.
 
     Its generation settings come from `codec`, never from the repository: old ones stop at the wrong token.
-    `changes` are made to its config; a module that they add is called `fresh`, and the files may lack it.
+    `changes` are made to its config; a module that they add is called `fresh`: the files may lack it, and it is not
+    quantised.
     """
     read_config(path)  # refuses what is no model by itself, such as a delta
     options = {"dtype": precision.dtype, "trust_remote_code": trust_remote_code, **(changes or {})}
@@ -41,9 +44,9 @@ def load_base(
     if torch.device(device).type == "cpu":
         options["attn_implementation"] = "eager"
     if precision.bits != 16:
-        options |= {"quantization_config": _quantization(precision), "device_map": {"": device}}
+        options |= {"quantization_config": _quantization(precision, fresh), "device_map": {"": device}}
     try:
-        with own_code(path, trust_remote_code):
+        with own_code(path, trust_remote_code), _without_report(bool(fresh)):
             model, found = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError) as error:
         inside = ", ".join(sorted(p.name for p in Path(path).iterdir()))
@@ -69,11 +72,25 @@ def load_base(
     return model
 
 
-def _quantization(precision: Precision) -> BitsAndBytesConfig:
+@contextmanager
+def _without_report(quiet: bool):
+    """No table of missing tensors from transformers, where they are missing on purpose."""
+    before = logging.get_verbosity()
+    if quiet:
+        logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _quantization(precision: Precision, fresh: str | None) -> BitsAndBytesConfig:
+    skipped = [fresh, "lm_head"] if fresh else None  # None: the head alone
     if precision.bits == 8:
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
     return BitsAndBytesConfig(
         load_in_4bit=True,
+        llm_int8_skip_modules=skipped,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=precision.dtype,

@@ -9,7 +9,7 @@ from utils.errors import UserError, say
 from utils.records import write_lines
 
 NAME = "run.json"
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "deepspeed")
 
 
 def write(folder: str | Path, settings: dict) -> None:

@@ -1,0 +1,96 @@
+"""Predict with a prefix of P-Tuning v2; interrupted, the same command goes on where it stopped.
+
+python src/inference_pt.py --test_path data/sample/valid.json --device 0 \
+    --model_dir output_dir_pt/global_step-100
+"""
+
+import os
+import time
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from utils import manifest, memory
+from utils.args_pt import MAX_LEN, MAX_SRC_LEN, check_lengths, parse_ptuning_inference
+from utils.errors import UserError, run_script, say
+from utils.families import find_family, may_run_code
+from utils.loading import limit_memory, weight_files
+from utils.predicting import (
+    answer_records,
+    begin,
+    choose_device,
+    choose_precision,
+    one_process,
+    resolved,
+    warn_context,
+)
+from utils.prefix import check_supported, find_prefix, load_trained, nearby_steps
+from utils.prompter import load_template
+from utils.ptuning_rows import make_questions
+from utils.records import load
+from utils.shards import whole_files
+from utils.tokens import check_context, load_codec
+
+
+def main(argv=None) -> None:
+    started = time.time()
+    model_args, args = parse_ptuning_inference(argv)
+    one_process("src/inference_pt.py")
+
+    # Everything that can be wrong is found before the base is loaded.
+    if not os.path.isdir(args.model_dir):
+        raise UserError(f"--model_dir {args.model_dir}: no such folder; {nearby_steps(args.model_dir)}")
+    run = manifest.read(args.model_dir)
+    base = manifest.prefer("ori_model_dir", resolved(model_args.model_name_or_path), run.get("base"))
+    if base is None:
+        raise UserError(
+            f"--ori_model_dir is missing, and no run.json in --model_dir {args.model_dir} names the base "
+            f"({nearby_steps(args.model_dir)}); give the base's folder"
+        )
+    name = manifest.prefer("model_name", model_args.model_name, run.get("model_name"))
+    family, name, why = find_family(base, name)
+    say(f"family: {family.name}, as {name} ({'run.json' if run.get('model_name') == name else why})")
+    model_args.trust_remote_code = may_run_code(family, model_args.trust_remote_code)
+    check_supported(family, base)
+    template_name = manifest.prefer("prompt_template_name", args.prompt_template_name, run.get("template_name"))
+    same = template_name is not None and template_name == run.get("template_name")
+    template = run["template"] if same else load_template(template_name or family.templates[name])
+    trained = run.get("training", {})
+    args.max_len = manifest.prefer("max_len", args.max_len, trained.get("max_len"), MAX_LEN)
+    args.max_src_len = manifest.prefer("max_src_len", args.max_src_len, trained.get("max_src_len"), MAX_SRC_LEN)
+    check_lengths(args)
+    args.max_new_tokens = args.max_new_tokens or args.max_len - args.max_src_len
+    shape = memory.read_shape(base, model_args.trust_remote_code)
+    kind = find_prefix(args.model_dir, family, shape)
+    records = load(args.test_path, needs=("instruction", "input"))
+    device = choose_device(args.device, fall_back=True)
+    precision = choose_precision(model_args, args, run.get("precision", {}), device.type == "cpu")
+    whole_files(base, "ori_model_dir")
+    codec = load_codec(base, family, model_args.trust_remote_code)
+    prompts = make_questions(codec, template, records, args.max_src_len)
+    check_context(codec, prompts, records)
+
+    settings = {
+        "input": manifest.fingerprint(args.test_path),
+        "base": base,
+        "base_files": [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in weight_files(base)],
+        "prefix": manifest.fingerprint(*weight_files(args.model_dir)),
+        "family": family.name,
+        "template": template,
+        "precision": list(precision),
+        "max_src_len": args.max_src_len,
+        "max_new_tokens": args.max_new_tokens,
+    }
+    begin(args, settings)
+
+    memory.check_vocabulary(shape, prompts)
+    longest = kind.length + max(map(len, prompts)) + args.max_new_tokens
+    memory.check_prediction(shape, longest * (args.batch_size or 1), precision, device, model_args.max_memory_MB)
+    limit_memory(model_args.max_memory_MB, device)
+    trust = model_args.trust_remote_code
+    model = load_trained(base, family, kind, args.model_dir, precision, device, codec, trust).eval()
+    warn_context(model, prompts, records, args.max_new_tokens)
+    answer_records(model, codec, records, prompts, settings, args, model_args.max_memory_MB, started)
+
+
+if __name__ == "__main__":
+    run_script(main)

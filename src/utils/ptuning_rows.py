@@ -1,0 +1,126 @@
+"""Records as P-Tuning's rows of tokens. The question (instruction and text) keeps to --max_src_len, the answer to the
+rest of --max_len; a text that is too long loses its end, an instruction never does.
+
+A family whose codec ends a prompt with tokens of its own (`suffix_ids`: ChatGLM's [gMASK] <sop>) has rows
+of layout A, put together by token count; the rows of all others are their prompt, the answer and eos.
+"""
+
+from typing import NamedTuple
+
+from datasets import Dataset
+
+from utils.batches import IGNORED
+from utils.errors import UserError, say
+from utils.tokens import Limits, encode_row, fit
+
+
+class Row(NamedTuple):
+    """A training row; ids and labels are empty when the record does not fit."""
+
+    input_ids: list[int]
+    labels: list[int]
+    cut: bool  # the text lost its end
+    answer_cut: bool  # the answer lost its end, and so its end-of-answer token
+    needs: int  # the --max_len with which the answer is whole
+    needs_source: int  # the --max_src_len with which the question is whole
+
+
+def layout_a(
+    instruction_ids: list[int],
+    input_ids: list[int],
+    output_ids: list[int],
+    specials: tuple[int, ...],
+    max_len: int,
+    max_src_len: int,
+) -> Row:
+    """instruction + text + [gMASK] <sop> + answer + <eop>; `specials` are these three.
+
+    The labels begin with <sop>, which is predicted at [gMASK].
+    """
+    *between, end = specials
+    needs, needs_source = max_src_len + 3 + len(output_ids), len(instruction_ids) + len(input_ids)
+    question = source_a(instruction_ids, input_ids, max_src_len)
+    if question is None:
+        return Row([], [], False, False, needs, needs_source)
+    most = max_len - max_src_len - 3
+    answer = output_ids[:most] if len(output_ids) > most else [*output_ids, end]
+    ids = [*question, *between, *answer]
+    start = len(question) + len(between) - 1
+    labels = [IGNORED] * start + ids[start:]
+    return Row(ids, labels, len(question) < needs_source, len(output_ids) > most, needs, needs_source)
+
+
+def source_a(instruction_ids: list[int], input_ids: list[int], max_src_len: int) -> list[int] | None:
+    """The question of layout A within `max_src_len`; None when the instruction alone is longer."""
+    room = max_src_len - len(instruction_ids)
+    return None if room < 0 else [*instruction_ids, *input_ids[:room]]
+
+
+def encode(codec, template: dict, record: dict, max_len: int, max_src_len: int) -> Row:
+    """A record as a row, in the layout of its family."""
+    if codec.suffix_ids:
+        texts = (codec.text_ids(record[name]) for name in ("instruction", "input", "output"))
+        return layout_a(*texts, (*codec.suffix_ids, codec.eos_id), max_len, max_src_len)
+    row = encode_row(codec, template, record, Limits(max_len, max_src_len))
+    return Row(row.input_ids, row.labels, row.cut, False, row.whole, row.prompt_tokens)
+
+
+def encode_question(codec, template: dict, record: dict, max_src_len: int) -> tuple[list[int] | None, bool]:
+    """The ids that an answer is predicted from, None if the instruction is too long; and whether the text was cut."""
+    if codec.suffix_ids:
+        parts = [codec.text_ids(record[name]) for name in ("instruction", "input")]
+        ids = source_a(*parts, max_src_len)
+        return (None, False) if ids is None else ([*ids, *codec.suffix_ids], len(ids) < sum(map(len, parts)))
+    fitted = fit(codec, template, {**record, "output": ""}, Limits(None, max_src_len))
+    return fitted.prompt or None, fitted.text is not None and fitted.text != record["input"]
+
+
+def make_rows(codec, template: dict, records: list[dict], max_len: int, max_src_len: int) -> Dataset:
+    """The training rows; says how long they are, and which were cut or left out. UserError when none is left."""
+    rows = [encode(codec, template, record, max_len, max_src_len) for record in records]
+    kept = [row for row in rows if row.input_ids]
+    lengths = sorted(len(row.input_ids) for row in kept)
+    if not kept:
+        raise UserError(
+            f"--max_len {max_len} --max_src_len {max_src_len}: no record of --train_path fits; raise them "
+            f"(--max_src_len {max(row.needs_source for row in rows)} holds every question)"
+        )
+    say(f"rows: {len(kept)}, tokens 50 % {lengths[len(lengths) // 2]}, longest {lengths[-1]}")
+    if cut := sum(row.cut for row in kept):
+        most = max(row.needs_source for row in rows)
+        say(f"rows: {cut} texts lost their end; --max_src_len {most} would cut none, with a --max_len as much larger")
+    if cut := sum(row.answer_cut for row in kept):
+        most = max(row.needs for row in kept)
+        say(
+            f"warning: {cut} answers lost their end (no end-of-answer token is learnt from them); --max_len {most} "
+            "would cut none"
+        )
+    if lost := [name_of(record, i) for i, (record, row) in enumerate(zip(records, rows, strict=True)) if not row[0]]:
+        say(
+            f"warning: {len(lost)} records left out ({', '.join(lost[:5])}): the instruction, or with its answer the "
+            f"prompt, does not fit --max_src_len {max_src_len} and --max_len {max_len}"
+        )
+    return Dataset.from_list(
+        [{"input_ids": row.input_ids, "labels": row.labels, "length": len(row.input_ids)} for row in kept]
+    )
+
+
+def make_questions(codec, template: dict, records: list[dict], max_src_len: int) -> list[list[int]]:
+    """The prompts of all records; says how many texts were cut. UserError naming a record that cannot be asked."""
+    prompts, shortened = [], 0
+    for index, record in enumerate(records):
+        ids, cut = encode_question(codec, template, record, max_src_len)
+        if ids is None:
+            raise UserError(
+                f"--max_src_len {max_src_len}: the instruction of the record {name_of(record, index)} is longer; "
+                "raise it"
+            )
+        prompts.append(ids)
+        shortened += cut
+    if shortened:
+        say(f"warning: {shortened} of {len(records)} texts lost their end to fit --max_src_len {max_src_len}")
+    return prompts
+
+
+def name_of(record: dict, index: int) -> str:
+    return f"id {record['id']}" if "id" in record else f"number {index + 1}"
