@@ -11,7 +11,7 @@ import torch
 from conftest import GOLDEN, ROOT, python
 
 import inference
-from utils import manifest, partial, predicting
+from utils import generating, manifest, partial, predicting
 from utils.args import parse_inference
 from utils.errors import UserError
 from utils.families import find_family
@@ -97,7 +97,7 @@ def test_merging_and_beams_run_and_merging_changes_no_answer(tmp_path):
 
 def test_interrupted_and_started_again_the_file_is_the_same(tmp_path, monkeypatch, capsys):
     inference.main(flags(tmp_path / "whole.json", batch_size=2))
-    real, calls = predicting.generate, []
+    real, calls = generating.generate, []
 
     def third_call_fails(*arguments):
         calls.append(1)
@@ -105,7 +105,7 @@ def test_interrupted_and_started_again_the_file_is_the_same(tmp_path, monkeypatc
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(predicting, "generate", third_call_fails)
+    monkeypatch.setattr(generating, "generate", third_call_fails)
     with pytest.raises(KeyboardInterrupt):
         inference.main(flags(tmp_path / "cut.json", batch_size=2))
     assert not (tmp_path / "cut.json").exists()

@@ -127,7 +127,7 @@ def test_an_unknown_template_is_an_error_that_names_the_known_ones(name):
     with pytest.raises(UserError) as caught:
         load_template(name)
     assert f"--prompt_template_name {name}" in str(caught.value)
-    assert "alpaca, moss, plain, vicuna" in str(caught.value)
+    assert "alpaca, cpm-bee, moss, plain, vicuna" in str(caught.value)
 
 
 @pytest.mark.parametrize("key", WHOLE)
