@@ -106,6 +106,10 @@ def main(argv=None) -> None:
     for pattern in ("*token*", "*.model", "vocab.*", "merges.txt"):
         for file in Path(arguments.tokenizer).glob(pattern):
             shutil.copy(file, out)
+    if (out / "vocab.txt").is_file():  # CPM-Bee's: every row of the embedding has a word
+        words = (out / "vocab.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        words += [f"unused{number}" for number in range(config.vocab_size - len(words))]
+        (out / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
     say(f"{out}: {sum(p.numel() for p in model.parameters()):,} random weights in float16")
 
 

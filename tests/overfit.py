@@ -7,7 +7,7 @@ from conftest import ROOT, python
 import inference
 import test_finetune
 from utils import triples
-from utils.score import score
+from utils.score import f1
 
 PLACES = ("刘德华", "香港"), ("陈思雨", "杭州"), ("张三", "北京"), ("李四", "上海"), ("王五", "南京"), ("赵六", "成都")
 EIGHT = [  # records that a tiny model can learn by heart
@@ -56,5 +56,5 @@ def overfit(base, folder, more=(), **values):
     trained = ["--model_name_or_path" if "--full_finetune" in more else "--lora_weights", str(folder / "run")]
     inference.main([*trained, "--input_file", str(records), "--output_file", str(out), "--max_new_tokens", "40"])
     predicted = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
-    right = [{**record, "kg": triples.parse(record["output"])} for record in EIGHT]
-    return score(predicted, right)["f1"]
+    found = ([triples.parse(record["output"]) for record in records] for records in (predicted, EIGHT))
+    return f1(*found)["f1"]

@@ -132,6 +132,14 @@ def test_a_vocabulary_that_is_not_cpm_bees_is_named(tiny, tmp_path, spoilt):
         load_codec(other, find_family(other)[0])
 
 
+def test_vocabulary_and_config_of_two_releases_are_refused(tiny, tmp_path):
+    other = shutil.copytree(tiny, tmp_path / "bee")
+    with open(other / "vocab.txt", "a", encoding="utf-8") as file:
+        file.write("一个新词\n")
+    with pytest.raises(UserError, match=r"vocab\.txt has 516 entries, config\.json says 515"):
+        load_codec(other, find_family(other)[0])
+
+
 def test_contradicting_names_are_errors():
     with pytest.raises(UserError, match="--model_name chatglm contradicts .*'cpmbee'"):
         find_family(BEE, "chatglm")

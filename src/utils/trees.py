@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.cpmbee import collate, convert, escape, generate, load_tokenizer, training_features, unescape
+from models.cpmbee import CpmBeeConfig, collate, convert, escape, generate, load_tokenizer, training_features, unescape
 from models.cpmbee.data import ANSWER
 from utils.batches import IGNORED
 from utils.generating import Answer
@@ -69,4 +69,7 @@ class TreeCodec(Codec):
 def load(folder: Path) -> TreeCodec:
     """The codec of a folder with vocab.txt; OSError or ValueError when that is none of CPM-Bee's."""
     tokenizer = load_tokenizer(folder)
+    rows = CpmBeeConfig.from_pretrained(folder).vocab_size
+    if rows != len(tokenizer):  # numbered tokens would be taken for words
+        raise ValueError(f"vocab.txt has {len(tokenizer)} entries, config.json says {rows}; take both of one release")
     return TreeCodec(tokenizer, (), tokenizer.eos_id, tokenizer.pad_id, {})
