@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import CHATGLM
+from conftest import CHATGLM, published
 from overfit import EIGHT, overfit, random_base
 from safetensors.torch import load_file
 from test_chatglm import Golden, near
@@ -26,11 +26,7 @@ EVERY_LAYER = "query_key_value,dense,dense_h_to_4h,dense_4h_to_h"
 @pytest.fixture
 def folder(tmp_path):
     """The golden checkpoint with its tokenizer, to be spoilt."""
-    copied = tmp_path / "chatglm"
-    copied.mkdir()
-    for file in (CHATGLM / "ice_text.model", *(CHATGLM / "base").glob("*.json"), CHATGLM / "base/model.safetensors"):
-        (copied / file.name).write_bytes(file.read_bytes())
-    return copied
+    return published("base", tmp_path / "chatglm")[0]
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """P-Tuning's prefix: on every supported architecture, in 32 bits over any base, and in a model of its own encoder."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from conftest import CHATGLM, published
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 import models.moss  # noqa: F401 - teaches transformers its name
-from utils import memory, prefix
+from utils import engine, memory, prefix
 from utils.errors import UserError
 from utils.families import find_family
 from utils.generating import generate
@@ -169,3 +170,34 @@ def test_a_whole_model_with_its_encoder_is_a_checkpoint_too(tmp_path, name):
     torch.testing.assert_close(logits(model, [ids]), whole(input_ids=torch.tensor([ids])).logits)
     with pytest.raises(UserError, match="it was trained on another base"):
         find_prefix(folder, own, memory.read_shape(CHATGLM / "base")._replace(cached=7))
+
+
+def test_a_large_weight_is_trained_in_parts_and_saved_as_one(chatglm, tmp_path, monkeypatch):
+    folder, codec = chatglm
+    family, kind, found = find_family(folder)[0], Kind(4, True), []
+    for most in (prefix.MOST_OF_A_PART, 1000):
+        monkeypatch.setattr(prefix, "MOST_OF_A_PART", most)
+        torch.manual_seed(0)
+        model = load_with_prefix(folder, family, kind, FLOAT32, "cpu", codec).eval()
+        made = model.encoder()
+        made.square().sum().backward()
+        gradients = [parameter.grad.flatten() for parameter in model.encoder.trans[2].parameters()]
+        found.append((model, made, torch.cat(gradients)))
+    (whole, *numbers), (parted, *same) = found
+    assert max(part.numel() for part in parted.encoder.trans[2].parts()) <= 1000
+    assert not hasattr(whole.encoder.trans[2], "parts")
+    torch.testing.assert_close(same[0], numbers[0])
+    torch.testing.assert_close(same[1].sum(), numbers[1].sum())
+    torch.testing.assert_close(same[1].norm(), numbers[1].norm())
+    assert named(whole).keys() == named(parted).keys()
+    for name, tensor in named(whole).items():
+        assert torch.equal(named(parted)[name], tensor), name
+    save_prefix(parted, folder, kind, tmp_path)
+    trained = load_trained(folder, family, kind, tmp_path, FLOAT32, "cpu", codec).eval()
+    torch.testing.assert_close(trained.encoder(), numbers[0])
+
+
+def test_a_part_is_below_what_deepspeed_copies():
+    arguments = {"train_batch_size": 1, "gradient_accumulation_steps": 1, "max_grad_norm": 1, "deepspeed": None}
+    config = engine.make_config(SimpleNamespace(**arguments))
+    assert config["zero_optimization"]["reduce_bucket_size"] > prefix.MOST_OF_A_PART

@@ -17,7 +17,9 @@ from utils.precision import Precision
 
 MB = 2**20  # as --max_memory_MB and torch count
 QUANTISED = {16: None, 8: 1.0, 4: 0.53}  # bytes of a quantised weight with its scales; 16: as the dtype says
-OPTIMIZER = {"paged": 0, "8bit": 2, "adafactor": 4, "sgd": 0}  # bytes a trained weight; AdamW: 8, and 4 while it steps
+# Bytes a trained weight, beside itself and its gradient; AdamW: 8, and 4 while it steps. With "offloaded" the gradients
+# leave the card as they come.
+OPTIMIZER = {"paged": 0, "8bit": 2, "adafactor": 4, "sgd": 0, "offloaded": -4}
 # Numbers kept of a token in a layer for its gradient: per hidden unit and per unit of the feed-forward's width.
 PER_HIDDEN, PER_WIDE = 9, 3.5
 PER_LOGIT = 14  # bytes a logit: itself, in 32 bits, its logarithm, its gradient

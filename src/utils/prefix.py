@@ -29,6 +29,7 @@ SUPPORTED = (
     *("falcon", "moss"),
 )
 NO_RECOMPUTING = ("gpt2",)  # of them: gradient checkpointing loses the prefix
+MOST_OF_A_PART = 2**25  # numbers: less than engine.py's reduce_bucket_size, above which DeepSpeed copies a gradient
 OWN_FILE = "pytorch_model.bin"  # the published script's name
 
 
@@ -49,6 +50,40 @@ class ReadOnlyCache(DynamicCache):
     def update(self, key_states, value_states, layer_idx, *args, **kwargs):
         layer = self.layers[layer_idx]
         return torch.cat([layer.keys, key_states], dim=-2), torch.cat([layer.values, value_states], dim=-2)
+
+
+class Wide(torch.nn.Module):
+    """A linear layer whose weight is trained in parts of at most MOST_OF_A_PART numbers, and saved as one.
+
+    DeepSpeed keeps up to two copies of the largest gradient beside it on the card: of the whole weight, which at
+    4096 hidden units has 0.9 billion numbers, they would not fit where all else does.
+    """
+
+    def __init__(self, linear: torch.nn.Linear):
+        super().__init__()
+        rows = max(1, MOST_OF_A_PART // linear.in_features)
+        for number, part in enumerate(linear.weight.detach().split(rows)):
+            self.register_parameter(f"part{number}", torch.nn.Parameter(part))
+        self.bias = linear.bias
+
+    def parts(self) -> list[torch.nn.Parameter]:
+        return [parameter for name, parameter in self.named_parameters() if name != "bias"]
+
+    def forward(self, x):
+        return torch.cat([functional.linear(x, part) for part in self.parts()], dim=-1) + self.bias
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        destination[f"{prefix}weight"] = torch.cat([part.detach().cpu() for part in self.parts()])
+        destination[f"{prefix}bias"] = self.bias.detach()
+
+
+def split_wide(module: torch.nn.Module) -> None:
+    """Put `Wide` in the place of every linear layer below `module` that has more numbers than a part may."""
+    for name, child in module.named_children():
+        if isinstance(child, torch.nn.Linear) and child.weight.numel() > MOST_OF_A_PART:
+            setattr(module, name, Wide(child))
+        else:
+            split_wide(child)
 
 
 class Prefixed(torch.nn.Module):
@@ -142,6 +177,7 @@ def load_with_prefix(path, family: Family, kind: Kind, precision, device, codec,
     for module in model.encoder.modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
+    split_wide(model.encoder)
     return model.requires_grad_(True)
 
 
