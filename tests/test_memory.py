@@ -1,16 +1,21 @@
 """The memory estimate: its parts by hand, peaks measured on a card, and the advice when a run does not fit."""
 
 import json
+import sys
 
 import pytest
 import torch
-from conftest import GOLDEN
+from conftest import GOLDEN, ROOT
 
 import test_finetune as finetuning
 from utils import memory
 from utils.errors import UserError
+from utils.families import find_family
 from utils.memory import MB, Load, Plan, Shape
 from utils.precision import Precision
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import random_base
 
 HALF = Precision("float16", 16)
 CARD = torch.device("cuda")
@@ -78,7 +83,7 @@ def test_a_config_that_cannot_be_built_gives_no_estimate(tmp_path, capsys):
     assert "memory: not estimated" in capsys.readouterr().err
 
 
-TOY = Shape(1000, 100, 2, 10, 20, 40, 50, {"a.q_proj": (10, 30), "a.v_proj": (10, 5), "b.q_proj": (10, 30)})
+TOY = Shape(1000, 100, 2, 10, 20, 40, 50, False, 0, {"a.q_proj": (10, 30), "a.v_proj": (10, 5), "b.q_proj": (10, 30)})
 
 
 def test_the_parts_of_the_estimate_by_hand():
@@ -94,6 +99,10 @@ def test_the_parts_of_the_estimate_by_hand():
     layer, between, logits = 6 * (9 * 10 + 3.5 * 20) * 2, 6 * 10 * 2 * 2, 2 * 2 * 50 * 14
     assert memory.activation_bytes(TOY, Load(2, 3, 2), HALF, recompute=False) == 2 * layer + logits
     assert memory.activation_bytes(TOY, Load(2, 3, 2), HALF, recompute=True) == between + max(layer, logits)
+    stepwise = TOY._replace(norms32=True, step_heads=5)
+    layer += 2 * 3 * 3 * 5 * 16
+    assert memory.activation_bytes(stepwise, Load(2, 3, 2), HALF, recompute=True) == 2 * between + max(layer, logits)
+    assert memory.workspace_bytes(TOY) == 220 * MB + 4 * 300
 
 
 def test_the_largest_batch_is_that_of_the_longest_rows():
@@ -126,6 +135,34 @@ def test_the_estimate_is_near_the_peaks_that_were_measured(tmp_path, size, bits,
     trained = memory.adapter_weights(shape, ("q_proj", "v_proj"), 8)
     estimate = sum(memory.training_bytes(shape, table, plan, trained, False, "adamw_torch").values()) / MB
     assert 0.98 * peak < estimate < 1.08 * peak
+
+
+OTHERS = [  # the same of other shapes: rows of 768, 1023 and 512 tokens
+    ("chatglm-6b", 16, 4, 768, 257, 14_787),
+    ("chatglm-6b", 16, 8, 768, 257, 17_684),
+    ("chatglm-6b", 8, 4, 768, 257, 9_411),
+    ("chatglm-6b", 4, 4, 768, 257, 6_810),
+    ("moss-16b", 4, 4, 1023, 396, 17_111),
+    ("cpmbee-10b", 8, 4, 512, 300, 11_725),
+    ("cpmbee-10b", 4, 16, 512, 300, 13_650),
+]
+TOKENIZERS = {"moss-16b": ROOT / "tests/golden/moss", "cpmbee-10b": ROOT / "tests/golden/cpmbee"}
+
+
+@pytest.mark.parametrize(("model", "bits", "batch", "tokens", "answers", "peak"), OTHERS)
+def test_the_estimate_is_near_or_above_the_peaks_of_other_shapes(
+    chatglm, tmp_path, model, bits, batch, tokens, answers, peak
+):
+    hidden, wide, layers, heads, vocabulary = random_base.SHAPES[model]
+    kind, tokenizer = model.split("-")[0], TOKENIZERS.get(model, chatglm[0])
+    random_base.CONFIGS[kind](hidden, wide, layers, heads, vocabulary, tokenizer).save_pretrained(tmp_path)
+    shape = memory.read_shape(tmp_path)
+    family = find_family(tmp_path)[0]
+    trained = memory.adapter_weights(shape, family.lora_targets, 16 if kind == "moss" else 8)
+    plan = Plan(batch, 1, Precision("float16", bits), recompute=True)
+    table = Rows(rows(tokens=tokens, answer=answers - 1))
+    estimate = sum(memory.training_bytes(shape, table, plan, trained, False, "paged").values()) / MB
+    assert 0.98 * peak < estimate < 1.11 * peak
 
 
 def refused(seven, plan, free, full=False, trained=4_194_304, monkeypatch=None):

@@ -17,13 +17,12 @@ from utils.precision import Precision
 
 MB = 2**20  # as --max_memory_MB and torch count
 QUANTISED = {16: None, 8: 1.0, 4: 0.53}  # bytes of a quantised weight with its scales; 16: as the dtype says
-# Bytes a trained weight, beside itself and its gradient; AdamW: 8, and 4 while it steps. With "offloaded" the gradients
-# leave the card as they come.
-OPTIMIZER = {"paged": 0, "8bit": 2, "adafactor": 4, "sgd": 0, "offloaded": -4}
+OPTIMIZER = {"paged": 0, "8bit": 2, "adafactor": 4, "sgd": 0}  # bytes a trained weight; AdamW: 8, and 4 while it steps
 # Numbers kept of a token in a layer for its gradient: per hidden unit and per unit of the feed-forward's width.
 PER_HIDDEN, PER_WIDE = 9, 3.5
+PER_SCORE = 16  # bytes a pair of tokens in a head, where attention is computed step by step (no fused kernel)
 PER_LOGIT = 14  # bytes a logit: itself, in 32 bits, its logarithm, its gradient
-FIXED = 400 * MB  # the products' own workspace, a weight that is being dequantised, what lies between the parts
+FIXED = 220 * MB  # the products' own workspace, what lies between the parts
 
 
 class Shape(NamedTuple):
@@ -36,6 +35,8 @@ class Shape(NamedTuple):
     wide: int  # of the feed-forward's inner units
     cached: int  # numbers kept of one token in all layers for generation: keys and values
     vocabulary: int
+    norms32: bool  # layer norms of torch, whose results autocast keeps in 32 bits: so are those between the layers
+    step_heads: int  # heads of an attention without a fused kernel; 0: it has one
     sizes: dict  # name of each linear layer but the head -> (inputs, outputs)
 
 
@@ -54,7 +55,7 @@ def read_shape(model_path, trust_remote_code: bool = False) -> Shape | None:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
         config, head = config.get_text_config(), model.get_output_embeddings()
-        layers, _ = config.num_hidden_layers, config.num_attention_heads  # without heads nothing below is right
+        layers, heads = config.num_hidden_layers, config.num_attention_heads  # without heads nothing below is right
     except Exception:  # noqa: BLE001 - somebody's own model code may fail in any way; loading itself will say why
         return None
     sizes = {name: linear_size(module) for name, module in model.named_modules() if module is not head}
@@ -68,6 +69,8 @@ def read_shape(model_path, trust_remote_code: bool = False) -> Shape | None:
         wide=max((outputs for _, outputs in sizes.values()), default=config.hidden_size),
         cached=cached_numbers(config),
         vocabulary=model.get_input_embeddings().weight.shape[0],
+        norms32=any(isinstance(module, torch.nn.LayerNorm) for module in model.modules()),
+        step_heads=0 if model._supports_sdpa else heads,
         sizes=sizes,
     )
 
@@ -131,7 +134,8 @@ def activation_bytes(shape: Shape, load: Load, precision: Precision, recompute: 
     """Of one forward and backward pass; `recompute` (gradient checkpointing) keeps one layer's at a time."""
     tokens, size = load.rows * load.tokens, precision.dtype.itemsize
     layer = int(tokens * (PER_HIDDEN * shape.hidden + PER_WIDE * shape.wide) * size)
-    between = tokens * shape.hidden * size * shape.layers
+    layer += tokens * load.tokens * shape.step_heads * PER_SCORE
+    between = tokens * shape.hidden * (4 if shape.norms32 else size) * shape.layers
     logits = load.rows * load.answers * shape.vocabulary * PER_LOGIT
     return max(between + layer, between + logits) if recompute else shape.layers * layer + logits
 
@@ -139,6 +143,11 @@ def activation_bytes(shape: Shape, load: Load, precision: Precision, recompute: 
 def answer_bytes(shape: Shape, tokens: int, precision: Precision) -> int:
     """Of one record being answered: keys and values of `tokens` tokens, and a layer's activations of its prompt."""
     return tokens * (shape.cached + PER_HIDDEN * shape.hidden) * precision.dtype.itemsize
+
+
+def workspace_bytes(shape: Shape) -> int:
+    """What fits nowhere else, and the largest weight in 16 bits, twice: dequantised or cast for a product."""
+    return FIXED + 4 * max((inputs * outputs for inputs, outputs in shape.sizes.values()), default=0)
 
 
 def largest_load(rows, batch_size: int) -> Load:
@@ -183,7 +192,7 @@ def training_bytes(shape: Shape, rows, plan: Plan, trained: int, full: bool, opt
         "weights": 0 if full else weight_bytes(shape, plan.precision),
         "trained": trained_bytes(trained, optim),
         "activations": max(activation_bytes(shape, load, plan.precision, plan.recompute), answering),
-        "workspace": FIXED,
+        "workspace": workspace_bytes(shape),
     }
 
 
@@ -233,7 +242,7 @@ def check_prediction(shape: Shape | None, tokens: int, precision: Precision, dev
 
     def need(bits: int) -> int:
         numbers = precision._replace(bits=bits)
-        return weight_bytes(shape, numbers) + answer_bytes(shape, tokens, numbers) + FIXED
+        return weight_bytes(shape, numbers) + answer_bytes(shape, tokens, numbers) + workspace_bytes(shape)
 
     free = available(device, cap)
     if need(precision.bits) > free:
