@@ -119,15 +119,18 @@ def main(argv=None) -> None:
             engines.restore(engine, pt_checkpoints.load_state(resumed, rank))
 
         def save(step: int) -> None:
+            since = time.time()
+
             def write(folder: Path) -> None:
                 save_prefix(model, base, kind, folder)
                 save_tokenizer(codec, family, base, folder)
                 manifest.write(folder, {**run, "step": step})
 
             pt_checkpoints.save(out, step, engines.state_of(engine), rank, write, args.save_total_limit)
+            begun["saving"] += time.time() - since
 
         log = Log(out, begun["step"])
-        begun["training"] = time.time()
+        begun |= {"training": time.time(), "saving": 0.0}
         collate = codec.collator(8 if device.type == "cuda" else 1)
         train(engine, rows.to_list(), collate, args, plan, begun["step"], log, save)
         if rank == 0:
@@ -151,10 +154,12 @@ def check_memory(model_args, args, rows, kind, device) -> None:
     plan = memory.Plan(
         args.train_batch_size, args.gradient_accumulation_steps, args.precision, args.gradient_checkpointing
     )
-    # AdamW's state lies in the machine's memory, as with the paged optimizers. DeepSpeed lays the prefix anew beside
-    # itself; its gradients, which leave the card as they come, find that place free.
+    # With AdamW's state in the machine's memory the prefix is counted twice: DeepSpeed lays it anew beside itself, and
+    # its gradients, which leave the card as they come, find that place free.
+    offload = engines.make_config(args)["zero_optimization"].get("offload_optimizer", {})
+    optimizer = "paged_adamw" if offload.get("device") == "cpu" else "adamw"
     trained = shape and count_weights(shape, kind)
-    memory.check_training(shape, rows, plan, trained, False, "paged", device, model_args.max_memory_MB)
+    memory.check_training(shape, rows, plan, trained, False, optimizer, device, model_args.max_memory_MB)
 
 
 if __name__ == "__main__":

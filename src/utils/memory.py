@@ -20,7 +20,7 @@ QUANTISED = {16: None, 8: 1.0, 4: 0.53}  # bytes of a quantised weight with its 
 OPTIMIZER = {"paged": 0, "8bit": 2, "adafactor": 4, "sgd": 0}  # bytes a trained weight; AdamW: 8, and 4 while it steps
 # Numbers kept of a token in a layer for its gradient: per hidden unit and per unit of the feed-forward's width.
 PER_HIDDEN, PER_WIDE = 9, 3.5
-PER_SCORE = 16  # bytes a pair of tokens in a head, where attention is computed step by step (no fused kernel)
+PER_SCORE = 22  # bytes a pair of tokens in a head, where attention is computed step by step (no fused kernel)
 PER_LOGIT = 14  # bytes a logit: itself, in 32 bits, its logarithm, its gradient
 FIXED = 220 * MB  # the products' own workspace, what lies between the parts
 

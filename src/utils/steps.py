@@ -137,7 +137,9 @@ class Log:
 
 
 def finish(out: Path, run: dict, rows: list[dict], begun: dict, weights: int) -> None:
-    """Write what the run was and what it reached, draw its curve, and say it. `begun`: when, and from which step on."""
+    """Write what the run was and what it reached, draw its curve, and say it. `begun`: when, from which step on, and how
+    long checkpoints took.
+    """
     draw_curve(rows, out / "curve.png")
     steps, seconds = rows[-1]["step"], time.time() - begun["time"]
     losses = [row["loss"] for row in rows]
@@ -150,13 +152,14 @@ def finish(out: Path, run: dict, rows: list[dict], begun: dict, weights: int) ->
         "last_loss": round(losses[-1], 4),
         "resumed_at_step": begun["step"],
         "seconds": round(seconds, 1),  # of this process: since step `resumed_at_step`
-        "samples_per_second": round(done / (time.time() - begun["training"]), 2),
+        "seconds_saving": round(begun["saving"], 1),
+        "samples_per_second": round(done / (time.time() - begun["training"] - begun["saving"]), 2),
         "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if torch.cuda.is_available() else None,
     }
     manifest.write(out, run)
     say(
         f"\ntrained {steps} steps ({results['epochs']:.2f} epochs), from step {begun['step']} in {seconds:.0f} s, "
-        f"{results['samples_per_second']} samples/s"
+        f"{results['samples_per_second']} samples/s (checkpoints were written for {begun['saving']:.0f} s besides)"
         + (f", peak {results['peak_gib']} GiB of the card" if results["peak_gib"] else "")
         + f"\nloss {results['train_loss']} on average, {results['last_loss']} at the end"
         + f"\nprefix: {out / f'global_step-{steps}'} ({weights:,} weights were trained, read back); in {out} run.json, "
