@@ -137,8 +137,9 @@ class Log:
 
 
 def finish(out: Path, run: dict, rows: list[dict], begun: dict, weights: int) -> None:
-    """Write what the run was and what it reached, draw its curve, and say it. `begun`: when, from which step on, and how
-    long checkpoints took.
+    """Write what the run was and what it reached, draw its curve, and say it.
+
+    `begun`: when it and its training began, from which step on, and for how many seconds checkpoints were written.
     """
     draw_curve(rows, out / "curve.png")
     steps, seconds = rows[-1]["step"], time.time() - begun["time"]
