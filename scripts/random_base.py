@@ -86,13 +86,17 @@ def cpmbee(hidden, wide, layers, heads, vocabulary, tokenizer) -> CpmBeeConfig:
 CONFIGS = {"llama": llama, "chatglm": chatglm, "moss": moss, "cpmbee": cpmbee}
 
 
-def main(argv=None) -> None:
+def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=SHAPES, default="llama-7b")
     parser.add_argument("--out", required=True, help="new folder of the checkpoint")
     parser.add_argument("--tokenizer", required=True, help="folder whose tokenizer files are copied")
     parser.add_argument("--layers", type=int, help="another number of layers than the model has")
-    arguments = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv=None) -> None:
+    arguments = parse(argv)
     out = Path(arguments.out)
     if out.exists():
         raise UserError(f"--out {out} exists; give a new folder")

@@ -2,7 +2,7 @@
 
 import json
 
-from conftest import ROOT, python
+import random_base
 
 import inference
 import test_finetune
@@ -22,12 +22,10 @@ EIGHT = [  # records that a tiny model can learn by heart
 ]
 
 
-def random_base(model, tokenizer, folder):
+def tiny_base(model, tokenizer, folder):
     """A tiny checkpoint of random weights, with the tokenizer files of a folder."""
     base = folder / model
-    script = ROOT / "scripts" / "random_base.py"
-    done = python(script, "--model", model, "--out", base, "--tokenizer", tokenizer)
-    assert done.returncode == 0, done.stderr
+    random_base.main(["--model", model, "--out", str(base), "--tokenizer", str(tokenizer)])
     return base
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from conftest import CHATGLM, published
-from overfit import EIGHT, overfit, random_base
+from overfit import EIGHT, overfit, tiny_base
 from safetensors.torch import load_file
 from test_chatglm import Golden, near
 
@@ -39,7 +39,7 @@ def tiny(tmp_path_factory):
     tokenizer = tmp_path_factory.mktemp("tokenizer")
     for file in (CHATGLM / "ice_text.model", CHATGLM / "base" / "tokenizer_config.json"):
         (tokenizer / file.name).write_bytes(file.read_bytes())
-    return random_base("chatglm-tiny", tokenizer, tokenizer.parent)
+    return tiny_base("chatglm-tiny", tokenizer, tokenizer.parent)
 
 
 def change(folder, **settings):

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from conftest import ROOT
-from overfit import EIGHT, overfit, random_base
+from overfit import EIGHT, overfit, tiny_base
 from safetensors.torch import load_file, save_file
 
 import inference
@@ -33,7 +33,7 @@ def codec():
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    return random_base("cpmbee-tiny", BEE, tmp_path_factory.mktemp("bases"))
+    return tiny_base("cpmbee-tiny", BEE, tmp_path_factory.mktemp("bases"))
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 
 import pytest
+import random_base
 from conftest import ROOT
 from transformers import HfArgumentParser
 
@@ -22,12 +23,14 @@ BASES = (
 )
 MODELS = [(f"docs/models/{base}.md", f"docs/models/{base}_CN.md") for base in BASES]
 PTUNING = ("docs/ptuning.md", "docs/ptuning_CN.md")
-PAIRS = [READMES, WEIGHTS, PTUNING, *MODELS]
+MEMORY = ("docs/memory.md", "docs/memory_CN.md")
+PAIRS = [READMES, WEIGHTS, PTUNING, MEMORY, *MODELS]
 PAGES = [name for pair in PAIRS for name in pair]
 TEXT = {name: (ROOT / name).read_text(encoding="utf-8") for name in PAGES}
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.bash"))
 RUNNABLE = [name for name in SCRIPTS if re.match(r"fine_|infer_|run_inference", name)]
 PARSERS = {
+    "scripts/random_base.py": random_base.parse,
     "src/test_finetune.py": args.parse_finetune,
     "src/inference.py": args.parse_inference,
     "src/finetuning_pt.py": args_pt.parse_ptuning,
@@ -244,6 +247,7 @@ def test_the_tables_of_p_tuning_have_every_flag_with_its_default(name):
 def test_every_flag_in_the_prose_exists(name, capsys):
     known = {*actions(parser_of("")), *actions(parser_of("## Prediction"))}
     known |= {*actions(HfArgumentParser(PTUNING_ARGUMENTS)), *actions(HfArgumentParser(PTUNING_INFERENCE))}
+    known |= {"--model", "--tokenizer"}  # of scripts/random_base.py
     known |= {"--help", "--help_all", "--master_port", "--nocheck"}  # of torchrun, and fire's way to say --check False
     known |= {"--include", "--num_gpus"}  # of deepspeed
     for main in (convert.main, score.main):

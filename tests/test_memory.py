@@ -1,9 +1,9 @@
 """The memory estimate: its parts by hand, peaks measured on a card, and the advice when a run does not fit."""
 
 import json
-import sys
 
 import pytest
+import random_base
 import torch
 from conftest import GOLDEN, ROOT
 
@@ -13,9 +13,6 @@ from utils.errors import UserError
 from utils.families import find_family
 from utils.memory import MB, Load, Plan, Shape
 from utils.precision import Precision
-
-sys.path.insert(0, str(ROOT / "scripts"))
-import random_base
 
 HALF = Precision("float16", 16)
 CARD = torch.device("cuda")

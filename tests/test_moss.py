@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from overfit import EIGHT, overfit, random_base
+from overfit import EIGHT, overfit, tiny_base
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
@@ -39,7 +39,7 @@ def model(codec):
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    return random_base("moss-tiny", MOSS, tmp_path_factory.mktemp("bases"))
+    return tiny_base("moss-tiny", MOSS, tmp_path_factory.mktemp("bases"))
 
 
 @pytest.fixture
