@@ -93,6 +93,8 @@ def main(argv=None) -> None:
     }
     if is_done(args, run, resumed):
         return
+    if begun["step"] > plan.steps:
+        raise UserError(f"--resume: {resumed} has done more than the {plan.steps} steps that are asked for; give more")
 
     device = training_device(not has_cuda())
     check_memory(model_args, args, rows, kind, device)

@@ -14,7 +14,16 @@ from utils.args import parse_inference
 from utils.errors import UserError, run_script, say
 from utils.families import find_family, may_run_code
 from utils.loading import check_fits, find_adapter, limit_memory, load_adapter, load_base, weight_files
-from utils.predicting import answer_records, begin, choose_device, choose_precision, one_process, resolved, warn_context
+from utils.predicting import (
+    answer_records,
+    begin,
+    check_apart,
+    choose_device,
+    choose_precision,
+    one_process,
+    resolved,
+    warn_context,
+)
 from utils.prompter import load_template, prompt
 from utils.records import load
 from utils.shards import whole_files
@@ -37,6 +46,7 @@ def main(argv=None) -> None:
         raise UserError(
             "--model_name_or_path is missing, and no run.json beside --lora_weights names the base; give its folder"
         )
+    check_apart(args.output_file, base, adapter)
     name = manifest.prefer("model_name", model_args.model_name, run.get("model_name"))
     family, name, why = find_family(base, name)
     say(f"family: {family.name}, as {name} ({'run.json' if run.get('model_name') == name else why})")
@@ -78,7 +88,7 @@ def main(argv=None) -> None:
     if adapter:
         model = load_adapter(model, adapter, args.merge_lora)
     model.eval()
-    warn_context(model, prompts, records, args.max_new_tokens)
+    warn_context(model, codec, prompts, records, args.max_new_tokens)
     answer_records(model, codec, records, prompts, settings, args, model_args.max_memory_MB, started)
 
 

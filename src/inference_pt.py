@@ -17,6 +17,7 @@ from utils.loading import limit_memory, weight_files
 from utils.predicting import (
     answer_records,
     begin,
+    check_apart,
     choose_device,
     choose_precision,
     one_process,
@@ -46,6 +47,7 @@ def main(argv=None) -> None:
             f"--ori_model_dir is missing, and no run.json in --model_dir {args.model_dir} names the base "
             f"({nearby_steps(args.model_dir)}); give the base's folder"
         )
+    check_apart(args.output_file, base, args.model_dir)
     name = manifest.prefer("model_name", model_args.model_name, run.get("model_name"))
     family, name, why = find_family(base, name)
     say(f"family: {family.name}, as {name} ({'run.json' if run.get('model_name') == name else why})")
@@ -88,7 +90,7 @@ def main(argv=None) -> None:
     limit_memory(model_args.max_memory_MB, device)
     trust = model_args.trust_remote_code
     model = load_trained(base, family, kind, args.model_dir, precision, device, codec, trust).eval()
-    warn_context(model, prompts, records, args.max_new_tokens)
+    warn_context(model, codec, prompts, records, args.max_new_tokens)
     answer_records(model, codec, records, prompts, settings, args, model_args.max_memory_MB, started)
 
 

@@ -386,3 +386,11 @@ def test_a_folder_without_num_image_tokens_is_the_first_release(tmp_path):
     tokenizer = ChatGLMTokenizer(tmp_path)
     assert tokenizer.pad_token_id == 20003
     assert tokenizer.decode(tokenizer.encode("两行\n文字", add_special_tokens=False)) == "两行\n文字"
+
+
+@pytest.mark.parametrize("text", ["<|blank_99999999999999999999|>", "<|blank_81|>", "<|blank_1|>", "<|blank_0|>"])
+def test_only_blanks_of_the_vocabulary_become_spaces(texts, text):
+    tokenizer, _ = texts
+    assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
+    written = "<|blank_2|><|blank_79|>"
+    assert tokenizer.decode(tokenizer.encode(written, add_special_tokens=False)) == " " * 81

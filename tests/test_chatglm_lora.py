@@ -238,3 +238,30 @@ def test_an_adapter_of_2023_loads_and_changes_the_answers(folder, codec, tmp_pat
     expected = model.eval().generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=12)
     assert answers[0] != answers[1]
     assert answers[1] == answers[2] == codec.decode(expected[0, ids.shape[1] :]).strip()
+
+
+def test_a_tokenizer_config_that_is_no_object_is_one_clear_error(folder):
+    (folder / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(UserError, match="tokenizer cannot be read .* found .*ice_text.model"):
+        load_codec(folder, find_family(folder)[0])
+
+
+def test_results_never_replace_a_file_of_the_base(folder, tmp_path):
+    records = tmp_path / "in.json"
+    records.write_text(json.dumps(EIGHT[0]), encoding="utf-8")
+    command = ["--model_name_or_path", folder, "--input_file", records, "--output_file", folder / "config.json"]
+    with pytest.raises(UserError, match="holds what is read here; give a file elsewhere"):
+        inference.main([str(part) for part in command])
+
+
+def test_a_prefix_given_as_a_model_or_adapter_is_sent_to_its_script(folder, tmp_path):
+    prefix = tmp_path / "global_step-3"
+    prefix.mkdir()
+    change(folder, pre_seq_len=4)
+    (prefix / "config.json").write_text((folder / "config.json").read_text())
+    torch.save({"transformer.prefix_encoder.embedding.weight": torch.ones(4, 384)}, prefix / "pytorch_model.bin")
+    for flag in ("--model_name_or_path", "--lora_weights"):
+        with pytest.raises(
+            UserError, match="holds a prefix of P-Tuning v2 and no model; predict with python src/infer"
+        ):
+            inference.main([flag, str(prefix), "--output_file", str(tmp_path / "out.json")])

@@ -218,3 +218,26 @@ def test_incomplete_files_are_refused(tiny, tmp_path, trained):
     save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match="lack 1 tensors"):
         answers(trained[0], "--model_name_or_path", other, "--lora_weights", trained[0] / "run")
+
+
+def test_a_config_of_another_size_is_refused(tiny, tmp_path, trained):
+    other = shutil.copytree(tiny, tmp_path / "bee")
+    settings = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**settings, "mask_modules": [[True, False], [False, False]]}))
+    with pytest.raises(UserError, match=r"config.json does not ask for, e.g. cpmbee.encoder.layers.0.self_att"):
+        answers(trained[0], "--model_name_or_path", other)
+    (other / "config.json").write_text(json.dumps({**settings, "mask_modules": [1, 2]}))
+    with pytest.raises(UserError, match="expected 2 pairs"):
+        answers(trained[0], "--model_name_or_path", other)
+
+
+def test_several_pt_files_are_refused(tiny, tmp_path, trained):
+    other = shutil.copytree(tiny, tmp_path / "bee", ignore=shutil.ignore_patterns("*.safetensors"))
+    for name in ("one.pt", "two.pt"):
+        torch.save({}, other / name)
+    with pytest.raises(UserError, match=r"one.pt, two.pt: expected one .pt file"):
+        answers(trained[0], "--model_name_or_path", other, "--lora_weights", trained[0] / "run")
+
+
+def test_noise_on_the_embeddings_trains(tiny, tmp_path):
+    assert overfit(tiny, tmp_path, prompt_template_name="cpm-bee", neftune_noise_alpha=5, max_steps=2) >= 0

@@ -80,7 +80,9 @@ def test_a_config_that_cannot_be_built_gives_no_estimate(tmp_path, capsys):
     assert "memory: not estimated" in capsys.readouterr().err
 
 
-TOY = Shape(1000, 100, 2, 10, 20, 40, 50, False, 0, {"a.q_proj": (10, 30), "a.v_proj": (10, 5), "b.q_proj": (10, 30)})
+TOY = Shape(
+    1000, 100, 2, 10, 20, 40, 50, False, 0, 0, {"a.q_proj": (10, 30), "a.v_proj": (10, 5), "b.q_proj": (10, 30)}
+)
 
 
 def test_the_parts_of_the_estimate_by_hand():
@@ -99,6 +101,8 @@ def test_the_parts_of_the_estimate_by_hand():
     stepwise = TOY._replace(norms32=True, step_heads=5)
     layer += 2 * 3 * 3 * 5 * 22
     assert memory.activation_bytes(stepwise, Load(2, 3, 2), HALF, recompute=True) == 2 * between + max(layer, logits)
+    biased = memory.activation_bytes(TOY._replace(pair_bytes=7), Load(2, 3, 2), HALF, recompute=True)
+    assert biased == memory.activation_bytes(TOY, Load(2, 3, 2), HALF, recompute=True) + 2 * 3 * 3 * 7
     assert memory.workspace_bytes(TOY) == 220 * MB + 4 * 300
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT
 from overfit import EIGHT, overfit, tiny_base
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 import inference
@@ -246,3 +246,35 @@ def test_no_label_on_the_prompt(codec):
     learnt = [label for label in row.labels if label != IGNORED]
     assert codec.decode(learnt) == EIGHT[0]["output"]
     assert learnt[-1] == codec.eos_id
+
+
+def test_an_answer_near_the_last_position_does_not_depend_on_its_neighbours(model, codec):
+    long, short = GOLDEN["prompt_ids"][0] * 8, GOLDEN["prompt_ids"][1]
+    assert len(long) == 144
+    alone = [codec.answer(model, [prompt], 40)[0] for prompt in (long, short, long[:-4])]
+    assert [answer.tokens for answer in alone] == [16, 40, 20]
+    assert codec.answer(model, [long, short, long[:-4]], 40) == alone
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("added_tokens.json", "[]"),
+        ("vocab.json", "[]"),
+        ("merges.txt", "a b\nhalf"),
+        ("config.json", '{"n_embd": "x"}'),
+    ],
+)
+def test_damaged_tokenizer_files_are_one_clear_error(folder, file, content):
+    family = find_family(folder)[0]
+    (folder / file).write_text(content)
+    with pytest.raises(UserError, match=r"config or tokenizer cannot be read [\s\S]* found .*vocab.json"):
+        load_codec(folder, family)
+
+
+def test_tensors_that_the_model_has_not_are_refused(folder, codec):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["transformer.h.9.extra"] = torch.zeros(1)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="hold 1 tensors that config.json does not ask for, e.g. transformer.h.9.extra"):
+        load_base(folder, Precision("float32", 16), "cpu", codec)

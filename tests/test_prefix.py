@@ -201,3 +201,9 @@ def test_a_part_is_below_what_deepspeed_copies():
     arguments = {"train_batch_size": 1, "gradient_accumulation_steps": 1, "max_grad_norm": 1, "deepspeed": None}
     config = engine.make_config(SimpleNamespace(**arguments))
     assert config["zero_optimization"]["reduce_bucket_size"] > prefix.MOST_OF_A_PART
+
+
+def test_a_whole_model_with_another_prefix_can_be_the_base(tmp_path):
+    folder, codec = published("ptv2-mlp", tmp_path / "whole")
+    model = load_with_prefix(folder, find_family(folder)[0], Kind(7, True), FLOAT32, "cpu", codec)
+    assert model.encoder().shape[0] == 7

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from utils.args_pt import parse_ptuning
 from utils.errors import UserError
 from utils.records import load
 from utils.score import score
+from utils.steps import learning_rates
 
 SCRIPT = ROOT / "src" / "finetuning_pt.py"
 PAIRS = [("A", "in", "B"), ("C", "in", "D"), ("E", "of", "F"), ("G", "of", "H")]
@@ -319,7 +321,7 @@ def test_a_loss_that_is_no_number_ends_the_run(flags, tmp_path):
         ({"lr_scheduler_type": "linea"}, "--lr_scheduler_type: invalid choice: 'linea'"),
         ({"deepspeed": "/nowhere.json"}, "--deepspeed /nowhere.json: no such file"),
         ({"lora_r": 8}, "--lora_r: unknown flag"),
-        ({"num_train_epochs": 0, "max_steps": -1}, "--num_train_epochs 0: nothing would be trained"),
+        ({"num_train_epochs": 0, "max_steps": -1}, "--num_train_epochs 0: expected more than 0"),
         ({"learning_rat": 8}, "--learning_rat: unknown flag; did you mean --learning_rate"),
     ],
 )
@@ -380,3 +382,45 @@ def test_booleans_are_read_as_such():
     assert parsed().learning_rate == 1e-4
     assert parsed("--prefix_projection", "false").learning_rate == 2e-2
     assert parsed("--local_rank=3").local_rank == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("learning_rate", "nan"), ("learning_rate", -1), ("warmup_steps", -3), ("num_train_epochs", "inf")],
+)
+def test_numbers_that_mean_nothing_are_refused(flags, name, value):
+    with pytest.raises(UserError, match=f"--{name}"):
+        parse_ptuning(flags("out", **{"max_steps": -1, name: value}))
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine", "constant", "constant_with_warmup", "polynomial"])
+def test_every_course_of_the_learning_rate_that_is_offered_works(flags, kind):
+    rate = learning_rates(parse_ptuning(flags("out", lr_scheduler_type=kind, learning_rate=0.5))[1], 10)
+    assert all(0 <= rate(step) <= 0.5 for step in range(10))
+    assert max(map(rate, range(10))) == pytest.approx(0.5)
+    with pytest.raises(UserError, match="--lr_scheduler_type"):
+        parse_ptuning(flags("out", lr_scheduler_type="greedy"))
+
+
+def test_a_run_that_is_past_what_is_asked_says_so(flags, tmp_path):
+    finetuning_pt.main(flags(tmp_path / "out", max_steps=4))
+    with pytest.raises(UserError, match="global_step-4 has done more than the 2 steps that are asked"):
+        finetuning_pt.main(flags(tmp_path / "out", "--resume", max_steps=2))
+
+
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    def full(*_):
+        raise RuntimeError("unexpected pos 1152 vs 1046")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(RuntimeError, match="unexpected pos"):
+        pt_checkpoints.save_tensors({}, tmp_path / "x")
+    monkeypatch.setattr(pt_checkpoints.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    with pytest.raises(OSError, match="No space left"):
+        pt_checkpoints.save_tensors({}, tmp_path / "x")
+
+
+def test_a_copy_beside_the_checkpoints_does_not_disturb(tmp_path):
+    for name in ("global_step-4", "global_step-4.bak2", "global_step-12"):
+        (tmp_path / name).mkdir()
+    assert prefix.nearby_steps(tmp_path / "global_step-").endswith("holds the steps global_step-4, global_step-12")

@@ -329,3 +329,10 @@ def test_a_kg_that_is_not_a_list_of_triples_is_named_with_its_line(tmp_path, kg)
     file.write_text(json.dumps({**record, "kg": [["a", "b", "c"]]}) + "\n" + json.dumps({**record, "kg": kg}) + "\n")
     with pytest.raises(UserError, match=r"records.json:2: kg is not a list of \[head, relation, tail\]"):
         load(file)
+
+
+def test_half_a_surrogate_pair_is_refused_before_a_tokenizer_sees_it(tmp_path):
+    file = tmp_path / "in.json"
+    file.write_text('{"instruction": "a", "input": "b", "output": "c"}\n{"instruction": "a", "input": "\\ud800"}\n')
+    with pytest.raises(UserError, match=r"in.json:2: input holds half a surrogate pair"):
+        load(file, needs=("instruction", "input"))

@@ -852,3 +852,11 @@ def test_a_folder_that_another_run_is_writing_is_left_alone(tmp_path):
     with pytest.raises(UserError, match="another run is writing it"):
         shards.begin(tmp_path / "out", "path_tuned", plan)
     assert partial.is_dir()
+
+
+def test_a_bin_file_that_begins_as_an_archive_and_is_cut_is_named(tmp_path):
+    torch.save({"a": torch.zeros(1000)}, tmp_path / "pytorch_model.bin")
+    whole = (tmp_path / "pytorch_model.bin").read_bytes()
+    (tmp_path / "pytorch_model.bin").write_bytes(whole[:1000])
+    with pytest.raises(UserError, match="pytorch_model.bin"):
+        shards.whole_files(tmp_path, "model_name_or_path")

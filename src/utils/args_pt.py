@@ -1,10 +1,9 @@
 """The arguments of the two P-Tuning scripts."""
 
 import importlib.util
+import math
 from dataclasses import dataclass
 from pathlib import Path
-
-from transformers.trainer_utils import SchedulerType
 
 from utils.args import ModelArguments, check_least, option, parse
 from utils.errors import UserError
@@ -62,7 +61,9 @@ class PtuningArguments:
     weight_decay: float = option(5e-4, "weight decay of AdamW")
     max_grad_norm: float = option(1.0, "gradients are scaled down to this norm")
     lr_scheduler_type: str = option(
-        "linear", "linear, cosine, constant, constant_with_warmup", choices=[kind.value for kind in SchedulerType]
+        "linear",
+        "linear, cosine, constant, constant_with_warmup or polynomial",
+        choices=["linear", "cosine", "constant", "constant_with_warmup", "polynomial"],
     )
     warmup_steps: float = option(0.1, "steps, or (below 1) the share of all steps, in which the learning rate rises")
     fp16: bool = option(False, "16-bit floats for cards before Ampere; 32-bit ones on a CPU")
@@ -88,8 +89,12 @@ class PtuningArguments:
         least = ("pre_seq_len", "train_batch_size", "gradient_accumulation_steps", "log_steps", "save_steps")
         check_least(self, 1, *least, "save_total_limit")
         check_lengths(self)
-        if self.max_steps < 1 and self.num_train_epochs <= 0:
-            raise UserError(f"--num_train_epochs {self.num_train_epochs:g}: nothing would be trained; give more than 0")
+        if self.max_steps < 1 and not 0 < self.num_train_epochs < math.inf:
+            raise UserError(f"--num_train_epochs {self.num_train_epochs:g}: expected more than 0, and an end")
+        for name in ("learning_rate", "weight_decay", "warmup_steps", "max_grad_norm"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise UserError(f"--{name} {value:g}: expected a number, 0 or more")
         if self.overwrite_output_dir and self.resume:
             raise UserError("--overwrite_output_dir and --resume contradict each other; drop one of them")
         if importlib.util.find_spec("deepspeed") is None:

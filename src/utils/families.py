@@ -13,7 +13,7 @@ import transformers
 
 from utils import tencentpretrain
 from utils.errors import UserError, say
-from utils.shards import is_delta, model_files
+from utils.shards import contents, is_delta, model_files
 
 CONVERTER = "python src/utils/weight_diff.py"
 
@@ -123,6 +123,11 @@ def read_config(model_path: str | Path) -> dict:
         raise UserError(f"{config}:{error.lineno}: not JSON ({error.msg}); download the file again") from None
     if not isinstance(settings, dict):
         raise UserError(f"{config}: no JSON object; download the file again")
+    if settings.get("pre_seq_len") and (folder / "pytorch_model.bin").is_file() and not _has_layers(folder):
+        raise UserError(
+            f"--model_name_or_path {model_path} holds a prefix of P-Tuning v2 and no model; predict with python "
+            f"src/inference_pt.py --model_dir {model_path} --ori_model_dir BASE"
+        )
     if is_delta(folder, settings):
         raise UserError(
             f"--model_name_or_path {model_path} is a delta, not a model (its norm weights are near 0, a model's near "
@@ -130,6 +135,11 @@ def read_config(model_path: str | Path) -> dict:
             "NEW_FOLDER, and give NEW_FOLDER here"
         )
     return settings
+
+
+def _has_layers(folder: Path) -> bool:
+    """Whether the folder's weights are more than the tensors of a prefix encoder."""
+    return any("prefix_encoder" not in name for file in model_files(folder)[1] for name in contents(file))
 
 
 def find_family(model_path: str | Path, model_name: str | None = None) -> tuple[Family, str, str]:

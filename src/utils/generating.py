@@ -38,12 +38,26 @@ def choose_batch_size(
     return max(1, min(most, len(lengths), int(0.6 * free / record)))
 
 
-@torch.inference_mode()
 def generate(model, codec, prompts: list[list[int]], max_new_tokens: int, num_beams: int = 1) -> list[Answer]:
-    """The model's answers to one batch of prompts (token ids), in their order."""
+    """The model's answers to one batch of prompts (token ids), in their order.
+
+    An answer ends where the model's positions do, if they do: prompts that leave too little room are answered with
+    those of their own length, so that no answer depends on its neighbours.
+    """
+    groups = {}
+    for index, prompt in enumerate(prompts):
+        room = min(max_new_tokens, (codec.context or len(prompt) + max_new_tokens) - len(prompt))
+        groups.setdefault(room, []).append(index)
+    answers = {}
+    for room, indices in groups.items():
+        made = _generate(model, codec, [prompts[index] for index in indices], room, num_beams)
+        answers |= dict(zip(indices, made, strict=True))
+    return [answers[index] for index in range(len(prompts))]
+
+
+@torch.inference_mode()
+def _generate(model, codec, prompts, max_new_tokens: int, num_beams: int) -> list[Answer]:
     width = max(len(prompt) for prompt in prompts)
-    if codec.context:  # the answer ends where the model's positions do
-        max_new_tokens = min(max_new_tokens, codec.context - width)
     ids = torch.full((len(prompts), width), codec.pad_id)
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):

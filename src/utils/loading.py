@@ -43,6 +43,8 @@ def load_base(
     # On short rows plain products beat torch's fused attention on a CPU (docs/log.md).
     if torch.device(device).type == "cpu":
         options["attn_implementation"] = "eager"
+    if fresh:  # of another size, perhaps, where the base holds one
+        options["ignore_mismatched_sizes"] = True
     if precision.bits != 16:
         options |= {"quantization_config": _quantization(precision, fresh), "device_map": {"": device}}
     try:
@@ -58,6 +60,17 @@ def load_base(
         raise UserError(
             f"--model_name_or_path {path}: its files lack {len(names)} tensors that config.json asks for, e.g. "
             f"{names[0]}; download the checkpoint again"
+        )
+    if found["unexpected_keys"]:
+        names = sorted(found["unexpected_keys"])
+        message = f"its files hold {len(names)} tensors that config.json does not ask for, e.g. {names[0]}"
+        if type(model).__module__.startswith("models."):  # of this project: every tensor that may be there is known
+            raise UserError(f"--model_name_or_path {path}: {message}; take config.json and weights of one release")
+        say(f"warning: {message}; they are left out")
+    if wrong := [name for name, *_ in found["mismatched_keys"] if not (fresh and name.startswith(f"{fresh}."))]:
+        raise UserError(
+            f"--model_name_or_path {path}: {len(wrong)} tensors have other sizes than config.json says, e.g. "
+            f"{wrong[0]}; take both of one release"
         )
     if precision.bits == 16:
         model.to(device)
@@ -149,6 +162,7 @@ def find_adapter(folder: str | Path) -> Path:
         if folder.is_file():
             raise UserError(f"is a file; give its folder, {folder.parent}")
         if (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
+            read_config(folder)  # says what else it may be
             raise UserError("is a whole model, no adapter; give it as --model_name_or_path")
         if not has_adapter(folder):
             raise UserError(f"no adapter there (expected adapter_config.json and {' or '.join(ADAPTER_FILES)})")

@@ -37,6 +37,7 @@ class Shape(NamedTuple):
     vocabulary: int
     norms32: bool  # layer norms of torch, whose results autocast keeps in 32 bits: so are those between the layers
     step_heads: int  # heads of an attention without a fused kernel; 0: it has one
+    pair_bytes: int  # of each pair of tokens, once for all layers: a learnt bias of the attention
     sizes: dict  # name of each linear layer but the head -> (inputs, outputs)
 
 
@@ -71,6 +72,7 @@ def read_shape(model_path, trust_remote_code: bool = False) -> Shape | None:
         vocabulary=model.get_input_embeddings().weight.shape[0],
         norms32=any(isinstance(module, torch.nn.LayerNorm) for module in model.modules()),
         step_heads=0 if model._supports_sdpa else heads,
+        pair_bytes=getattr(model, "pair_bytes", 0),
         sizes=sizes,
     )
 
@@ -137,12 +139,13 @@ def activation_bytes(shape: Shape, load: Load, precision: Precision, recompute: 
     layer += tokens * load.tokens * shape.step_heads * PER_SCORE
     between = tokens * shape.hidden * (4 if shape.norms32 else size) * shape.layers
     logits = load.rows * load.answers * shape.vocabulary * PER_LOGIT
-    return max(between + layer, between + logits) if recompute else shape.layers * layer + logits
+    bias = tokens * load.tokens * shape.pair_bytes
+    return bias + (between + max(layer, logits) if recompute else shape.layers * layer + logits)
 
 
 def answer_bytes(shape: Shape, tokens: int, precision: Precision) -> int:
     """Of one record being answered: keys and values of `tokens` tokens, and a layer's activations of its prompt."""
-    return tokens * (shape.cached + PER_HIDDEN * shape.hidden) * precision.dtype.itemsize
+    return tokens * ((shape.cached + PER_HIDDEN * shape.hidden) * precision.dtype.itemsize + tokens * shape.pair_bytes)
 
 
 def workspace_bytes(shape: Shape) -> int:

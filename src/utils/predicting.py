@@ -19,6 +19,13 @@ def one_process(script: str) -> None:
         raise UserError(f"{script} runs as one process: start it with python instead of torchrun")
 
 
+def check_apart(output: str, *folders) -> None:
+    """UserError for an output within a folder of weights, where it could replace one of their files."""
+    for folder in filter(None, folders):
+        if Path(output).resolve().parent == Path(folder).resolve():
+            raise UserError(f"--output_file {output}: {folder} holds what is read here; give a file elsewhere")
+
+
 def begin(args, settings: dict) -> None:
     """Put the batch size into `settings`; UserError when the partial file belongs to other settings.
 
@@ -72,15 +79,16 @@ def predict(model, codec, records, prompts, settings, args):
     return rows, time.time() - start, tokens
 
 
-def warn_context(model, prompts, records, max_new_tokens) -> None:
+def warn_context(model, codec, prompts, records, max_new_tokens) -> None:
     """Name the records whose prompt and answer may not fit into the positions the base was trained on."""
     most = getattr(model.config, "max_position_embeddings", None)
     long = [i for i, ids in enumerate(prompts) if most and len(ids) + max_new_tokens > most]
     if long:
+        what = "their answers end there" if codec.context else "nothing is cut, but answers beyond it degrade"
         ids = ", ".join(str(records[i].get("id", f"number {i}")) for i in long[:5])
         say(
             f"warning: with --max_new_tokens {max_new_tokens}, {len(long)} records (the first: id {ids}) "
-            f"may pass the base's context of {most} tokens; nothing is cut, but answers beyond it degrade"
+            f"may pass the base's context of {most} tokens; {what}"
         )
 
 

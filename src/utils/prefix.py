@@ -17,6 +17,7 @@ from utils.errors import UserError
 from utils.families import Family, read_config
 from utils.loading import ADAPTER_FILES, check_weights, load_base
 from utils.memory import Shape
+from utils.pt_checkpoints import save_tensors, steps_in
 from utils.quantised import train_frozen
 from utils.records import write_lines
 from utils.shards import contents, model_files, read, read_json
@@ -192,7 +193,7 @@ def save_prefix(model: Prefixed, base_path, kind: Kind, folder: Path) -> None:
     if model.peft is not None:
         model.peft.save_pretrained(folder)
         return
-    torch.save(named(model), folder / OWN_FILE)
+    save_tensors(named(model), folder / OWN_FILE)
     config = read_config(base_path) | kind_settings(kind)
     write_lines(folder / "config.json", [json.dumps(config, ensure_ascii=False, indent=2)])
 
@@ -286,7 +287,6 @@ def nearby_steps(folder: str | Path) -> str:
     """What to type instead: the checkpoints in the folder, or beside it."""
     folder = Path(folder)
     for place in (folder, folder.parent):
-        steps = sorted(place.glob("global_step-*[0-9]"), key=lambda path: int(path.name.split("-")[-1]))
-        if steps:
-            return f"{place} holds the steps {', '.join(path.name for path in steps)}"
+        if steps := steps_in(place):
+            return f"{place} holds the steps {', '.join(path.name for _, path in steps)}"
     return f"no checkpoint global_step-N in {folder} or beside it"

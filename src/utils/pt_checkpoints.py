@@ -4,6 +4,7 @@ A checkpoint is written under another name, by all processes, and renamed. It ho
 and run.json; the newest one also what going on needs (folder state/, a file of each process).
 """
 
+import errno
 import os
 import re
 import shutil
@@ -52,6 +53,16 @@ def choose_start(args, processes: int) -> tuple[int, Path | None]:
     return 0, None
 
 
+def save_tensors(what: dict, file: Path) -> None:
+    """torch.save, whose error says what it is when the disk is full."""
+    try:
+        torch.save(what, file)
+    except RuntimeError:
+        if shutil.disk_usage(file.parent).free > 2**20:
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file)) from None
+
+
 def save(out: Path, step: int, state: dict, rank: int, write, limit: int) -> None:
     """One checkpoint; `write(folder)`, called by the first process, puts in all but the state."""
     folder, partial = out / f"global_step-{step}", out / f"tmp-global_step-{step}"
@@ -59,7 +70,7 @@ def save(out: Path, step: int, state: dict, rank: int, write, limit: int) -> Non
         shutil.rmtree(partial, ignore_errors=True)
         (partial / STATE).mkdir(parents=True)
     torch.distributed.barrier()
-    torch.save(state, partial / STATE / f"rank-{rank}.pt")
+    save_tensors(state, partial / STATE / f"rank-{rank}.pt")
     if rank == 0:
         write(partial)
     torch.distributed.barrier()

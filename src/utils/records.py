@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import re
 from pathlib import Path
 
 from utils.errors import UserError
@@ -144,8 +145,17 @@ def check(path: str | Path, pairs: list[tuple[int, dict]], needs: tuple[str, ...
 
 
 def load(path: str | Path, needs: tuple[str, ...] = TEXT_FIELDS) -> list[dict]:
-    """Read and check."""
-    return check(path, read_with_lines(path), needs)
+    """Read and check, for a model: its tokenizer takes no text with half a surrogate pair."""
+    pairs = read_with_lines(path)
+    records = check(path, pairs, needs)
+    for line, record in pairs:
+        for field in needs:
+            if re.search("[\ud800-\udfff]", record[field]):
+                raise UserError(
+                    f"{path}:{line}: {field} holds half a surrogate pair (an escape \\ud8xx without its second half), "
+                    "which is no character; remove it"
+                )
+    return records
 
 
 def split(records: list[dict], held_out: int, seed: int) -> tuple[list[dict], list[dict]]:

@@ -69,6 +69,10 @@ def whole_files(folder: str | Path, flag: str) -> tuple[dict[str, str], list[Pat
         raise UserError(
             f"--{flag} {folder}: no weights there (expected {' or '.join(f for _, f in LAYOUTS)}); found {inside}"
         )
+    if files[0].suffix == ".pt" and len(files) > 1:
+        raise UserError(
+            f"--{flag} {folder}: {', '.join(file.name for file in files)}: expected one .pt file; move the others away"
+        )
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise UserError(f"--{flag} {folder}: the index names {', '.join(missing)}, not there; download what is missing")
@@ -124,7 +128,10 @@ def load_bin(file: Path) -> dict[str, torch.Tensor]:
 
 def is_old(file: Path) -> bool:
     """Whether a .bin file is of torch before 1.6, which can only be read whole."""
-    return file.suffix != ".safetensors" and not zipfile.is_zipfile(file)
+    if file.suffix == ".safetensors":
+        return False
+    with open(file, "rb") as stream:
+        return stream.read(2) != b"PK"  # one that begins as a zip archive and is none is cut off
 
 
 def read(name: str, at: Stored) -> torch.Tensor:

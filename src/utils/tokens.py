@@ -106,7 +106,17 @@ class Codec:
 
 def load_codec(model_path: str | Path, family: Family, trust_remote_code: bool = False) -> Codec:
     """The codec of a checkpoint folder: a bare tokenizer.model is read as the originals of 2023 did."""
-    return READERS[family.tokenizer](Path(model_path), trust_remote_code)
+    folder = Path(model_path)
+    try:
+        return READERS[family.tokenizer](folder, trust_remote_code)
+    except UserError:
+        raise
+    except Exception as error:
+        if family.package is None:
+            raise
+        # A damaged file makes the readers of src/models raise anything.
+        there = ", ".join(sorted(path.name for path in folder.iterdir()))
+        raise UserError(f"{folder}: config or tokenizer cannot be read ({error}); found {there}") from error
 
 
 def _stock_codec(folder: Path, trust_remote_code: bool) -> Codec:
@@ -121,7 +131,8 @@ def _stock_codec(folder: Path, trust_remote_code: bool) -> Codec:
             f"{folder}: transformers cannot read this tokenizer; if it is LLaMA's, leave --model_name auto out"
         ) from None
     except (OSError, ValueError) as error:
-        raise _unreadable(folder, error) from None
+        there = ", ".join(sorted(path.name for path in folder.glob("*token*"))) or "no tokenizer file"
+        raise UserError(f"{folder}: config or tokenizer cannot be read ({error}); found {there}") from None
     if tokenizer.eos_token_id is None:
         raise UserError(f"{folder}: the tokenizer names no eos_token, so no answer could end; add it to its config")
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -183,11 +194,7 @@ def _chatglm_codec(folder: Path, trust_remote_code: bool) -> Codec:
     """sentencepiece over ice_text.model; a prompt ends with [gMASK] <sop>."""
     from models.chatglm import ChatGLMConfig, ChatGLMTokenizer
 
-    try:
-        tokenizer = ChatGLMTokenizer(folder)
-        config = ChatGLMConfig.from_pretrained(folder)
-    except (OSError, RuntimeError, ValueError, IndexError) as error:
-        raise _unreadable(folder, error) from None
+    tokenizer, config = ChatGLMTokenizer(folder), ChatGLMConfig.from_pretrained(folder)
     own = (tokenizer.gmask_token_id, tokenizer.bos_token_id)
     if own != (config.gmask_token_id, config.bos_token_id):
         raise UserError(
@@ -201,27 +208,15 @@ def _moss_codec(folder: Path, trust_remote_code: bool) -> Codec:
     """GPT-2's pieces; <eom> ends an answer, and pads."""
     from models.moss import MossConfig, load_tokenizer
 
-    try:
-        tokenizer = load_tokenizer(folder)
-        config = MossConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise _unreadable(folder, error) from None
+    tokenizer, config = load_tokenizer(folder), MossConfig.from_pretrained(folder)
     specials = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     return Codec(tokenizer, (), tokenizer.eos_token_id, tokenizer.eos_token_id, specials, context=config.n_positions)
-
-
-def _unreadable(folder: Path, error: Exception) -> UserError:
-    there = ", ".join(sorted(path.name for path in folder.iterdir()))
-    return UserError(f"{folder}: config or tokenizer cannot be read ({error}); found {there}")
 
 
 def _cpmbee_codec(folder: Path, trust_remote_code: bool) -> Codec:
     from utils.trees import load
 
-    try:
-        return load(folder)
-    except (OSError, ValueError) as error:
-        raise _unreadable(folder, error) from None
+    return load(folder)
 
 
 READERS = {
@@ -270,7 +265,7 @@ class Row(NamedTuple):
 class Fitted(NamedTuple):
     """A record within its limits."""
 
-    text: str | None  # as much of its text as fits; None: it does not fit even without
+    text: str | None  # as much of its text as fits; None: not even its first character does
     prompt: list[int]
     answer: list[int]  # whole, with eos
     prompt_tokens: int  # of the whole record
@@ -305,7 +300,7 @@ def fit(codec: Codec, template: dict, record: dict, limits: Limits) -> Fitted:
 
 
 def encode_row(codec: Codec, template: dict, record: dict, limits: Limits, train_on_inputs: bool = False) -> Row:
-    """A record as prompt + answer + eos within `limits`; empty when even without its text it is longer.
+    """A record as prompt + answer + eos within `limits`; empty when there is no room for its text.
 
     A text that is too long loses its end. The answer is never cut for the prompt's or the row's limit, only for its
     own. Labels are IGNORED on the prompt unless `train_on_inputs`.

@@ -36,7 +36,7 @@ def tokenise(codec, template: dict, records: list[dict], limits: Limits, train_o
         remove_columns=["instruction", "input", "output"],
         desc=f"tokenising {what}",
     )
-    say(_lengths(rows, limits, what))
+    say(_lengths(rows, limits, what, codec.context))
     # No row without a label may reach the model: its loss would be 0/0.
     rows = rows.filter(lambda length: length > 0, input_columns="length")
     if not len(rows):
@@ -45,7 +45,7 @@ def tokenise(codec, template: dict, records: list[dict], limits: Limits, train_o
     return rows
 
 
-def _lengths(rows, limits: Limits, what: str) -> str:
+def _lengths(rows, limits: Limits, what: str, context: int | None) -> str:
     """One line: percentiles of the rows' lengths, the cut and the dropped, the flags that would spare them."""
     prompts, answers = rows["prompt_tokens"], rows["answer_tokens"]
     whole = sorted(map(sum, zip(prompts, answers, strict=True)))
@@ -59,7 +59,9 @@ def _lengths(rows, limits: Limits, what: str) -> str:
     lost = [f"{count} {words}" for count, words in counts if count]
     if lost:
         longest = [limit and size for limit, size in zip(limits, (whole[-1], max(prompts), max(answers)), strict=True)]
-        line += f"; {', '.join(lost)} to fit {_flags(*limits)}; {_flags(*longest)} would cut none"
+        line += f"; {', '.join(lost)} to fit {_flags(*limits)}"
+        if context is None or whole[-1] <= context:
+            line += f"; {_flags(*longest)} would cut none"
     return line
 
 

@@ -278,6 +278,11 @@ class CpmBeeForCausalLM(PreTrainedModel):
     def lora_alphas(self, alpha: float, targets) -> dict[str, float]:
         return lora_alphas(self.config, alpha, targets)
 
+    @property
+    def pair_bytes(self) -> int:
+        """Bytes that the position bias takes for each pair of tokens: it, and a step towards it, in 16 bits."""
+        return 2 * 2 * self.config.num_attention_heads
+
     @classmethod
     def can_generate(cls):  # transformers' own generate knows nothing of segments
         return False
@@ -288,7 +293,8 @@ class CpmBeeForCausalLM(PreTrainedModel):
     def logits(self, hidden, ext_table_ids, ext_table_sub):
         """(…, vocabulary + X) of hidden states (…, hidden); the X extra classes are the tokens of the ext table (X)."""
         words = scaled(self.lm_head, hidden)
-        extra = functional.linear(hidden, self.cpmbee.embed(ext_table_ids, ext_table_sub))
+        table = self.cpmbee.embed(ext_table_ids[None], ext_table_sub[None])[0]  # as a batch: so hooks expect it
+        extra = functional.linear(hidden, table)
         return torch.cat((words, extra.to(words.dtype)), dim=-1)
 
     def forward(
