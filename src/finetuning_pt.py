@@ -18,7 +18,7 @@ from utils import engine as engines
 from utils import manifest, memory, pt_checkpoints
 from utils.args_pt import parse_ptuning
 from utils.errors import UserError, run_script, say
-from utils.families import find_family, may_run_code
+from utils.families import choose_family
 from utils.loading import limit_memory, training_device
 from utils.precision import has_cuda
 from utils.prefix import (
@@ -47,9 +47,7 @@ def main(argv=None) -> None:
 
     # Everything that can be wrong is found before the base is loaded.
     engines.make_config(args)
-    family, name, why = find_family(base, model_args.model_name)
-    say(f"family: {family.name}, as {name} ({why})")
-    model_args.trust_remote_code = may_run_code(family, model_args.trust_remote_code)
+    family, name = choose_family(base, model_args)
     check_supported(family, base)
     choose_recompute(args, family, base)
     template_name = args.prompt_template_name or family.templates[name]

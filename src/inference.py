@@ -11,8 +11,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from utils import manifest, memory
 from utils.args import parse_inference
-from utils.errors import UserError, run_script, say
-from utils.families import find_family, may_run_code
+from utils.errors import UserError, run_script
+from utils.families import choose_family
 from utils.loading import check_fits, find_adapter, limit_memory, load_adapter, load_base, weight_files
 from utils.predicting import (
     answer_records,
@@ -20,11 +20,13 @@ from utils.predicting import (
     check_apart,
     choose_device,
     choose_precision,
+    choose_template,
+    common_settings,
     one_process,
     resolved,
     warn_context,
 )
-from utils.prompter import load_template, prompt
+from utils.prompter import prompt
 from utils.records import load
 from utils.shards import whole_files
 from utils.tokens import check_context, load_codec
@@ -47,13 +49,8 @@ def main(argv=None) -> None:
             "--model_name_or_path is missing, and no run.json beside --lora_weights names the base; give its folder"
         )
     check_apart(args.output_file, base, adapter)
-    name = manifest.prefer("model_name", model_args.model_name, run.get("model_name"))
-    family, name, why = find_family(base, name)
-    say(f"family: {family.name}, as {name} ({'run.json' if run.get('model_name') == name else why})")
-    model_args.trust_remote_code = may_run_code(family, model_args.trust_remote_code)
-    template_name = manifest.prefer("prompt_template_name", args.prompt_template_name, run.get("template_name"))
-    same = template_name is not None and template_name == run.get("template_name")
-    template = run["template"] if same else load_template(template_name or family.templates[name])
+    family, name = choose_family(base, model_args, run)
+    template = choose_template(args, run, family.templates[name])
     records = load(args.input_file, needs=("instruction", "input"))
     device = choose_device(args.device)
     precision = choose_precision(model_args, args, run.get("precision", {}), device.type == "cpu")
@@ -62,15 +59,8 @@ def main(argv=None) -> None:
     prompts = [codec.encode(prompt(template, record["instruction"], record["input"])) for record in records]
     check_context(codec, prompts, records)
 
-    settings = {
-        "input": manifest.fingerprint(args.input_file),
-        "base": base,
-        "base_files": [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in weight_files(base)],
+    settings = common_settings(args, base, family, template, precision) | {
         "adapter": manifest.fingerprint(*weight_files(adapter), adapter / "adapter_config.json") if adapter else None,
-        "family": family.name,
-        "template": template,
-        "precision": list(precision),
-        "max_new_tokens": args.max_new_tokens,
         "num_beams": args.num_beams,
         "merge_lora": args.merge_lora,
     }

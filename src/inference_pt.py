@@ -11,8 +11,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from utils import manifest, memory
 from utils.args_pt import MAX_LEN, MAX_SRC_LEN, check_lengths, parse_ptuning_inference
-from utils.errors import UserError, run_script, say
-from utils.families import find_family, may_run_code
+from utils.errors import UserError, run_script
+from utils.families import choose_family
 from utils.loading import limit_memory, weight_files
 from utils.predicting import (
     answer_records,
@@ -20,12 +20,13 @@ from utils.predicting import (
     check_apart,
     choose_device,
     choose_precision,
+    choose_template,
+    common_settings,
     one_process,
     resolved,
     warn_context,
 )
 from utils.prefix import check_supported, find_prefix, load_trained, nearby_steps
-from utils.prompter import load_template
 from utils.ptuning_rows import make_questions
 from utils.records import load
 from utils.shards import whole_files
@@ -48,14 +49,9 @@ def main(argv=None) -> None:
             f"({nearby_steps(args.model_dir)}); give the base's folder"
         )
     check_apart(args.output_file, base, args.model_dir)
-    name = manifest.prefer("model_name", model_args.model_name, run.get("model_name"))
-    family, name, why = find_family(base, name)
-    say(f"family: {family.name}, as {name} ({'run.json' if run.get('model_name') == name else why})")
-    model_args.trust_remote_code = may_run_code(family, model_args.trust_remote_code)
+    family, name = choose_family(base, model_args, run)
     check_supported(family, base)
-    template_name = manifest.prefer("prompt_template_name", args.prompt_template_name, run.get("template_name"))
-    same = template_name is not None and template_name == run.get("template_name")
-    template = run["template"] if same else load_template(template_name or family.templates[name])
+    template = choose_template(args, run, family.templates[name])
     trained = run.get("training", {})
     args.max_len = manifest.prefer("max_len", args.max_len, trained.get("max_len"), MAX_LEN)
     args.max_src_len = manifest.prefer("max_src_len", args.max_src_len, trained.get("max_src_len"), MAX_SRC_LEN)
@@ -71,16 +67,9 @@ def main(argv=None) -> None:
     prompts = make_questions(codec, template, records, args.max_src_len)
     check_context(codec, prompts, records)
 
-    settings = {
-        "input": manifest.fingerprint(args.test_path),
-        "base": base,
-        "base_files": [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in weight_files(base)],
+    settings = common_settings(args, base, family, template, precision) | {
         "prefix": manifest.fingerprint(*weight_files(args.model_dir)),
-        "family": family.name,
-        "template": template,
-        "precision": list(precision),
         "max_src_len": args.max_src_len,
-        "max_new_tokens": args.max_new_tokens,
     }
     begin(args, settings)
 

@@ -15,7 +15,7 @@ import torch
 from utils import manifest, memory
 from utils.args import parse_finetune
 from utils.errors import UserError, run_script, say
-from utils.families import find_family, may_run_code
+from utils.families import choose_family
 from utils.loading import add_lora, check_saved, check_weights, limit_memory, load_base, training_device
 from utils.prompter import load_template
 from utils.records import load, split
@@ -41,9 +41,7 @@ def main(argv=None) -> None:
     out = Path(args.output_dir)
 
     # Everything that can be wrong is found before the base is loaded.
-    family, name, why = find_family(model_args.model_name_or_path, model_args.model_name)
-    say(f"family: {family.name}, as {name} ({why})")
-    model_args.trust_remote_code = may_run_code(family, model_args.trust_remote_code)
+    family, name = choose_family(model_args.model_name_or_path, model_args)
     template_name = data_args.prompt_template_name or family.templates[name]
     template = load_template(template_name)
     train_records, valid_records = read_records(data_args, args)

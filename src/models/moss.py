@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers import AddedToken, AutoConfig, AutoModelForCausalLM, CodeGenConfig, CodeGenForCausalLM, GPT2Tokenizer
 
 # Keys of published configurations that mean nothing to the model: how it was made, or what no MOSS has.
-IGNORED = ("auto_map", "tokenizer_class", "wbits", "groupsize", "gradient_checkpointing", "scale_attn_weights")
+MEANINGLESS = ("auto_map", "tokenizer_class", "wbits", "groupsize", "gradient_checkpointing", "scale_attn_weights")
 FIRST, EOS = "<|endoftext|>", "<eom>"
 
 
@@ -20,7 +20,7 @@ class MossConfig(CodeGenConfig):
     model_type = "moss"
 
     def __init__(self, **kwargs):
-        kept = {k: v for k, v in kwargs.items() if k not in IGNORED and not k.startswith("summary_")}
+        kept = {k: v for k, v in kwargs.items() if k not in MEANINGLESS and not k.startswith("summary_")}
         released = {"vocab_size": 107008, "n_embd": 6144, "n_layer": 34, "n_head": 24}
         super().__init__(**{**released, "bos_token_id": 106028, "eos_token_id": 106068, **kept})
 

@@ -13,6 +13,7 @@ import transformers
 
 from utils import tencentpretrain
 from utils.errors import UserError, say
+from utils.manifest import prefer
 from utils.shards import contents, is_delta, model_files
 
 CONVERTER = "python src/utils/weight_diff.py"
@@ -184,6 +185,18 @@ def may_run_code(family: Family, trusted: bool) -> bool:
     if trusted and family.package:
         say(f"trust_remote_code: not needed, the code of family {family.name} is here ({family.package})")
     return trusted and not family.package
+
+
+def choose_family(model_path: str | Path, model_args, run: dict | None = None) -> tuple[Family, str]:
+    """Family and name of a base, said with their reason: a flag's, else that of `run` (run.json), else config.json's.
+
+    --trust_remote_code in `model_args` is switched off where nothing would need it.
+    """
+    recorded = (run or {}).get("model_name")
+    family, name, why = find_family(model_path, prefer("model_name", model_args.model_name, recorded))
+    say(f"family: {family.name}, as {name} ({'run.json' if recorded == name else why})")
+    model_args.trust_remote_code = may_run_code(family, model_args.trust_remote_code)
+    return family, name
 
 
 @contextmanager

@@ -10,7 +10,9 @@ from tqdm import tqdm
 from utils import manifest, partial
 from utils.errors import UserError, say
 from utils.generating import choose_batch_size, plan_batches
+from utils.loading import weight_files
 from utils.precision import FLAGS, Precision, asked_dtype, choose_bits, choose_dtype, has_cuda
+from utils.prompter import load_template
 
 
 def one_process(script: str) -> None:
@@ -24,6 +26,27 @@ def check_apart(output: str, *folders) -> None:
     for folder in filter(None, folders):
         if Path(output).resolve().parent == Path(folder).resolve():
             raise UserError(f"--output_file {output}: {folder} holds what is read here; give a file elsewhere")
+
+
+def choose_template(args, run: dict, default: str) -> dict:
+    """The template that is typed, else the one recorded in run.json, as it was then, else `default`."""
+    name = manifest.prefer("prompt_template_name", args.prompt_template_name, run.get("template_name"))
+    if name is not None and name == run.get("template_name"):
+        return run["template"]
+    return load_template(name or default)
+
+
+def common_settings(args, base: str, family, template: dict, precision: Precision) -> dict:
+    """What every prediction's answers depend on, so that those of another command are not mixed with them."""
+    return {
+        "input": manifest.fingerprint(args.input_file),
+        "base": base,
+        "base_files": [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in weight_files(base)],
+        "family": family.name,
+        "template": template,
+        "precision": list(precision),
+        "max_new_tokens": args.max_new_tokens,
+    }
 
 
 def begin(args, settings: dict) -> None:

@@ -18,12 +18,10 @@ from models.chatglm.configuration import ChatGLMConfig
 def answer_start(input_ids: torch.Tensor, config: ChatGLMConfig) -> tuple[torch.Tensor, torch.Tensor]:
     """(c, g) of each row of [B, S] ids: the index of its first <sop>, and of the mask that the answer stands for.
 
-    g is the first [gMASK], else the first [MASK], else c - 1. ValueError for a row without <sop>.
+    g is the first [gMASK], else the first [MASK], else c - 1. A row without <sop> is not noticed here: that would wait
+    for the card at every generated token.
     """
-    sop = input_ids == config.bos_token_id
-    if not bool(sop.any(dim=1).all()):
-        raise ValueError(f"a row of input_ids has no <sop> (id {config.bos_token_id}): every prompt ends with it")
-    start = sop.int().argmax(dim=1)
+    start = (input_ids == config.bos_token_id).int().argmax(dim=1)
     masked = start - 1
     for number in (config.mask_token_id, config.gmask_token_id):  # the later one wins
         there = input_ids == number
@@ -235,6 +233,9 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         if past == 0:
             if input_ids is None:
                 raise ValueError("inputs_embeds alone: <sop> and [gMASK] are found in input_ids; give them too")
+            number = self.config.bos_token_id
+            if not bool((input_ids == number).any(dim=1).all()):
+                raise ValueError(f"a row of input_ids has no <sop> (id {number}): every prompt ends with it")
             start = answer_start(input_ids, self.config)[0]
         if position_ids is None:
             if past:
