@@ -12,8 +12,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # --preprocessing_num_
 
 import torch
 
-from utils import manifest, memory
-from utils.args import parse_finetune
+from utils import manifest, memory, packing, speed
+from utils.args import parse_finetune, set_checkpointing
 from utils.errors import UserError, run_script, say
 from utils.families import choose_family
 from utils.loading import add_lora, check_saved, check_weights, limit_memory, load_base, training_device
@@ -95,8 +95,9 @@ def main(argv=None) -> None:
         return
 
     device = training_device(args.use_cpu)
-    check_memory(model_args, lora_args, args, train_rows, targets, device, data_args.max_target_length)
     limit_memory(model_args.max_memory_MB, device)
+    rate = speed.product_rate(device, args.precision.dtype)
+    check_memory(model_args, lora_args, args, train_rows, targets, device, data_args.max_target_length)
     torch.manual_seed(args.seed)  # the first values of the adapter; the Trainer seeds all the rest
     base_precision = args.precision
     if lora_args.full_finetune:  # trained weights are float32; autocast multiplies in 16 bits
@@ -106,6 +107,7 @@ def main(argv=None) -> None:
         shape = (lora_args.lora_r, lora_args.lora_alpha, lora_args.lora_dropout)
         model = add_lora(model, targets, *shape, autocast=args.fp16 or args.bf16)
     model.config.use_cache = False
+    packed = choose_packing(args, model, device)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     what = "all of them" if lora_args.full_finetune else f"LoRA r {lora_args.lora_r} on {', '.join(targets)}"
     say(f"trained: {trained:,} weights ({what})")
@@ -113,7 +115,7 @@ def main(argv=None) -> None:
     trainer = TripleTrainer(
         model=model,
         args=args,
-        data_collator=codec.collator(8 if device.type == "cuda" else 1),
+        data_collator=packing.pack if packed else codec.collator(8 if device.type == "cuda" else 1),
         train_dataset=train_rows,
         eval_dataset=valid_rows,
         callbacks=[LogFile()],
@@ -122,6 +124,9 @@ def main(argv=None) -> None:
         base = model_args.model_name_or_path
         trainer.add_callback(SaveTokenizer(lambda folder: save_tokenizer(codec, family, base, folder)))
     trainer.score_answers = score_answers
+    trainer.eval_collator = codec.collator(8 if device.type == "cuda" else 1)
+    watch = speed.Stopwatch(trainer.count_tokens, device)
+    trainer.add_callback(watch)
     if args.process_index == 0:
         if args.overwrite_output_dir:
             clear(out)
@@ -132,7 +137,7 @@ def main(argv=None) -> None:
     trainer.save_model(str(out))
     if args.process_index == 0:
         save_tokenizer(codec, family, model_args.model_name_or_path, out)
-        finish(trainer, run, result, time.time() - started, resumed_at)
+        finish(trainer, run, result, time.time() - started, resumed_at, watch, rate)
 
 
 def choose_limits(data_args, family, codec) -> Limits:
@@ -178,7 +183,39 @@ def check_memory(model_args, lora_args, args, rows, targets, device, max_target_
         args.per_device_eval_batch_size if args.predict_with_generate else 0,
         max_target_length,
     )
+    if shape and args.may_skip_checkpointing:
+        whole = plan._replace(recompute=False)
+        if memory.fits_well(shape, rows, whole, trained, full, args.optim, device, model_args.max_memory_MB):
+            set_checkpointing(args, False)
+            plan = whole
+        say(
+            "gradient checkpointing: "
+            + (
+                "off (the memory holds all activations)"
+                if not args.gradient_checkpointing
+                else "on (to fit the memory)"
+            )
+        )
     memory.check_training(shape, rows, plan, trained, full, args.optim, device, model_args.max_memory_MB)
+
+
+def choose_packing(args, model, device) -> bool:
+    """Whether batches are packed, said with its reason; gives the model the attention for it."""
+    wanted = device.type == "cuda" if args.packing is None else args.packing
+    if not wanted:
+        say(f"packing: off ({'no GPU' if args.packing is None else 'as asked'})")
+        return False
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    reason = packing.why_not(base.config, device, args.precision.dtype)
+    if reason and args.packing:
+        raise UserError(f"--packing: {reason}; drop it")
+    if reason:
+        say(f"packing: off ({reason})")
+        return False
+    if device.type == "cuda":
+        packing.use_packed_attention(base)
+    say("packing: on (a batch is one row of its records, without padding)")
+    return True
 
 
 def read_records(data_args, args):
@@ -197,7 +234,7 @@ def read_records(data_args, args):
     return split(records, data_args.val_set_size, args.seed)
 
 
-def finish(trainer, run, result, seconds, resumed_at) -> None:
+def finish(trainer, run, result, seconds, resumed_at, watch, rate) -> None:
     """Check what was saved, write what the run was and what it reached, and say it."""
     out, full, state = Path(trainer.args.output_dir), run["lora"] is None, trainer.state
     split_up = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled  # no process holds the whole weights
@@ -210,7 +247,7 @@ def finish(trainer, run, result, seconds, resumed_at) -> None:
     trainer.save_state()
     draw_curve(state.log_history, out / "curve.png")
     losses = [row["loss"] for row in state.log_history if "loss" in row] or [result.training_loss]
-    records = (state.global_step - resumed_at) * run["training"]["records_a_step"]
+    pace = measure(trainer, run, watch, rate)
     run["status"] = "finished"
     run["results"] = {
         "steps": state.global_step,
@@ -221,7 +258,7 @@ def finish(trainer, run, result, seconds, resumed_at) -> None:
         "best_metric": state.best_metric,
         "resumed_at_step": resumed_at,
         "seconds": round(seconds, 1),  # of this process: since step `resumed_at_step`
-        "samples_per_second": round(records / result.metrics["train_runtime"], 2),
+        **pace,
         "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if torch.cuda.is_available() else None,
     }
     manifest.write(out, run)
@@ -233,12 +270,34 @@ def finish(trainer, run, result, seconds, resumed_at) -> None:
     results = run["results"]
     say(
         f"\ntrained {state.global_step} steps ({state.epoch:.2f} epochs), from step {resumed_at} "
-        f"in {seconds:.0f} s, {results['samples_per_second']} samples/s"
+        f"in {seconds:.0f} s"
         + (f", peak {results['peak_gib']} GiB of the card" if results["peak_gib"] else "")
+        + f"\n{pace['samples_per_second']} samples/s, {pace['tokens_per_second']:,.0f} real tokens/s, "
+        f"MFU {pace['mfu']:.3f} = {6 if full else 4} x {pace['weights']:,} weights x tokens/s of a process / {rate / 1e12:.3g} TFLOP/s "
+        "(a large matrix product here)"
         + f"\nloss {results['train_loss']} on average, {results['last_loss']} at the end{best}"
         + f"\n{'model' if full else 'adapter'}: {out} ({weights:,} weights{'' if full else ', read back'}); "
         "beside it run.json, curve.png, log.jsonl"
     )
+
+
+def measure(trainer, run, watch, rate) -> dict:
+    """Samples/s and real tokens/s of all processes, and the MFU of one, over the steps that were timed."""
+    processes = trainer.args.world_size
+    seconds = watch.seconds or float("inf")
+    tokens = watch.tokens * processes / seconds  # the processes' shares are alike
+    base = trainer.accelerator.unwrap_model(trainer.model)
+    trained = sum(p.numel() for p in base.parameters() if p.requires_grad)
+    shape = memory.read_shape(run["base"])
+    weights = shape.linear + shape.other if shape else sum(p.numel() for p in base.parameters())
+    return {
+        "samples_per_second": round(watch.steps * run["training"]["records_a_step"] / seconds, 2),
+        "tokens_per_second": round(tokens, 1),
+        "mfu": round(speed.mfu(weights, tokens / processes, rate, run["lora"] is None), 4),
+        "weights": weights,
+        "trained_weights": trained,
+        "timed_steps": watch.steps,
+    }
 
 
 if __name__ == "__main__":

@@ -141,7 +141,16 @@ class FinetuneArguments(TrainingArguments):
     fp16: bool = option(False, "16-bit floats for cards before Ampere; 32-bit ones on a CPU")
     bf16: bool = option(False, "bfloat16; default: bfloat16 where the card has it, else float16; float32 on a CPU")
     fp32: bool = option(False, "32-bit floats on a GPU too")
-    gradient_checkpointing: bool | None = option(None, "save memory by computing twice; default: on a GPU only")
+    gradient_checkpointing: bool | None = option(
+        None, "save memory by computing twice; default: only where the card's memory needs it"
+    )
+    packing: bool | None = option(
+        None,
+        "the records of a batch in one row without padding, none seeing another; default: on a GPU, where the base can",
+    )
+    use_liger_kernel: bool | None = option(
+        None, "fused kernels of the package liger-kernel; default: on a GPU, if it is installed and knows the base"
+    )
     train_sampling_strategy: str = option("group_by_length", "group_by_length (least padding), random or sequential")
     eval_strategy: str = option(
         "no",
@@ -195,10 +204,16 @@ class FinetuneArguments(TrainingArguments):
             say(f"optimizer: adamw_torch ({self.optim} needs a GPU)")
             self.optim = "adamw_torch"
         self.use_cpu = not has_cuda(self.use_cpu)
-        if self.gradient_checkpointing is None:
-            self.gradient_checkpointing = not self.use_cpu
-        if getattr(self, "activation_checkpointing", True) is None:  # its name in newer releases of transformers
-            self.activation_checkpointing = self.gradient_checkpointing
+        # Left out, the memory estimate decides about it; until then, the side that needs less.
+        self.may_skip_checkpointing = self.gradient_checkpointing is None and not self.use_cpu
+        set_checkpointing(self, self.may_skip_checkpointing or bool(self.gradient_checkpointing))
+        installed = importlib.util.find_spec("liger_kernel") is not None
+        if self.use_liger_kernel and not installed:
+            raise UserError("--use_liger_kernel: the package is not installed; pip install liger-kernel, or drop it")
+        if self.use_liger_kernel is None:
+            self.use_liger_kernel = installed and not self.use_cpu
+        # Only its layers: logits are computed at the answers alone, which is more than its fused loss would save.
+        self.liger_kernel_config = {"fused_linear_cross_entropy": False, "cross_entropy": False}
         self.metric_for_best_model = "eval_contest" if self.predict_with_generate else "eval_loss"
         self.greater_is_better = self.predict_with_generate
         # Only where every checkpoint has been evaluated; TrainingArguments evaluates each --logging_steps by default.
@@ -242,6 +257,13 @@ class InferenceArguments:
         if self.merge_lora and not self.lora_weights:
             raise UserError("--merge_lora without --lora_weights: there is no adapter to merge; drop it")
         check_output(self.output_file, "--output_file", self.input_file)
+
+
+def set_checkpointing(args: TrainingArguments, on: bool) -> None:
+    """Gradient checkpointing, under both names that releases of transformers give it."""
+    args.gradient_checkpointing = on
+    if hasattr(args, "activation_checkpointing"):
+        args.activation_checkpointing = on
 
 
 def check_least(arguments, least: int, *names: str) -> None:

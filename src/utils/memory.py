@@ -215,6 +215,12 @@ def plans_that_fit(plan: Plan, full: bool, fits) -> list[Plan]:
     return [other for changed, other in found.items() if len(changed) == fewest]
 
 
+def fits_well(shape: Shape, rows, plan: Plan, trained: int, full: bool, optim: str, device, cap) -> bool:
+    """Whether a plan needs at most 95 % of what is free, so that a choice made by the estimate does not end a run."""
+    needs = sum(training_bytes(shape, rows, plan, trained, full, optim).values())
+    return needs <= 0.95 * available(device, cap)
+
+
 def check_training(shape: Shape | None, rows, plan: Plan, trained: int, full: bool, optim: str, device, cap) -> None:
     """Say what the run will need; UserError with the flags that would make it fit when a card has less.
 

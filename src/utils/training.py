@@ -92,6 +92,23 @@ class TripleTrainer(Trainer):
     """transformers' Trainer, with an order that can be resumed and an evaluation that also predicts."""
 
     score_answers = None  # a function from the model to its figures (f1, contest, …), or None
+    eval_collator = None  # of batches that are evaluated: padded, so that each counts as its number of records
+    tokens = 0  # real ones that this process has trained on; on a card a tensor, so that nothing waits for it
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        mask = inputs.get("attention_mask")
+        self.tokens = self.tokens + (inputs["input_ids"].numel() if mask is None else mask.count_nonzero())
+        return super().training_step(model, inputs, *args, **kwargs)
+
+    def count_tokens(self) -> int:
+        return int(self.tokens)
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        training, self.data_collator = self.data_collator, self.eval_collator or self.data_collator
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = training
 
     def _get_train_sampler(self, train_dataset=None):
         if self.args.train_sampling_strategy != "group_by_length":

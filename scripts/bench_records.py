@@ -1,0 +1,51 @@
+"""Records of given lengths to measure speed on: tokens drawn from a normal distribution, text from the sample.
+
+python scripts/bench_records.py --base models/random-7b --out results/bench/train.json
+"""
+
+import argparse
+import random
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from utils.errors import run_script, say
+from utils.families import find_family
+from utils.prompter import load_template
+from utils.records import read, write
+from utils.tokens import Limits, fit, load_codec
+
+SAMPLE = Path(__file__).resolve().parents[1] / "data" / "sample" / "train.json"
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", required=True, help="folder whose tokenizer counts the tokens")
+    parser.add_argument("--out", required=True, help="file of the records")
+    parser.add_argument("--records", type=int, default=1024)
+    parser.add_argument("--template", default="plain", help="short, so that short rows are possible")
+    arguments = parser.parse_args(argv)
+    family, _, _ = find_family(arguments.base)
+    codec, template = load_codec(arguments.base, family), load_template(arguments.template)
+    draw, sample = random.Random(0), read(SAMPLE)
+    text = "".join(record["input"] for record in sample)
+    rows, tokens = [], 0
+    for number in range(arguments.records):
+        wanted = int(min(512, max(120, draw.gauss(380, 90))))
+        start = draw.randrange(len(text) - 600)
+        record = {
+            "id": number,
+            "instruction": "抽取关系：类型。",
+            "output": sample[number % len(sample)]["output"][:40],
+        }
+        record["input"] = text[start : start + 600]
+        fitted = fit(codec, template, record, Limits(wanted))
+        rows.append({**record, "input": fitted.text})
+        tokens += len(fitted.prompt) + len(fitted.answer)
+    write(arguments.out, rows)
+    say(f"{arguments.out}: {len(rows)} records of {tokens / len(rows):.0f} tokens on average")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,76 @@
+"""How fast a run was, and what share of the hardware's arithmetic that is."""
+
+import time
+
+import torch
+from transformers import TrainerCallback
+
+WARM_UP = 2  # optimizer steps that are not timed: kernels are loaded, memory is allocated
+
+
+def product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of one large matrix product here: what MFU is a share of."""
+    side, times = (8192, 10) if device.type == "cuda" else (1024, 5)
+    one = torch.randn(side, side, device=device).to(dtype)
+    _wait(device, one @ one)
+    start = time.perf_counter()
+    for _ in range(times):
+        out = one @ one
+    _wait(device, out)
+    rate = times * 2 * side**3 / (time.perf_counter() - start)
+    if device.type == "cuda":
+        del one, out
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    return rate
+
+
+def _wait(device, _) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def mfu(weights: int, tokens_a_second: float, rate: float, full: bool) -> float:
+    """Model FLOPs utilisation of one card: (4, or with `full` 6) · weights · real tokens/s ÷ rate.
+
+    A forward pass takes 2 operations a weight and token, the gradient of the activations 2, that of the weights 2
+    (PaLM, arXiv 2204.02311, appendix B, without attention); frozen weights need none, padding counts as nothing.
+    """
+    return (6 if full else 4) * weights * tokens_a_second / rate
+
+
+class Stopwatch(TrainerCallback):
+    """Times the optimizer steps after the first two, without evaluation and checkpoints.
+
+    `count()` gives the real tokens that this process has trained on.
+    """
+
+    def __init__(self, count, device: torch.device):
+        self.count, self.device = count, device
+        self.begun = None
+        self.seconds, self.tokens, self.steps = 0.0, 0, 0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.first = state.global_step + (WARM_UP if state.max_steps - state.global_step > 2 * WARM_UP else 0)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if self.begun is None and state.global_step >= self.first:
+            tokens = self.count()
+            _wait(self.device, None)
+            self.begun = time.perf_counter(), tokens, state.global_step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if control.should_save or control.should_evaluate or state.global_step >= state.max_steps:
+            self.stop(state)
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self.stop(state)
+
+    def stop(self, state) -> None:
+        if self.begun is not None:
+            _wait(self.device, None)
+            start, tokens, step = self.begun
+            self.seconds += time.perf_counter() - start
+            self.tokens += self.count() - tokens
+            self.steps += state.global_step - step
+            self.begun = None

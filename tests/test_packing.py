@@ -1,0 +1,162 @@
+"""Packed batches: the same losses as padded ones, no record seeing another, and the speed that a run reports."""
+
+import itertools
+import json
+
+import pytest
+import torch
+from conftest import GOLDEN
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from test_finetune import main
+from utils import packing, speed
+from utils.batches import IGNORED, make_collator
+from utils.errors import UserError
+from utils.families import find_family
+from utils.loading import load_base
+from utils.precision import Precision
+from utils.prompter import load_template
+from utils.tokens import Limits, encode_row, load_codec
+
+BASE = GOLDEN / "checkpoint"
+RECORDS = [json.loads(line) for line in (GOLDEN / "train.json").read_text(encoding="utf-8").splitlines()]
+CPU = torch.device("cpu")
+
+
+def make_rows():
+    codec = load_codec(BASE, find_family(BASE)[0])
+    return [encode_row(codec, load_template("alpaca"), r, Limits(1024))._asdict() for r in RECORDS[:4]], codec
+
+
+def attend_alone(query, key, value, starts, longest, scale):
+    """What the card's kernel computes: causal attention of every record by itself."""
+    pairs = list(itertools.pairwise(starts.tolist()))
+    assert longest == max(end - start for start, end in pairs)
+    parts = []
+    for start, end in pairs:
+        q, k, v = (part[start:end].transpose(0, 1) for part in (query, key, value))
+        k, v = (part.repeat_interleave(len(q) // len(part), 0) for part in (k, v))
+        parts.append(torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale))
+    return torch.cat(parts, 1).transpose(0, 1)
+
+
+def losses(folder):
+    return [row["loss"] for row in map(json.loads, (folder / "log.jsonl").open()) if "loss" in row]
+
+
+def run(folder, *more, **values):
+    chosen = {"model_name_or_path": BASE, "train_file": GOLDEN / "train.json", "output_dir": folder}
+    chosen |= {"cutoff_len": 1024, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    chosen |= {"learning_rate": 3e-3, "max_steps": 20, "save_strategy": "no", "logging_steps": 1, "lora_dropout": 0}
+    flags = [str(part) for name, value in (chosen | values).items() for part in (f"--{name}", value)]
+    main(["--do_train", *more, *flags])
+    return losses(folder)
+
+
+def test_a_packed_batch_by_hand():
+    rows = [{"input_ids": [5, 6, 7], "labels": [IGNORED, 6, 7]}, {"input_ids": [8, 2], "labels": [IGNORED, 2]}]
+    batch = packing.pack(rows)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 2]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1]]
+    assert batch["logits_to_keep"].tolist() == [0, 1, 3]
+    assert batch["shift_labels"].tolist() == [[6, 7, 2]]
+    assert batch["cu_seq_lens_q"].tolist() == [0, 3, 5]
+    assert batch["max_length_q"] == 3
+
+
+@pytest.mark.parametrize("model_type", packing.MODEL_TYPES)
+@pytest.mark.parametrize("bounds", [False, True], ids=["mask", "bounds"])
+def test_no_record_sees_another(monkeypatch, model_type, bounds):
+    """Each record's logits are those it has alone, on both ways: a mask of positions (CPU), bounds (the card's way)."""
+    monkeypatch.setattr(packing, "attend", attend_alone)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    more = {"sliding_window": None} if model_type == "mistral" else {}
+    config = AutoConfig.for_model(model_type, **sizes, num_key_value_heads=2, head_dim=8, vocab_size=60, **more)
+    assert packing.why_not(config, CPU, torch.float32) is None
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    rows = [{"input_ids": torch.randint(60, (n,)).tolist(), "labels": list(range(n))} for n in (5, 9, 2)]
+    alone = [model(input_ids=torch.tensor([row["input_ids"]])).logits[0] for row in rows]
+    if bounds:
+        packing.use_packed_attention(model)
+    batch = packing.pack(rows)
+    packed = model(**{k: v for k, v in batch.items() if "label" not in k and k != "logits_to_keep"}, use_cache=False)
+    torch.testing.assert_close(packed.logits[0], torch.cat(alone), rtol=1e-4, atol=1e-4)
+    assert model.config._attn_implementation == (packing.NAME if bounds else "sdpa")
+    generated = model.generate(torch.tensor([rows[0]["input_ids"]]), max_new_tokens=3, do_sample=False)
+    assert generated.shape[1] == 8
+
+
+def test_generation_with_padding_is_the_same_with_the_packed_attention():
+    rows, codec = make_rows()
+    model = load_base(BASE, Precision("float32", 16), "cpu", codec)
+    model.set_attn_implementation("sdpa")
+    prompts = [row["input_ids"][:length] for row, length in zip(rows, (40, 25, 33, 9), strict=True)]
+    before = [answer.text for answer in codec.answer(model, prompts, 6)]
+    packing.use_packed_attention(model)
+    assert [answer.text for answer in codec.answer(model, prompts, 6)] == before
+
+
+def test_the_packed_loss_is_the_padded_one():
+    rows, codec = make_rows()
+    model = load_base(BASE, Precision("float32", 16), "cpu", codec)
+    padded = model(**make_collator(codec.pad_id)(rows)).loss
+    torch.testing.assert_close(model(**packing.pack(rows), use_cache=False).loss, padded, rtol=1e-5, atol=1e-6)
+
+
+def test_twenty_losses_of_a_packed_run_are_those_of_a_padded_one(tmp_path):
+    plain, packed = run(tmp_path / "plain"), run(tmp_path / "packed", packing=True)
+    assert len(plain) == 20
+    assert packed == pytest.approx(plain, rel=1e-3)
+    checkpointed = run(tmp_path / "checkpointed", packing=True, gradient_checkpointing=True)
+    assert checkpointed == pytest.approx(plain, rel=1e-3)
+
+
+def test_evaluation_of_a_packed_run_is_that_of_a_padded_one(tmp_path):
+    common = {"val_set_size": 3, "max_steps": 2, "eval_strategy": "steps", "eval_steps": 1}
+    common["per_device_eval_batch_size"] = 2
+    run(tmp_path / "plain", "--do_eval", **common)
+    run(tmp_path / "packed", "--do_eval", packing=True, **common)
+    found = [
+        [row["eval_loss"] for row in map(json.loads, (folder / "log.jsonl").open()) if "eval_loss" in row]
+        for folder in (tmp_path / "plain", tmp_path / "packed")
+    ]
+    assert len(found[0]) == 2
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
+
+
+def test_what_cannot_be_packed_says_why(tmp_path):
+    windowed = AutoConfig.for_model("mistral", sliding_window=64)
+    assert "windowed" in packing.why_not(windowed, CPU, torch.float32)
+    assert "model_type gpt2 is not known" in packing.why_not(AutoConfig.for_model("gpt2"), CPU, torch.float32)
+    half = packing.why_not(AutoConfig.for_model("llama"), torch.device("cuda"), torch.float32)
+    assert "16-bit" in half
+    with pytest.raises(UserError, match="--use_liger_kernel: the package is not installed"):
+        run(tmp_path, use_liger_kernel=True)
+
+
+def test_the_end_of_a_run_says_how_fast_it_was(tmp_path, capsys):
+    run(tmp_path, max_steps=6)
+    said = capsys.readouterr().err
+    results = json.loads((tmp_path / "run.json").read_text())["results"]
+    assert results["timed_steps"] == 4
+    assert results["weights"] == sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(BASE).parameters())
+    assert f"{results['tokens_per_second']:,.0f} real tokens/s, MFU {results['mfu']:.3f} = 4 x " in said
+    ratio = results["tokens_per_second"] / results["samples_per_second"]
+    lengths = [row["length"] for row in make_all()]
+    assert min(lengths) <= ratio <= max(lengths)
+
+
+def make_all():
+    codec = load_codec(BASE, find_family(BASE)[0])
+    rows = [encode_row(codec, load_template("alpaca"), record, Limits(1024)) for record in RECORDS]
+    return [{"length": len(row.input_ids)} for row in rows]
+
+
+def test_mfu_counts_the_weights_gradient_only_where_there_is_one():
+    assert speed.mfu(10, 100, 8000, full=False) == pytest.approx(0.5)
+    assert speed.mfu(10, 100, 8000, full=True) == pytest.approx(0.75)
+    assert speed.product_rate(CPU, torch.float32) > 0
