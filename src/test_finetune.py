@@ -273,8 +273,8 @@ def finish(trainer, run, result, seconds, resumed_at, watch, rate) -> None:
         f"in {seconds:.0f} s"
         + (f", peak {results['peak_gib']} GiB of the card" if results["peak_gib"] else "")
         + f"\n{pace['samples_per_second']} samples/s, {pace['tokens_per_second']:,.0f} real tokens/s, "
-        f"MFU {pace['mfu']:.3f} = {6 if full else 4} x {pace['weights']:,} weights x tokens/s of a process / {rate / 1e12:.3g} TFLOP/s "
-        "(a large matrix product here)"
+        + f"MFU {pace['mfu']:.3f} = {6 if full else 4} x {pace['weights']:,} weights x tokens/s of a process "
+        + f"/ {rate / 1e12:.3g} TFLOP/s (a large matrix product here)"
         + f"\nloss {results['train_loss']} on average, {results['last_loss']} at the end{best}"
         + f"\n{'model' if full else 'adapter'}: {out} ({weights:,} weights{'' if full else ', read back'}); "
         "beside it run.json, curve.png, log.jsonl"
