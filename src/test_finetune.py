@@ -112,10 +112,11 @@ def main(argv=None) -> None:
     what = "all of them" if lora_args.full_finetune else f"LoRA r {lora_args.lora_r} on {', '.join(targets)}"
     say(f"trained: {trained:,} weights ({what})")
 
+    padded = codec.collator(8 if device.type == "cuda" else 1)
     trainer = TripleTrainer(
         model=model,
         args=args,
-        data_collator=packing.pack if packed else codec.collator(8 if device.type == "cuda" else 1),
+        data_collator=packing.pack if packed else padded,
         train_dataset=train_rows,
         eval_dataset=valid_rows,
         callbacks=[LogFile()],
@@ -124,7 +125,7 @@ def main(argv=None) -> None:
         base = model_args.model_name_or_path
         trainer.add_callback(SaveTokenizer(lambda folder: save_tokenizer(codec, family, base, folder)))
     trainer.score_answers = score_answers
-    trainer.eval_collator = codec.collator(8 if device.type == "cuda" else 1)
+    trainer.eval_collator = padded
     watch = speed.Stopwatch(trainer.count_tokens, device)
     trainer.add_callback(watch)
     if args.process_index == 0:
@@ -188,14 +189,8 @@ def check_memory(model_args, lora_args, args, rows, targets, device, max_target_
         if memory.fits_well(shape, rows, whole, trained, full, args.optim, device, model_args.max_memory_MB):
             set_checkpointing(args, False)
             plan = whole
-        say(
-            "gradient checkpointing: "
-            + (
-                "off (the memory holds all activations)"
-                if not args.gradient_checkpointing
-                else "on (to fit the memory)"
-            )
-        )
+        how = "on (to fit the memory)" if plan.recompute else "off (the memory holds all activations)"
+        say(f"gradient checkpointing: {how}")
     memory.check_training(shape, rows, plan, trained, full, args.optim, device, model_args.max_memory_MB)
 
 

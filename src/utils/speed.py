@@ -12,11 +12,12 @@ def product_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations a second of one large matrix product here: what MFU is a share of."""
     side, times = (8192, 10) if device.type == "cuda" else (1024, 5)
     one = torch.randn(side, side, device=device).to(dtype)
-    _wait(device, one @ one)
+    out = one @ one
+    _wait(device)
     start = time.perf_counter()
     for _ in range(times):
         out = one @ one
-    _wait(device, out)
+    _wait(device)
     rate = times * 2 * side**3 / (time.perf_counter() - start)
     if device.type == "cuda":
         del one, out
@@ -25,7 +26,7 @@ def product_rate(device: torch.device, dtype: torch.dtype) -> float:
     return rate
 
 
-def _wait(device, _) -> None:
+def _wait(device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -56,7 +57,7 @@ class Stopwatch(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         if self.begun is None and state.global_step >= self.first:
             tokens = self.count()
-            _wait(self.device, None)
+            _wait(self.device)
             self.begun = time.perf_counter(), tokens, state.global_step
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -68,7 +69,7 @@ class Stopwatch(TrainerCallback):
 
     def stop(self, state) -> None:
         if self.begun is not None:
-            _wait(self.device, None)
+            _wait(self.device)
             start, tokens, step = self.begun
             self.seconds += time.perf_counter() - start
             self.tokens += self.count() - tokens
