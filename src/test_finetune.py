@@ -49,9 +49,11 @@ def main(argv=None) -> None:
     whole_files(model_args.model_name_or_path, "model_name_or_path")
     codec = load_codec(model_args.model_name_or_path, family, model_args.trust_remote_code)
 
-    how = (choose_limits(data_args, family, codec), data_args.train_on_inputs, data_args.preprocessing_num_workers)
-    train_rows = tokenise(codec, template, train_records, *how, "training")
-    valid_rows = tokenise(codec, template, valid_records, *how, "validation") if valid_records else None
+    how = (codec, template, model_args.model_name_or_path, choose_limits(data_args, family, codec), data_args)
+    with args.main_process_first(desc="tokenising"):  # of a machine; its others read what it made
+        data_args.overwrite_cache &= args.local_process_index == 0
+        train_rows = tokenise(*how, train_records, "training")
+        valid_rows = tokenise(*how, valid_records, "validation") if valid_records else None
     score_answers = None
     if args.predict_with_generate:
         samples = valid_records[: args.eval_generate_samples or None]

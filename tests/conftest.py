@@ -2,6 +2,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,10 @@ EMBEDDED = ROOT / "models" / "smollm2-135m-instruct"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests are about the CPU, on any machine
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+CACHE = tempfile.TemporaryDirectory(
+    prefix="rows-"
+)  # of tokenised rows, gone with the tests; set before datasets is read
+os.environ["HF_DATASETS_CACHE"] = CACHE.name
 
 
 @pytest.fixture(scope="session")

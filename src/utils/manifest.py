@@ -54,10 +54,10 @@ def fingerprint(*files: str | Path) -> str:
     return digest.hexdigest()
 
 
-def versions() -> dict[str, str]:
-    """The installed packages that decide what a run computes."""
+def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
+    """Those of `packages` that are installed; left out: what decides what a run computes."""
     found = {}
-    for package in PACKAGES:
+    for package in packages:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object
-from datasets import Dataset
 from torch.utils.data import Sampler
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from utils import manifest
+from utils.cache import cached_rows
 from utils.errors import UserError, say
 from utils.generating import plan_batches
 from utils.prompter import prompt
@@ -22,27 +22,26 @@ from utils.score import score
 from utils.tokens import Limits, check_context
 
 
-def tokenise(codec, template: dict, records: list[dict], limits: Limits, train_on_inputs: bool, workers: int, what):
-    """A dataset of rows (input_ids, labels, length); says how long they are and which had to be cut or dropped."""
+def tokenise(codec, template: dict, base: str | Path, limits: Limits, data_args, records: list[dict], what: str):
+    """A dataset of rows (input_ids, labels, length); says how long they are and which had to be cut or dropped.
+
+    `base`: the folder of the tokenizer. `data_args`: see `args.DataArguments`. `what`: the records' name in messages.
+    """
 
     def encode(record):
-        row = codec.row(template, record, limits, train_on_inputs)
+        row = codec.row(template, record, limits, data_args.train_on_inputs)
         return {**row, "length": len(row["input_ids"])}
 
-    texts = [{name: record[name] for name in ("instruction", "input", "output")} for record in records]
-    rows = Dataset.from_list(texts).map(
-        encode,
-        num_proc=min(workers, len(texts)) if workers > 1 else None,
-        remove_columns=["instruction", "input", "output"],
-        desc=f"tokenising {what}",
-    )
+    settings = {"template": template, "limits": limits, "train_on_inputs": data_args.train_on_inputs}
+    how = (data_args.preprocessing_num_workers, data_args.overwrite_cache)
+    rows = cached_rows(encode, records, base, settings, *how, what)
     say(_lengths(rows, limits, what, codec.context))
     # No row without a label may reach the model: its loss would be 0/0.
-    rows = rows.filter(lambda length: length > 0, input_columns="length")
-    if not len(rows):
+    kept = [number for number, length in enumerate(rows["length"]) if length]
+    if not kept:
         flag = _flags(limits.row, limits.prompt, None)
         raise UserError(f"{flag}: no {what} record fits, with its instruction and answer whole; raise it")
-    return rows
+    return rows.select(kept)
 
 
 def _lengths(rows, limits: Limits, what: str, context: int | None) -> str:
