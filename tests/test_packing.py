@@ -5,12 +5,12 @@ import json
 
 import pytest
 import torch
-from conftest import GOLDEN
+from conftest import GOLDEN, ROOT
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from test_finetune import main
 from utils import packing, speed
-from utils.batches import IGNORED, make_collator
+from utils.batches import IGNORED, make_collator, real_tokens
 from utils.errors import UserError
 from utils.families import find_family
 from utils.loading import load_base
@@ -154,6 +154,20 @@ def make_all():
     codec = load_codec(BASE, find_family(BASE)[0])
     rows = [encode_row(codec, load_template("alpaca"), record, Limits(1024)) for record in RECORDS]
     return [{"length": len(row.input_ids)} for row in rows]
+
+
+@pytest.mark.parametrize("name", ["llama", "llama packed", "chatglm", "moss", "cpm-bee", "auto"])
+def test_padding_is_no_real_token_in_any_family(name, chatglm, embedded_base):
+    folders = {"chatglm": chatglm[0], "moss": ROOT / "tests/golden/moss", "cpm-bee": ROOT / "tests/golden/cpmbee"}
+    folder = (folders | {"auto": embedded_base}).get(name, BASE)
+    family, asked, _ = find_family(folder)
+    codec, template = load_codec(folder, family), load_template(family.templates[asked])
+    rows = [codec.row(template, record, Limits(None, 4096, 4096)) for record in RECORDS[:3]]
+    lengths = [len(row["input_ids"]) for row in rows]
+    assert len(set(lengths)) == 3
+    batch = (packing.pack if name == "llama packed" else codec.collator(8))(rows)
+    assert int(real_tokens(batch)) == sum(lengths)
+    assert (batch["input_ids"].numel() > sum(lengths)) == (name != "llama packed")
 
 
 def test_mfu_counts_the_weights_gradient_only_where_there_is_one():

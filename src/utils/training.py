@@ -13,6 +13,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from utils import manifest
+from utils.batches import real_tokens
 from utils.cache import cached_rows
 from utils.errors import UserError, say
 from utils.generating import plan_batches
@@ -95,8 +96,7 @@ class TripleTrainer(Trainer):
     tokens = 0  # real ones that this process has trained on; on a card a tensor, so that nothing waits for it
 
     def training_step(self, model, inputs, *args, **kwargs):
-        mask = inputs.get("attention_mask")
-        self.tokens = self.tokens + (inputs["input_ids"].numel() if mask is None else mask.count_nonzero())
+        self.tokens = self.tokens + real_tokens(inputs)
         return super().training_step(model, inputs, *args, **kwargs)
 
     def count_tokens(self) -> int:
