@@ -1,0 +1,56 @@
+"""Train twice with --bits 8, through this project's product and through bitsandbytes' own, and compare the losses.
+
+python scripts/compare_8bit.py --model_name_or_path models/smollm2-135m-instruct --train_file data/sample/train.json \
+    --output_dir results/compare-8bit --max_steps 50 --per_device_train_batch_size 4 --gradient_accumulation_steps 1 \
+    --train_sampling_strategy random
+
+Takes the flags of src/test_finetune.py. Both runs see the same records in the same order, and start from the same
+adapter. On a CPU bitsandbytes would turn the weights back as this project does; here it multiplies as on a card, in 8
+bits, with the inputs rounded too.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+import test_finetune
+from utils import loading
+from utils.errors import run_script
+
+MEAN_OF = 10  # steps: the loss of one batch alone says little
+
+
+def keep_own(model) -> int:
+    """Instead of `loading.train_frozen`: the layers keep bitsandbytes' product, on a CPU that of a card."""
+    from bitsandbytes.autograd import _functions
+
+    _functions.MatMul8bitFp = _functions.MatMul8bitLt
+    return 0
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", default="results/compare-8bit", help="folder of both runs, made anew")
+    arguments, flags = parser.parse_known_args(argv)
+    losses = {}
+    for name, product in (("ours", loading.train_frozen), ("bitsandbytes", keep_own)):
+        loading.train_frozen = product
+        out = Path(arguments.output_dir) / name
+        own = ["--output_dir", str(out), "--bits", "8", "--logging_steps", "1", "--save_strategy", "no"]
+        test_finetune.main(["--do_train", "--overwrite_output_dir", *own, *flags])
+        log = map(json.loads, (out / "log.jsonl").read_text(encoding="utf-8").splitlines())
+        losses[name] = [row["loss"] for row in log if "loss" in row]
+    steps = len(losses["ours"])
+    for last in range(MEAN_OF, steps + 1, MEAN_OF):
+        means = {name: sum(row[last - MEAN_OF : last]) / MEAN_OF for name, row in losses.items()}
+        apart = 100 * (means["ours"] / means["bitsandbytes"] - 1)
+        said = ", ".join(f"{name} {mean:.4f}" for name, mean in means.items())
+        print(f"mean loss of steps {last - MEAN_OF + 1}-{last}: {said} ({apart:+.2f} %)")
+    print(f"step {steps}: " + ", ".join(f"{name} {row[-1]:.4f}" for name, row in losses.items()))
+
+
+if __name__ == "__main__":
+    run_script(main)
