@@ -76,7 +76,8 @@ def _forward(module, query, key, value, attention_mask, scaling=None, cu_seq_len
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **more)
     if query.dtype == torch.float32:  # a rotary embedding of 32 bits under autocast
         query, key = query.to(value.dtype), key.to(value.dtype)
-    parts = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    # squeeze, not [0]: the gradient of an index is a copy into zeros.
+    parts = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
     return attend(*parts, cu_seq_lens_q, max_length_q, scaling)[None], None
 
 
