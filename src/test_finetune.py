@@ -9,8 +9,10 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # --preprocessing_num_workers forks
+os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # batches of all sizes, no memory in pieces
 
 import torch
+from transformers import AutoConfig
 
 from utils import manifest, memory, packing, speed
 from utils.args import parse_finetune, set_checkpointing
@@ -97,7 +99,8 @@ def main(argv=None) -> None:
     device = training_device(args.use_cpu)
     limit_memory(model_args.max_memory_MB, device)
     rate = speed.product_rate(device, args.precision.dtype)
-    check_memory(model_args, lora_args, args, train_rows, targets, device, data_args.max_target_length)
+    packed = choose_packing(args, model_args.model_name_or_path, model_args.trust_remote_code, device)
+    fit_memory(model_args, lora_args, args, train_rows, targets, device, data_args.max_target_length, packed)
     torch.manual_seed(args.seed)  # the first values of the adapter; the Trainer seeds all the rest
     base_precision = args.precision
     if lora_args.full_finetune:  # trained weights are float32; autocast multiplies in 16 bits
@@ -107,7 +110,8 @@ def main(argv=None) -> None:
         shape = (lora_args.lora_r, lora_args.lora_alpha, lora_args.lora_dropout)
         model = add_lora(model, targets, *shape, autocast=args.fp16 or args.bf16)
     model.config.use_cache = False
-    packed = choose_packing(args, model, device)
+    if packed and device.type == "cuda":
+        packing.use_packed_attention(model)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     what = "all of them" if lora_args.full_finetune else f"LoRA r {lora_args.lora_r} on {', '.join(targets)}"
     say(f"trained: {trained:,} weights ({what})")
@@ -163,8 +167,11 @@ def choose_limits(data_args, family, codec) -> Limits:
     return Limits(None, data_args.max_source_length, data_args.max_target_length)
 
 
-def check_memory(model_args, lora_args, args, rows, targets, device, max_target_length) -> None:
-    """UserError when the rows, or the adapter, do not suit the base, or the run would not fit into the card."""
+def fit_memory(model_args, lora_args, args, rows, targets, device, max_target_length, packed) -> None:
+    """Decide what the memory decides: records of a pass, gradient checkpointing.
+
+    UserError when the rows, or the adapter, do not suit the base, or the run would not fit into the card.
+    """
     if args.deepspeed or args.fsdp:
         say("memory: not estimated (the model is split over cards)")
         return
@@ -176,39 +183,41 @@ def check_memory(model_args, lora_args, args, rows, targets, device, max_target_
     trained = shape and (
         shape.linear + shape.other if full else memory.adapter_weights(shape, targets, lora_args.lora_r)
     )
-    plan = memory.Plan(
+    asked = memory.Plan(
         args.per_device_train_batch_size,
         args.gradient_accumulation_steps,
         args.precision,
         args.gradient_checkpointing,
         args.per_device_eval_batch_size if args.predict_with_generate else 0,
         max_target_length,
+        packed,
+        args.use_liger_kernel,
     )
-    if shape and args.may_skip_checkpointing:
-        whole = plan._replace(recompute=False)
-        if memory.fits_well(shape, rows, whole, trained, full, args.optim, device, model_args.max_memory_MB):
-            set_checkpointing(args, False)
-            plan = whole
+    choices = {"may_skip": args.may_skip_checkpointing, "may_regroup": args.may_regroup}
+    cap = model_args.max_memory_MB
+    plan = memory.fit_training(shape, rows, asked, trained, full, args.optim, device, cap, **choices)
+    if args.may_skip_checkpointing:
         how = "on (to fit the memory)" if plan.recompute else "off (the memory holds all activations)"
         say(f"gradient checkpointing: {how}")
-    memory.check_training(shape, rows, plan, trained, full, args.optim, device, model_args.max_memory_MB)
+    if plan.batch != asked.batch:
+        say(f"batch: {plan.batch} records a pass, {plan.accumulation} passes a step (what the memory holds)")
+    set_checkpointing(args, plan.recompute)
+    args.per_device_train_batch_size, args.gradient_accumulation_steps = plan.batch, plan.accumulation
 
 
-def choose_packing(args, model, device) -> bool:
-    """Whether batches are packed, said with its reason; gives the model the attention for it."""
+def choose_packing(args, model_path, trust_remote_code, device) -> bool:
+    """Whether batches are packed, said with its reason."""
     wanted = device.type == "cuda" if args.packing is None else args.packing
     if not wanted:
         say(f"packing: off ({'no GPU' if args.packing is None else 'as asked'})")
         return False
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    reason = packing.why_not(base.config, device, args.precision.dtype)
+    config = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
+    reason = packing.why_not(config, device, args.precision.dtype)
     if reason and args.packing:
         raise UserError(f"--packing: {reason}; drop it")
     if reason:
         say(f"packing: off ({reason})")
         return False
-    if device.type == "cuda":
-        packing.use_packed_attention(base)
     say("packing: on (a batch is one row of its records, without padding)")
     return True
 

@@ -128,7 +128,9 @@ class FinetuneArguments(TrainingArguments):
     do_eval: bool = option(False, "evaluate on the validation records, each epoch unless --eval_strategy says else")
     num_train_epochs: float = option(10, "passes over the training records")
     max_steps: int = option(-1, "stop after this many optimizer steps; -1: --num_train_epochs decides")
-    per_device_train_batch_size: int = option(16, "records a forward pass, per process")
+    per_device_train_batch_size: int | None = option(
+        None, "records a forward pass, per process; default: 16, on a GPU regrouped to what the memory holds"
+    )
     per_device_eval_batch_size: int = option(16, "the same while evaluating")
     gradient_accumulation_steps: int = option(8, "forward passes before one optimizer step")
     learning_rate: float = option(1e-4, "peak learning rate")
@@ -178,6 +180,10 @@ class FinetuneArguments(TrainingArguments):
             raise UserError("--do_train is missing: nothing would be trained (to predict, use src/inference.py)")
         if not self.output_dir:
             raise UserError("--output_dir is missing; give a folder for the adapter, e.g. lora/llama-7b-r8")
+        # Left out, the memory estimate decides about it, with as many records a step.
+        self.may_regroup = self.per_device_train_batch_size is None and has_cuda(self.use_cpu)
+        if self.per_device_train_batch_size is None:
+            self.per_device_train_batch_size = 16
         check_least(self, 1, "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
         check_least(self, 0, "eval_generate_samples")
         check_processes(self.use_cpu)
