@@ -102,7 +102,8 @@ def main(argv=None) -> None:
     base_precision = args.precision
     if lora_args.full_finetune:  # trained weights are float32; autocast multiplies in 16 bits
         base_precision = base_precision._replace(name="float32")
-    model = load_base(model_args.model_name_or_path, base_precision, device, codec, model_args.trust_remote_code)
+    code = model_args.trust_remote_code
+    model = load_base(model_args.model_name_or_path, base_precision, device, codec, code, split=args.fsdp)
     if not lora_args.full_finetune:
         shape = (lora_args.lora_r, lora_args.lora_alpha, lora_args.lora_dropout)
         model = add_lora(model, targets, *shape, autocast=args.fp16 or args.bf16)

@@ -17,10 +17,11 @@ from utils.batches import make_collator
 from utils.errors import UserError
 from utils.families import find_family
 from utils.loading import add_lora, check_saved, check_weights, load_base
+from utils.order import order_epoch
 from utils.precision import Precision
 from utils.prompter import load_template
 from utils.tokens import IGNORED, Limits, encode_row, load_codec
-from utils.training import LengthGrouped, find_checkpoint
+from utils.training import find_checkpoint
 
 BASE = GOLDEN / "checkpoint"
 TRAIN = GOLDEN / "train.json"
@@ -226,14 +227,15 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path, capsys):
     assert capsys.readouterr().err.count("is not whole") == 2
 
 
-def test_the_order_is_the_seeds_and_the_epochs_alone():
-    sampler = LengthGrouped([5, 9, 2, 7, 1, 8, 3, 3], batch_size=2, seed=1)
-    first = list(sampler)
+@pytest.mark.parametrize("how", ["group_by_length", "random"])
+def test_the_order_is_the_seeds_and_the_epochs_alone(how):
+    lengths = [5, 9, 2, 7, 1, 8, 3, 3]
+    first = order_epoch(lengths, 2, 1, 0, how)
     torch.rand(10)
-    assert list(sampler) == first
-    sampler.set_epoch(1)
-    assert list(sampler) != first
-    assert sorted(sampler) == list(range(8))
+    assert order_epoch(lengths, 2, 1, 0, how) == first
+    assert order_epoch(lengths, 2, 1, 1, how) != first
+    assert order_epoch(lengths, 2, 2, 0, how) != first
+    assert sorted(order_epoch(lengths, 2, 1, 1, how)) == list(range(8))
 
 
 def test_cut_and_dropped_rows_are_counted_and_the_sufficient_cutoff_named(tmp_path, capsys):

@@ -12,8 +12,10 @@ from transformers import HfArgumentParser, TrainingArguments
 from utils.errors import UserError, say
 from utils.families import NAMES
 from utils.flags import check_flags
+from utils.order import ORDERS
 from utils.precision import Precision, asked_dtype, choose_bits, choose_dtype, has_cuda
 from utils.records import check_output
+from utils.sharding import CONFIG, choose_policy
 
 
 def option(default, text: str, *aliases: str, **more):
@@ -114,6 +116,8 @@ DECIDED = {
     "load_best_model_at_end": "it follows from --eval_strategy and --save_strategy",
     "remove_unused_columns": "the rows hold only what is used",
     "length_column_name": "the rows' lengths are known",
+    "dataloader_drop_last": "every record of an epoch is learnt",
+    "average_tokens_across_devices": "the loss of a step is the mean over the tokens of all processes",
 }
 
 
@@ -151,7 +155,9 @@ class FinetuneArguments(TrainingArguments):
     use_liger_kernel: bool | None = option(
         None, "fused kernels of the package liger-kernel; default: on a GPU, if it is installed and knows the base"
     )
-    train_sampling_strategy: str = option("group_by_length", "group_by_length (least padding), random or sequential")
+    train_sampling_strategy: str = option(
+        "group_by_length", "group_by_length (least padding), random or sequential", choices=list(ORDERS)
+    )
     eval_strategy: str = option(
         "no",
         "no, steps or epoch; default: epoch with --do_eval",
@@ -171,7 +177,7 @@ class FinetuneArguments(TrainingArguments):
     seed: int = option(42, "seed of the split, the order of the records, the adapter and dropout")
     report_to: str = option("none", "none, tensorboard, wandb, …")
     deepspeed: str | None = option(None, "a DeepSpeed configuration (JSON file)")
-    fsdp: str | None = option(None, "a mode of PyTorch's FSDP, as transformers documents it")
+    fsdp: bool = option(False, "split the model over all cards, for what one cannot hold (PyTorch's FSDP2)")
 
     def __post_init__(self):
         if not self.do_train:
@@ -223,7 +229,14 @@ class FinetuneArguments(TrainingArguments):
         )
         self.remove_unused_columns = False
         self.ddp_find_unused_parameters = bool(self.ddp_find_unused_parameters)  # unset, it would search each step
+        checkpointing = self.gradient_checkpointing
+        if self.fsdp:
+            self.fsdp_config = dict(CONFIG)
+            set_checkpointing(self, False)  # else transformers recommends its other way, which forgets dropout's masks
         super().__post_init__()
+        set_checkpointing(self, checkpointing)
+        if self.fsdp and self.bf16:
+            self.fsdp_plugin_args["mixed_precision_policy"] = choose_policy(self.precision.dtype)
         if self.n_gpu > 1:  # one process, several cards: the Trainer would split every batch over threads, slowly
             say(f"cards: 1 of {self.n_gpu} (torchrun --nproc_per_node={self.n_gpu} uses them all)")
             self._n_gpu = 1

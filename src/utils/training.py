@@ -6,19 +6,20 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+from accelerate.data_loader import DataLoaderShard
 from accelerate.utils import gather_object
 from datasets import Dataset
-from torch.utils.data import Sampler
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from utils import manifest
 from utils.errors import UserError, say
 from utils.generating import plan_batches
+from utils.order import Share, with_empty
 from utils.prompter import prompt
 from utils.records import write
 from utils.score import score
+from utils.sharding import split_on_cpu
 from utils.tokens import Limits, check_context
 
 
@@ -71,29 +72,17 @@ def _flags(row: int | None, prompt: int | None, answer: int | None) -> str:
     return " ".join(f"--{name} {size}" for name, size in flags if size)
 
 
-class LengthGrouped(Sampler):
-    """Records of like length together, in an order that seed and epoch alone decide: a resumed run repeats it."""
-
-    def __init__(self, lengths: list[int], batch_size: int, seed: int):
-        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self):
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
-
-
 class TripleTrainer(Trainer):
     """transformers' Trainer, with an order that can be resumed and an evaluation that also predicts."""
 
     score_answers = None  # a function from the model to its figures (f1, contest, …), or None
     eval_collator = None  # of batches that are evaluated: padded, so that each counts as its number of records
     tokens = 0  # real ones that this process has trained on; on a card a tensor, so that nothing waits for it
+
+    def create_accelerator_and_postprocess(self):
+        if self.args.fsdp and self.args.device.type == "cpu":
+            split_on_cpu()
+        super().create_accelerator_and_postprocess()
 
     def training_step(self, model, inputs, *args, **kwargs):
         mask = inputs.get("attention_mask")
@@ -110,11 +99,17 @@ class TripleTrainer(Trainer):
         finally:
             self.data_collator = training
 
-    def _get_train_sampler(self, train_dataset=None):
-        if self.args.train_sampling_strategy != "group_by_length":
-            return super()._get_train_sampler(train_dataset)
-        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return LengthGrouped(list(self.train_dataset["length"]), batch, self.args.seed)
+    def get_train_dataloader(self):
+        # Not the Trainer's own: accelerate fills the last batches of an epoch up with records of the first ones.
+        lengths = list(self.train_dataset["length"])
+        return DataLoaderShard(
+            self.train_dataset,
+            device=self.args.device,
+            batch_sampler=Share(lengths, self.args),
+            collate_fn=with_empty(self.data_collator, self.train_dataset[lengths.index(min(lengths))]),
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
 
     def evaluate(self, *args, **kwargs):
         metrics = super().evaluate(*args, **kwargs)
