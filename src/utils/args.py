@@ -116,6 +116,8 @@ DECIDED = {
     "load_best_model_at_end": "it follows from --eval_strategy and --save_strategy",
     "remove_unused_columns": "the rows hold only what is used",
     "length_column_name": "the rows' lengths are known",
+    "fsdp_config": "--fsdp alone splits all that can be",
+    "accelerator_config": "batches and gradients are shared as --fsdp, --deepspeed or torchrun alone need it",
     "dataloader_drop_last": "every record of an epoch is learnt",
     "average_tokens_across_devices": "the loss of a step is the mean over the tokens of all processes",
 }
@@ -202,10 +204,9 @@ class FinetuneArguments(TrainingArguments):
             self.eval_strategy = "epoch"
         if self.predict_with_generate and self.eval_strategy == "no":
             raise UserError("--predict_with_generate: nothing is evaluated; add --do_eval, or drop it")
-        if self.predict_with_generate and (self.deepspeed or self.fsdp):
-            raise UserError("--predict_with_generate does not work on a model split by --deepspeed or --fsdp; drop it")
         if self.deepspeed and importlib.util.find_spec("deepspeed") is None:
             raise UserError("--deepspeed: the package deepspeed is not installed; pip install deepspeed")
+        check_split(self)
         if not has_cuda(self.use_cpu) and ("paged" in self.optim or "bit" in self.optim):
             say(f"optimizer: adamw_torch ({self.optim} needs a GPU)")
             self.optim = "adamw_torch"
@@ -232,6 +233,8 @@ class FinetuneArguments(TrainingArguments):
         checkpointing = self.gradient_checkpointing
         if self.fsdp:
             self.fsdp_config = dict(CONFIG)
+            # Each pass's gradients go to the cards that keep them; kept until a step ends they would be whole on each.
+            self.accelerator_config = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
             set_checkpointing(self, False)  # else transformers recommends its other way, which forgets dropout's masks
         super().__post_init__()
         set_checkpointing(self, checkpointing)
@@ -279,6 +282,34 @@ def set_checkpointing(args: TrainingArguments, on: bool) -> None:
         args.activation_checkpointing = on
 
 
+def check_split(args) -> None:
+    """UserError for what does not go with a model that is split over cards."""
+    if args.fsdp and args.deepspeed:
+        raise UserError("--fsdp and --deepspeed contradict each other: both split the model; drop one of them")
+    if not (args.fsdp or args.deepspeed):
+        return
+    flag = "--fsdp" if args.fsdp else "--deepspeed"
+    if "WORLD_SIZE" not in os.environ:
+        raise UserError(f"{flag}: one process has nobody to share with; start it with torchrun --nproc_per_node=2 …")
+    if args.predict_with_generate:
+        raise UserError(f"--predict_with_generate does not work on a model split by {flag}; drop one of them")
+    if "paged" in args.optim or "bit" in args.optim:
+        raise UserError(f"--optim {args.optim} does not work on a model split by {flag}; drop it, or {flag}")
+    if args.fsdp and args.fp16:
+        raise UserError("--fp16 and --fsdp: a split model is trained in bf16 or fp32 here; give --bf16, or drop --fsdp")
+
+
+def check_bits(bits: int | None, full: bool, args) -> None:
+    """UserError for quantised weights where they would have to be trained or split."""
+    if bits not in (4, 8):
+        return
+    if full:
+        raise UserError(f"--full_finetune and --bits {bits} contradict each other: quantised weights cannot be trained")
+    if args.fsdp or args.deepspeed:
+        flag = "--fsdp" if args.fsdp else "--deepspeed"
+        raise UserError(f"--bits {bits} and {flag} contradict each other: quantised weights cannot be split; drop one")
+
+
 def check_least(arguments, least: int, *names: str) -> None:
     """UserError for a given number that is too small."""
     for name in names:
@@ -292,10 +323,7 @@ def parse_finetune(argv=None):
     model, data, lora, train = parse((ModelArguments, DataArguments, LoraArguments, FinetuneArguments), argv)
     if not model.model_name_or_path:
         raise UserError("--model_name_or_path is missing; give the folder of the base model")
-    if lora.full_finetune and model.bits in (4, 8):
-        raise UserError(
-            f"--full_finetune and --bits {model.bits} contradict each other: quantised weights cannot be trained"
-        )
+    check_bits(model.bits, lora.full_finetune, train)
     if data.val_set_size is None:
         data.val_set_size = 1000 if train.do_eval and not data.valid_file else 0
     train.precision = train.precision._replace(bits=choose_bits(model.bits or 16, train.use_cpu))

@@ -296,9 +296,9 @@ def check_weights(folder: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def check_saved(model, folder: Path) -> int:
-    """Read a just saved adapter back and compare it with the model's; its number of weights."""
-    saved, live = check_weights(folder), get_peft_model_state_dict(model)
+def check_saved(live: dict[str, torch.Tensor], folder: Path) -> int:
+    """Read a just saved adapter back and compare it with the trained one's tensors; its number of weights."""
+    saved = check_weights(folder)
     wrong = [
         name for name, tensor in live.items() if name not in saved or not torch.equal(saved[name].cpu(), tensor.cpu())
     ]

@@ -7,6 +7,7 @@ of them holding all of it, and how a trained adapter is put together again.
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -46,6 +47,12 @@ def share_buffers(model, device: torch.device) -> None:
         buffer.copy_(values)
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A weight put together from all cards; every process must ask for it."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+def gather_trained(model) -> dict[str, torch.Tensor]:
+    """The trained weights, put together on the CPU of the first process; {} on the others. All must call it."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+    return get_model_state_dict(model, options=options)
+
+
+def size_of(parameter: torch.Tensor) -> int:
+    """Weights of a parameter, all its parts together (DeepSpeed's are empty while they are not needed)."""
+    return getattr(parameter, "ds_numel", parameter.numel())

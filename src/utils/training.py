@@ -9,6 +9,7 @@ import torch
 from accelerate.data_loader import DataLoaderShard
 from accelerate.utils import gather_object
 from datasets import Dataset
+from peft import PeftModel, get_peft_model_state_dict
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback
 
@@ -19,7 +20,7 @@ from utils.order import Share, with_empty
 from utils.prompter import prompt
 from utils.records import write
 from utils.score import score
-from utils.sharding import split_on_cpu
+from utils.sharding import gather_trained, split_on_cpu
 from utils.tokens import Limits, check_context
 
 
@@ -84,10 +85,25 @@ class TripleTrainer(Trainer):
             split_on_cpu()
         super().create_accelerator_and_postprocess()
 
+    def get_batch_samples(self, *args, **kwargs):
+        samples, learnt = super().get_batch_samples(*args, **kwargs)
+        # A tensor handed to a split model would be rounded to 16 bits there: 265 tokens would become 266.
+        return samples, int(learnt) if self.is_fsdp_enabled and learnt is not None else learnt
+
     def training_step(self, model, inputs, *args, **kwargs):
         mask = inputs.get("attention_mask")
         self.tokens = self.tokens + (inputs["input_ids"].numel() if mask is None else mask.count_nonzero())
         return super().training_step(model, inputs, *args, **kwargs)
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        if self.is_fsdp_enabled and isinstance(self.model, PeftModel):  # the Trainer would gather the frozen base, too
+            return self._save(output_dir or self.args.output_dir, state_dict=gather_trained(self.model))
+        return super().save_model(output_dir, _internal_call)
+
+    def gather_adapter(self) -> dict[str, torch.Tensor]:
+        """The adapter's tensors by their names in its file; of a split model on the first process only."""
+        state = gather_trained(self.model) if self.is_fsdp_enabled else None
+        return get_peft_model_state_dict(self.model, state_dict=state)
 
     def count_tokens(self) -> int:
         return int(self.tokens)
