@@ -232,6 +232,7 @@ class FinetuneArguments(TrainingArguments):
         self.ddp_find_unused_parameters = bool(self.ddp_find_unused_parameters)  # unset, it would search each step
         checkpointing = self.gradient_checkpointing
         if self.fsdp:
+            self.ddp_backend = None if self.use_cpu else "cuda:nccl,cpu:gloo"  # what is gathered lies on the CPU
             self.fsdp_config = dict(CONFIG)
             # Each pass's gradients go to the cards that keep them; kept until a step ends they would be whole on each.
             self.accelerator_config = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
