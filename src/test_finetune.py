@@ -19,7 +19,6 @@ from utils.families import choose_family
 from utils.loading import add_lora, check_saved, limit_memory, load_base, training_device
 from utils.prompter import load_template
 from utils.records import load, split
-from utils.sharding import size_of
 from utils.shards import whole_files
 from utils.tokens import Limits, load_codec, save_tokenizer
 from utils.training import (
@@ -169,7 +168,7 @@ def choose_limits(data_args, family, codec) -> Limits:
 
 def check_memory(model_args, lora_args, args, rows, targets, device, max_target_length) -> None:
     """UserError when the rows, or the adapter, do not suit the base, or the run would not fit into the card."""
-    if args.deepspeed or args.fsdp:
+    if args.fsdp:
         say("memory: not estimated (the model is split over cards)")
         if args.may_skip_checkpointing:
             say("gradient checkpointing: on (what a split model needs is not known)")
@@ -238,7 +237,7 @@ def read_records(data_args, args):
 def check_result(trainer, full: bool) -> int:
     """Number of the weights that were saved; an adapter is read back. Every process must call it."""
     if full:
-        return sum(size_of(p) for p in trainer.model.parameters())
+        return sum(p.numel() for p in trainer.model.parameters())
     adapter = trainer.gather_adapter()
     return check_saved(adapter, Path(trainer.args.output_dir)) if trainer.args.process_index == 0 else 0
 
@@ -292,13 +291,13 @@ def measure(trainer, run, watch, rate) -> dict:
     tokens = trainer.accelerator.reduce(torch.tensor(watch.tokens, device=trainer.args.device)).item() / seconds
     base = trainer.accelerator.unwrap_model(trainer.model)
     shape = memory.read_shape(run["base"])
-    weights = shape.linear + shape.other if shape else sum(size_of(p) for p in base.parameters())
+    weights = shape.linear + shape.other if shape else sum(p.numel() for p in base.parameters())
     return {
         "samples_per_second": round(watch.steps * run["training"]["records_a_step"] / seconds, 2),
         "tokens_per_second": round(tokens, 1),
         "mfu": round(speed.mfu(weights, tokens / processes, rate, run["lora"] is None), 4),
         "weights": weights,
-        "trained_weights": sum(size_of(p) for p in base.parameters() if p.requires_grad),
+        "trained_weights": sum(p.numel() for p in base.parameters() if p.requires_grad),
         "timed_steps": watch.steps,
     }
 

@@ -22,6 +22,7 @@ from utils.errors import UserError
 from utils.order import deal, plan_epoch, with_empty
 from utils.packing import pack
 from utils.sharding import empty_model
+from utils.training import check_split_alike
 
 BASE = GOLDEN / "checkpoint"
 SCRIPT = ROOT / "src" / "test_finetune.py"
@@ -194,7 +195,7 @@ def test_a_model_without_its_weights_has_their_names_and_shapes():
     ("more", "processes", "message"),
     [
         (["--fsdp"], None, "--fsdp: one process has nobody to share with; start it with torchrun"),
-        (["--fsdp", "--deepspeed", "configs/zero3.json"], "2", "--fsdp and --deepspeed contradict each other"),
+        (["--deepspeed", "zero3.json"], "2", "--deepspeed cannot be set here: --fsdp splits a model"),
         (["--fsdp", "--do_eval", "--predict_with_generate"], "2", "--predict_with_generate .* --fsdp"),
         (["--fsdp", "--optim", "paged_adamw_32bit"], "2", "--optim paged_adamw_32bit does not work .* --fsdp"),
         (["--fsdp", "--fsdp_config", "mine.json"], "2", "--fsdp_config cannot be set here"),
@@ -207,9 +208,19 @@ def test_what_does_not_go_together_is_one_clear_error(tmp_path, nine, monkeypatc
         main(flags(tmp_path, nine, *more))
 
 
-@pytest.mark.parametrize("flag", ["fsdp", "deepspeed"])
-def test_quantised_weights_are_not_split(flag):
-    args = SimpleNamespace(**{"fsdp": None, "deepspeed": None, flag: True})
-    with pytest.raises(UserError, match=f"--bits 4 and --{flag} contradict each other"):
-        check_bits(4, False, args)
-    check_bits(16, False, args)
+def test_a_checkpoint_goes_on_only_as_it_began(tmp_path):
+    (tmp_path / "trainer_state.json").write_text('{"global_step": 2}')
+    assert check_split_alike(str(tmp_path), False) == str(tmp_path)
+    with pytest.raises(UserError, match="written without --fsdp; drop it"):
+        check_split_alike(str(tmp_path), True)
+    (tmp_path / "pytorch_model_fsdp.bin").touch()
+    with pytest.raises(UserError, match="written with --fsdp; add it"):
+        check_split_alike(str(tmp_path), False)
+    assert check_split_alike(None, True) is None
+
+
+def test_quantised_weights_are_not_split():
+    with pytest.raises(UserError, match="--bits 4 and --fsdp contradict each other"):
+        check_bits(4, False, SimpleNamespace(fsdp=True))
+    check_bits(4, False, SimpleNamespace(fsdp=False))
+    check_bits(16, False, SimpleNamespace(fsdp=True))

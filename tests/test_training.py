@@ -276,14 +276,6 @@ def test_bad_input_is_one_clear_error(tmp_path, change, message):
         main(flags(tmp_path, **change))
 
 
-def test_deepspeed_without_its_package_is_one_clear_error(tmp_path, monkeypatch):
-    from utils import args
-
-    monkeypatch.setattr(args.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="the package deepspeed is not installed"):
-        main(flags(tmp_path, deepspeed="zero3.json"))
-
-
 def test_the_script_ends_with_status_2_and_no_traceback(tmp_path):
     done = python(SCRIPT, *flags(tmp_path), "--lora_rang", "4")
     assert done.returncode == 2

@@ -116,8 +116,9 @@ DECIDED = {
     "load_best_model_at_end": "it follows from --eval_strategy and --save_strategy",
     "remove_unused_columns": "the rows hold only what is used",
     "length_column_name": "the rows' lengths are known",
+    "deepspeed": "--fsdp splits a model over cards; DeepSpeed would read its checkpoints by plain pickle",
     "fsdp_config": "--fsdp alone splits all that can be",
-    "accelerator_config": "batches and gradients are shared as --fsdp, --deepspeed or torchrun alone need it",
+    "accelerator_config": "batches and gradients are shared as --fsdp, or torchrun without it, needs it",
     "dataloader_drop_last": "every record of an epoch is learnt",
     "average_tokens_across_devices": "the loss of a step is the mean over the tokens of all processes",
 }
@@ -178,7 +179,6 @@ class FinetuneArguments(TrainingArguments):
     overwrite_output_dir: bool = option(False, "start anew in a folder that holds a run: its checkpoints are deleted")
     seed: int = option(42, "seed of the split, the order of the records, the adapter and dropout")
     report_to: str = option("none", "none, tensorboard, wandb, …")
-    deepspeed: str | None = option(None, "a DeepSpeed configuration (JSON file)")
     fsdp: bool = option(False, "split the model over all cards, for what one cannot hold (PyTorch's FSDP2)")
 
     def __post_init__(self):
@@ -204,8 +204,6 @@ class FinetuneArguments(TrainingArguments):
             self.eval_strategy = "epoch"
         if self.predict_with_generate and self.eval_strategy == "no":
             raise UserError("--predict_with_generate: nothing is evaluated; add --do_eval, or drop it")
-        if self.deepspeed and importlib.util.find_spec("deepspeed") is None:
-            raise UserError("--deepspeed: the package deepspeed is not installed; pip install deepspeed")
         check_split(self)
         if not has_cuda(self.use_cpu) and ("paged" in self.optim or "bit" in self.optim):
             say(f"optimizer: adamw_torch ({self.optim} needs a GPU)")
@@ -285,19 +283,16 @@ def set_checkpointing(args: TrainingArguments, on: bool) -> None:
 
 def check_split(args) -> None:
     """UserError for what does not go with a model that is split over cards."""
-    if args.fsdp and args.deepspeed:
-        raise UserError("--fsdp and --deepspeed contradict each other: both split the model; drop one of them")
-    if not (args.fsdp or args.deepspeed):
+    if not args.fsdp:
         return
-    flag = "--fsdp" if args.fsdp else "--deepspeed"
     if "WORLD_SIZE" not in os.environ:
-        raise UserError(f"{flag}: one process has nobody to share with; start it with torchrun --nproc_per_node=2 …")
+        raise UserError("--fsdp: one process has nobody to share with; start it with torchrun --nproc_per_node=2 …")
     if args.predict_with_generate:
-        raise UserError(f"--predict_with_generate does not work on a model split by {flag}; drop one of them")
+        raise UserError("--predict_with_generate does not work on a model split by --fsdp; drop one of them")
     if "paged" in args.optim or "bit" in args.optim:
-        raise UserError(f"--optim {args.optim} does not work on a model split by {flag}; drop it, or {flag}")
-    if args.fsdp and args.fp16:
-        raise UserError("--fp16 and --fsdp: a split model is trained in bf16 or fp32 here; give --bf16, or drop --fsdp")
+        raise UserError(f"--optim {args.optim} does not work on a model split by --fsdp; drop one of them")
+    if args.fp16:
+        raise UserError("--fp16 and --fsdp: a split model is trained in bf16 or fp32; give --bf16, or drop --fsdp")
 
 
 def check_bits(bits: int | None, full: bool, args) -> None:
@@ -306,9 +301,8 @@ def check_bits(bits: int | None, full: bool, args) -> None:
         return
     if full:
         raise UserError(f"--full_finetune and --bits {bits} contradict each other: quantised weights cannot be trained")
-    if args.fsdp or args.deepspeed:
-        flag = "--fsdp" if args.fsdp else "--deepspeed"
-        raise UserError(f"--bits {bits} and {flag} contradict each other: quantised weights cannot be split; drop one")
+    if args.fsdp:
+        raise UserError(f"--bits {bits} and --fsdp contradict each other: quantised weights cannot be split; drop one")
 
 
 def check_least(arguments, least: int, *names: str) -> None:

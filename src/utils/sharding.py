@@ -51,8 +51,3 @@ def gather_trained(model) -> dict[str, torch.Tensor]:
     """The trained weights, put together on the CPU of the first process; {} on the others. All must call it."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
     return get_model_state_dict(model, options=options)
-
-
-def size_of(parameter: torch.Tensor) -> int:
-    """Weights of a parameter, all its parts together (DeepSpeed's are empty while they are not needed)."""
-    return getattr(parameter, "ds_numel", parameter.numel())

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from accelerate.data_loader import DataLoaderShard
 from accelerate.utils import gather_object
+from accelerate.utils.constants import FSDP_MODEL_NAME
 from datasets import Dataset
 from peft import PeftModel, get_peft_model_state_dict
 from tqdm import tqdm
@@ -226,18 +227,26 @@ def choose_resume(args) -> str | None:
     if asked == "auto":
         if not finished:
             say(f"resume: {there}" if there else "resume: no whole checkpoint yet, starting at step 0")
-        return there
+        return check_split_alike(there, args.fsdp)
     if asked:
         if not (Path(asked) / "trainer_state.json").is_file():
             newest = there or "none"
             raise UserError(f"--resume_from_checkpoint {asked}: no whole checkpoint; --output_dir's newest is {newest}")
-        return asked
+        return check_split_alike(asked, args.fsdp)
     if (there or finished) and not args.overwrite_output_dir:
         raise UserError(
             f"--output_dir {out} holds a run already ({'finished' if finished else Path(there).name}); give another "
             "folder, --resume_from_checkpoint auto to go on with it, or --overwrite_output_dir to start anew"
         )
     return None
+
+
+def check_split_alike(checkpoint: str | None, split: bool) -> str | None:
+    """The checkpoint itself; UserError when it is of a split model and this run's is whole, or the other way round."""
+    if checkpoint and (Path(checkpoint) / f"{FSDP_MODEL_NAME}.bin").is_file() != bool(split):
+        how, do = ("without", "drop it") if split else ("with", "add it")
+        raise UserError(f"--resume_from_checkpoint {checkpoint}: written {how} --fsdp; {do}")
+    return checkpoint
 
 
 def is_done(args, run: dict, resume: str | None) -> bool:
