@@ -285,7 +285,7 @@ def check_split(args) -> None:
     """UserError for what does not go with a model that is split over cards."""
     if not args.fsdp:
         return
-    if "WORLD_SIZE" not in os.environ:
+    if "RANK" not in os.environ:
         raise UserError("--fsdp: one process has nobody to share with; start it with torchrun --nproc_per_node=2 …")
     if args.predict_with_generate:
         raise UserError("--predict_with_generate does not work on a model split by --fsdp; drop one of them")
