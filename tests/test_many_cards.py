@@ -35,9 +35,9 @@ def nine(tmp_path_factory):
     return file
 
 
-def flags(output, train, *more, **values):
+def flags(output, base, train, *more, **values):
     chosen = {
-        "model_name_or_path": BASE,
+        "model_name_or_path": base,
         "train_file": train,
         "output_dir": output,
         "cutoff_len": 1024,
@@ -111,15 +111,15 @@ def differ(one, two):
     return max((a[name].float() - b[name].float()).abs().max().item() for name in a)
 
 
-def test_two_processes_learn_what_one_learns_to_the_last_record(tmp_path, nine):
+def test_two_processes_learn_what_one_learns_to_the_last_record(tmp_path, random_base, nine):
     """Records of like length, the last step uneven; a run that goes on from the middle of an epoch repeats its order.
 
     Without an own plan of batches the last step would be filled up with the epoch's first records.
     """
     alone, two, packed = tmp_path / "alone", tmp_path / "two", tmp_path / "packed"
-    main(flags(alone, nine, per_device_train_batch_size=2))
-    both(*flags(two, nine))
-    kill_and_resume(packed, *flags(packed, nine, packing=True, save_strategy="steps", save_steps=2))
+    main(flags(alone, random_base, nine, per_device_train_batch_size=2))
+    both(*flags(two, random_base, nine))
+    kill_and_resume(packed, *flags(packed, random_base, nine, packing=True, save_strategy="steps", save_steps=2))
     expected = losses(alone)
     assert len(expected) == 6
     assert losses(two) == pytest.approx(expected, rel=1e-5)
@@ -129,27 +129,28 @@ def test_two_processes_learn_what_one_learns_to_the_last_record(tmp_path, nine):
 
 
 def test_lora_of_a_split_model_is_that_of_a_whole_one(tmp_path, nine):
-    """In bf16, where a split model must not round the number of a step's tokens; killed and resumed on its way."""
+    """In bf16, where a split model must not round the number, some 1,600, of a step's tokens; killed and resumed."""
     alone, split = tmp_path / "alone", tmp_path / "split"
     common = {"packing": True, "save_steps": 2, "save_strategy": "steps", "gradient_checkpointing": True}
-    main(flags(alone, nine, "--bf16", per_device_train_batch_size=2, **common))
-    said = kill_and_resume(split, *flags(split, nine, "--bf16", "--fsdp", **common))
-    assert losses(split) == pytest.approx(losses(alone), rel=2e-3)
+    main(flags(alone, BASE, nine, "--bf16", "--train_on_inputs", per_device_train_batch_size=2, **common))
+    said = kill_and_resume(split, *flags(split, BASE, nine, "--bf16", "--train_on_inputs", "--fsdp", **common))
+    assert losses(split) == pytest.approx(losses(alone), rel=5e-4)
     assert (split / "checkpoint-6" / "optimizer.bin").is_file(), "accelerate did not split the model"
     assert "weights, read back)" in said
     base = ["--model_name_or_path", str(BASE), "--fp32", "--lora_weights"]
     assert predicts(split, *base, str(split)) == predicts(alone, *base, str(alone))
 
 
-def test_full_fine_tuning_of_a_split_model_is_that_of_a_whole_one(tmp_path, nine):
+def test_full_fine_tuning_of_a_split_model_is_that_of_a_whole_one(tmp_path, random_base, nine):
     alone, split = tmp_path / "alone", tmp_path / "split"
     common = {"val_set_size": 2, "learning_rate": 1e-3, "save_strategy": "epoch"}
-    main(flags(alone, nine, "--full_finetune", "--do_eval", per_device_train_batch_size=2, **common))
-    both(*flags(split, nine, "--full_finetune", "--do_eval", "--fsdp", **common))
+    main(flags(alone, random_base, nine, "--full_finetune", "--do_eval", per_device_train_batch_size=2, **common))
+    both(*flags(split, random_base, nine, "--full_finetune", "--do_eval", "--fsdp", **common))
     assert losses(split) == pytest.approx(losses(alone), rel=1e-5)
     assert differ(alone / "model.safetensors", split / "model.safetensors") < 1e-4
     results = [json.loads((folder / "run.json").read_text())["results"] for folder in (alone, split)]
-    assert all(one["trained_weights"] == one["weights"] == 333_760 for one in results)
+    assert {one["trained_weights"] for one in results} == {one["weights"] for one in results}
+    assert results[0]["weights"] == results[1]["weights"] > 0
     assert predicts(split, "--model_name_or_path", str(split)) == predicts(alone, "--model_name_or_path", str(alone))
 
 
@@ -203,13 +204,13 @@ def test_a_model_without_its_weights_has_their_names_and_shapes():
 def test_what_does_not_go_together_is_one_clear_error(tmp_path, nine, monkeypatch, more, message):
     monkeypatch.setenv("RANK", "0")  # as torchrun does
     with pytest.raises(UserError, match=message):
-        main(flags(tmp_path, nine, "--fsdp", *more))
+        main(flags(tmp_path, BASE, nine, "--fsdp", *more))
 
 
 def test_a_model_is_not_split_among_one(tmp_path, nine, monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(UserError, match="--fsdp: one process has nobody to share with; start it with torchrun"):
-        main(flags(tmp_path, nine, "--fsdp"))
+        main(flags(tmp_path, BASE, nine, "--fsdp"))
 
 
 def test_a_checkpoint_goes_on_only_as_it_began(tmp_path):
