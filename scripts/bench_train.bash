@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Speed and memory of training, the original recipe and ours side by side: LLaMA-7B's shape with random weights, LoRA
 # r 8 on q_proj and v_proj, rows of 120 to 512 tokens. Needs a card; MODEL=llama-tiny tries it without one.
-# ROWS="ours ours-4bit" runs some of the rows only. What each run printed stands in results/bench/*.log.
+# ROWS="ours two-cards" runs some of the rows only. What each run printed stands in results/bench/*.log.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [ -d .venv ] && export PATH="$PWD/.venv/bin:$PATH"
@@ -10,7 +10,7 @@ MODEL=${MODEL:-llama-7b}
 STEPS=${STEPS:-8}
 BASE=models/random-$MODEL
 OUT=results/bench
-ROWS=${ROWS:-original original-4bit original-16bit padded packed ours ours-8bit ours-4bit cap-8bit cap-16bit}
+ROWS=${ROWS:-original original-4bit original-16bit padded packed ours ours-8bit ours-4bit cap-8bit cap-16bit two-cards}
 
 declare -A more=(
     [original]="--fp16 --bits 8 --packing False --use_liger_kernel False --gradient_checkpointing True"
@@ -25,17 +25,26 @@ declare -A more=(
     [cap-8bit]="--bits 8 --max_memory_MB 24000"
     [cap-4bit]="--bits 4 --max_memory_MB 24000"
     [cap-16bit]="--max_memory_MB 24000"
+    [two-cards]="--gradient_accumulation_steps 4" # the records of a step of `ours`, shared by two
 )
+cards=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
 mkdir -p "$OUT"
 [ -d "$BASE" ] || python scripts/random_base.py --model "$MODEL" --out "$BASE" --tokenizer tests/golden/llama/checkpoint
 [ -f "$OUT/train.json" ] || python scripts/bench_records.py --base "$BASE" --out "$OUT/train.json"
 
 printf '%-15s %10s %14s %6s %9s\n' row samples/s "real tokens/s" MFU "peak GiB"
 for row in $ROWS; do
-    script=src/test_finetune.py accumulation=8
+    script=src/test_finetune.py accumulation=8 start=python
     case $row in original*) script=scripts/bench_original.py accumulation=1 ;; esac # as fast, and slow enough
-    # shellcheck disable=SC2086  # the flags of a row are words
-    if python $script --do_train --model_name_or_path "$BASE" --train_file "$OUT/train.json" --output_dir "$OUT/$row" \
+    if [ "$row" = two-cards ]; then
+        start="torchrun --nproc_per_node=2 --master_port=${PORT:-1331}"
+        if [ "$cards" -lt 2 ]; then
+            printf '%-15s skipped: needs two cards, found %s\n' "$row" "$cards"
+            continue
+        fi
+    fi
+    # shellcheck disable=SC2086  # the flags of a row, and the words that start it
+    if $start $script --do_train --model_name_or_path "$BASE" --train_file "$OUT/train.json" --output_dir "$OUT/$row" \
         --prompt_template_name plain --overwrite_output_dir --max_steps "$STEPS" --save_strategy no \
         --per_device_train_batch_size 16 --gradient_accumulation_steps $accumulation ${more[$row]} >"$OUT/$row.log" 2>&1; then
         python - "$row" "$OUT/$row/run.json" <<'PRINT'

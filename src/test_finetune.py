@@ -18,7 +18,7 @@ from utils import manifest, memory, packing, speed
 from utils.args import parse_finetune, set_checkpointing
 from utils.errors import UserError, run_script, say
 from utils.families import choose_family
-from utils.loading import add_lora, check_saved, check_weights, limit_memory, load_base, training_device
+from utils.loading import add_lora, check_saved, limit_memory, load_base, training_device
 from utils.prompter import load_template
 from utils.records import load, split
 from utils.shards import whole_files
@@ -105,7 +105,8 @@ def main(argv=None) -> None:
     base_precision = args.precision
     if lora_args.full_finetune:  # trained weights are float32; autocast multiplies in 16 bits
         base_precision = base_precision._replace(name="float32")
-    model = load_base(model_args.model_name_or_path, base_precision, device, codec, model_args.trust_remote_code)
+    code = model_args.trust_remote_code
+    model = load_base(model_args.model_name_or_path, base_precision, device, codec, code, split=args.fsdp)
     if not lora_args.full_finetune:
         shape = (lora_args.lora_r, lora_args.lora_alpha, lora_args.lora_dropout)
         model = add_lora(model, targets, *shape, autocast=args.fp16 or args.bf16)
@@ -140,9 +141,11 @@ def main(argv=None) -> None:
     result = trainer.train(resume_from_checkpoint=resume)
 
     trainer.save_model(str(out))
+    weights = check_result(trainer, lora_args.full_finetune)
+    pace = measure(trainer, run, watch, rate)
     if args.process_index == 0:
         save_tokenizer(codec, family, model_args.model_name_or_path, out)
-        finish(trainer, run, result, time.time() - started, resumed_at, watch, rate)
+        finish(trainer, run, result, time.time() - started, resumed_at, weights, pace, rate)
 
 
 def choose_limits(data_args, family, codec) -> Limits:
@@ -172,8 +175,10 @@ def fit_memory(model_args, lora_args, args, rows, targets, device, max_target_le
 
     UserError when the rows, or the adapter, do not suit the base, or the run would not fit into the card.
     """
-    if args.deepspeed or args.fsdp:
+    if args.fsdp:
         say("memory: not estimated (the model is split over cards)")
+        if args.may_skip_checkpointing:
+            say("gradient checkpointing: on (what a split model needs is not known)")
         return
     full = lora_args.full_finetune
     shape = memory.read_shape(model_args.model_name_or_path, model_args.trust_remote_code)
@@ -238,20 +243,20 @@ def read_records(data_args, args):
     return split(records, data_args.val_set_size, args.seed)
 
 
-def finish(trainer, run, result, seconds, resumed_at, watch, rate) -> None:
-    """Check what was saved, write what the run was and what it reached, and say it."""
-    out, full, state = Path(trainer.args.output_dir), run["lora"] is None, trainer.state
-    split_up = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled  # no process holds the whole weights
+def check_result(trainer, full: bool) -> int:
+    """Number of the weights that were saved; an adapter is read back. Every process must call it."""
     if full:
-        weights = sum(p.numel() for p in trainer.model.parameters())
-    elif split_up:
-        weights = sum(tensor.numel() for tensor in check_weights(out).values())
-    else:
-        weights = check_saved(trainer.model, out)
+        return sum(p.numel() for p in trainer.model.parameters())
+    adapter = trainer.gather_adapter()
+    return check_saved(adapter, Path(trainer.args.output_dir)) if trainer.args.process_index == 0 else 0
+
+
+def finish(trainer, run, result, seconds, resumed_at, weights, pace, rate) -> None:
+    """Write what the run was and what it reached, and say it."""
+    out, full, state = Path(trainer.args.output_dir), run["lora"] is None, trainer.state
     trainer.save_state()
     draw_curve(state.log_history, out / "curve.png")
     losses = [row["loss"] for row in state.log_history if "loss" in row] or [result.training_loss]
-    pace = measure(trainer, run, watch, rate)
     run["status"] = "finished"
     run["results"] = {
         "steps": state.global_step,
@@ -286,12 +291,14 @@ def finish(trainer, run, result, seconds, resumed_at, watch, rate) -> None:
 
 
 def measure(trainer, run, watch, rate) -> dict:
-    """Samples/s and real tokens/s of all processes, and the MFU of one, over the steps that were timed."""
+    """Samples/s and real tokens/s of all processes, and the MFU of one, over the steps that were timed by the first.
+
+    Every process must call it.
+    """
     processes = trainer.args.world_size
     seconds = watch.seconds or float("inf")
-    tokens = watch.tokens * processes / seconds  # the processes' shares are alike
+    tokens = trainer.accelerator.reduce(torch.tensor(watch.tokens, device=trainer.args.device)).item() / seconds
     base = trainer.accelerator.unwrap_model(trainer.model)
-    trained = sum(p.numel() for p in base.parameters() if p.requires_grad)
     shape = memory.read_shape(run["base"])
     weights = shape.linear + shape.other if shape else sum(p.numel() for p in base.parameters())
     return {
@@ -299,7 +306,7 @@ def measure(trainer, run, watch, rate) -> dict:
         "tokens_per_second": round(tokens, 1),
         "mfu": round(speed.mfu(weights, tokens / processes, rate, run["lora"] is None), 4),
         "weights": weights,
-        "trained_weights": trained,
+        "trained_weights": sum(p.numel() for p in base.parameters() if p.requires_grad),
         "timed_steps": watch.steps,
     }
 

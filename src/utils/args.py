@@ -12,8 +12,10 @@ from transformers import HfArgumentParser, TrainingArguments
 from utils.errors import UserError, say
 from utils.families import NAMES
 from utils.flags import check_flags
+from utils.order import ORDERS
 from utils.precision import Precision, asked_dtype, choose_bits, choose_dtype, has_cuda
 from utils.records import check_output
+from utils.sharding import CONFIG, choose_policy
 
 
 def option(default, text: str, *aliases: str, **more):
@@ -114,6 +116,11 @@ DECIDED = {
     "load_best_model_at_end": "it follows from --eval_strategy and --save_strategy",
     "remove_unused_columns": "the rows hold only what is used",
     "length_column_name": "the rows' lengths are known",
+    "deepspeed": "--fsdp splits a model over cards; DeepSpeed would read its checkpoints by plain pickle",
+    "fsdp_config": "--fsdp alone splits all that can be",
+    "accelerator_config": "batches and gradients are shared as --fsdp, or torchrun without it, needs it",
+    "dataloader_drop_last": "every record of an epoch is learnt",
+    "average_tokens_across_devices": "the loss of a step is the mean over the tokens of all processes",
 }
 
 
@@ -153,7 +160,9 @@ class FinetuneArguments(TrainingArguments):
     use_liger_kernel: bool | None = option(
         None, "fused kernels of the package liger-kernel; default: on a GPU, if it is installed and knows the base"
     )
-    train_sampling_strategy: str = option("group_by_length", "group_by_length (least padding), random or sequential")
+    train_sampling_strategy: str = option(
+        "group_by_length", "group_by_length (least padding), random or sequential", choices=list(ORDERS)
+    )
     eval_strategy: str = option(
         "no",
         "no, steps or epoch; default: epoch with --do_eval",
@@ -172,8 +181,7 @@ class FinetuneArguments(TrainingArguments):
     overwrite_output_dir: bool = option(False, "start anew in a folder that holds a run: its checkpoints are deleted")
     seed: int = option(42, "seed of the split, the order of the records, the adapter and dropout")
     report_to: str = option("none", "none, tensorboard, wandb, …")
-    deepspeed: str | None = option(None, "a DeepSpeed configuration (JSON file)")
-    fsdp: str | None = option(None, "a mode of PyTorch's FSDP, as transformers documents it")
+    fsdp: bool = option(False, "split the model over all cards, for what one cannot hold (PyTorch's FSDP2)")
 
     def __post_init__(self):
         if not self.do_train:
@@ -202,10 +210,7 @@ class FinetuneArguments(TrainingArguments):
             self.eval_strategy = "epoch"
         if self.predict_with_generate and self.eval_strategy == "no":
             raise UserError("--predict_with_generate: nothing is evaluated; add --do_eval, or drop it")
-        if self.predict_with_generate and (self.deepspeed or self.fsdp):
-            raise UserError("--predict_with_generate does not work on a model split by --deepspeed or --fsdp; drop it")
-        if self.deepspeed and importlib.util.find_spec("deepspeed") is None:
-            raise UserError("--deepspeed: the package deepspeed is not installed; pip install deepspeed")
+        check_split(self)
         if not has_cuda(self.use_cpu) and ("paged" in self.optim or "bit" in self.optim):
             say(f"optimizer: adamw_torch ({self.optim} needs a GPU)")
             self.optim = "adamw_torch"
@@ -229,7 +234,17 @@ class FinetuneArguments(TrainingArguments):
         )
         self.remove_unused_columns = False
         self.ddp_find_unused_parameters = bool(self.ddp_find_unused_parameters)  # unset, it would search each step
+        checkpointing = self.gradient_checkpointing
+        if self.fsdp:
+            self.ddp_backend = None if self.use_cpu else "cuda:nccl,cpu:gloo"  # what is gathered lies on the CPU
+            self.fsdp_config = dict(CONFIG)
+            # Each pass's gradients go to the cards that keep them; kept until a step ends they would be whole on each.
+            self.accelerator_config = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
+            set_checkpointing(self, False)  # else transformers recommends its other way, which forgets dropout's masks
         super().__post_init__()
+        set_checkpointing(self, checkpointing)
+        if self.fsdp and self.bf16:
+            self.fsdp_plugin_args["mixed_precision_policy"] = choose_policy(self.precision.dtype)
         if self.n_gpu > 1:  # one process, several cards: the Trainer would split every batch over threads, slowly
             say(f"cards: 1 of {self.n_gpu} (torchrun --nproc_per_node={self.n_gpu} uses them all)")
             self._n_gpu = 1
@@ -272,6 +287,30 @@ def set_checkpointing(args: TrainingArguments, on: bool) -> None:
         args.activation_checkpointing = on
 
 
+def check_split(args) -> None:
+    """UserError for what does not go with a model that is split over cards."""
+    if not args.fsdp:
+        return
+    if "RANK" not in os.environ:
+        raise UserError("--fsdp: one process has nobody to share with; start it with torchrun --nproc_per_node=2 …")
+    if args.predict_with_generate:
+        raise UserError("--predict_with_generate does not work on a model split by --fsdp; drop one of them")
+    if "paged" in args.optim or "bit" in args.optim:
+        raise UserError(f"--optim {args.optim} does not work on a model split by --fsdp; drop one of them")
+    if args.fp16:
+        raise UserError("--fp16 and --fsdp: a split model is trained in bf16 or fp32; give --bf16, or drop --fsdp")
+
+
+def check_bits(bits: int | None, full: bool, args) -> None:
+    """UserError for quantised weights where they would have to be trained or split."""
+    if bits not in (4, 8):
+        return
+    if full:
+        raise UserError(f"--full_finetune and --bits {bits} contradict each other: quantised weights cannot be trained")
+    if args.fsdp:
+        raise UserError(f"--bits {bits} and --fsdp contradict each other: quantised weights cannot be split; drop one")
+
+
 def check_least(arguments, least: int, *names: str) -> None:
     """UserError for a given number that is too small."""
     for name in names:
@@ -285,10 +324,7 @@ def parse_finetune(argv=None):
     model, data, lora, train = parse((ModelArguments, DataArguments, LoraArguments, FinetuneArguments), argv)
     if not model.model_name_or_path:
         raise UserError("--model_name_or_path is missing; give the folder of the base model")
-    if lora.full_finetune and model.bits in (4, 8):
-        raise UserError(
-            f"--full_finetune and --bits {model.bits} contradict each other: quantised weights cannot be trained"
-        )
+    check_bits(model.bits, lora.full_finetune, train)
     if data.val_set_size is None:
         data.val_set_size = 1000 if train.do_eval and not data.valid_file else 0
     train.precision = train.precision._replace(bits=choose_bits(model.bits or 16, train.use_cpu))

@@ -19,6 +19,7 @@ from utils.families import own_code, read_config
 from utils.memory import check_targets, linear_size
 from utils.precision import Precision
 from utils.quantised import train_frozen
+from utils.sharding import empty_model, share_buffers
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
@@ -31,12 +32,14 @@ def load_base(
     trust_remote_code: bool = False,
     changes: dict | None = None,
     fresh: str | None = None,
+    split: bool = False,
 ):
     """The causal language model of a checkpoint folder, on `device`, in the numbers of `precision`.
 
     Its generation settings come from `codec`, never from the repository: old ones stop at the wrong token.
     `changes` are made to its config; a module that they add is called `fresh`: the files may lack it, and it is not
-    quantised.
+    quantised. `split`: it will be split over the processes' devices; until then it stays on the CPU, and all processes
+    but the first get it without its weights.
     """
     read_config(path)  # refuses what is no model by itself, such as a delta
     options = {"dtype": precision.dtype, "trust_remote_code": trust_remote_code, **(changes or {})}
@@ -47,6 +50,8 @@ def load_base(
         options["ignore_mismatched_sizes"] = True
     if precision.bits != 16:
         options |= {"quantization_config": _quantization(precision, fresh), "device_map": {"": device}}
+    if split and int(os.environ.get("RANK", "0")) > 0:
+        return _finish(empty_model(path, **options), codec, device, split)
     try:
         with own_code(path, trust_remote_code), _without_report(bool(fresh)):
             model, found = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
@@ -72,8 +77,15 @@ def load_base(
             f"--model_name_or_path {path}: {len(wrong)} tensors have other sizes than config.json says, e.g. "
             f"{wrong[0]}; take both of one release"
         )
-    if precision.bits == 16:
+    if precision.bits == 16 and not split:
         model.to(device)
+    return _finish(model, codec, device, split)
+
+
+def _finish(model, codec, device, split: bool):
+    """What a base needs besides its weights."""
+    if split:
+        share_buffers(model, torch.device(device))
     for module in model.modules():
         # On CPUs with AVX-512 bf16, bitsandbytes would repack weights in evaluation: only sizes that are multiples of
         # 64 work, and training afterwards is not foreseen.
@@ -284,9 +296,9 @@ def check_weights(folder: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def check_saved(model, folder: Path) -> int:
-    """Read a just saved adapter back and compare it with the model's; its number of weights."""
-    saved, live = check_weights(folder), get_peft_model_state_dict(model)
+def check_saved(live: dict[str, torch.Tensor], folder: Path) -> int:
+    """Read a just saved adapter back and compare it with the trained one's tensors; its number of weights."""
+    saved = check_weights(folder)
     wrong = [
         name for name, tensor in live.items() if name not in saved or not torch.equal(saved[name].cpu(), tensor.cpu())
     ]
