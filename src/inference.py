@@ -10,7 +10,8 @@ import time
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from utils import manifest, memory
-from utils.args import parse_inference
+from utils.answering import choose_engine
+from utils.args_predict import parse_inference
 from utils.errors import UserError, run_script
 from utils.families import choose_family
 from utils.loading import check_fits, find_adapter, limit_memory, load_adapter, load_base, weight_files
@@ -22,11 +23,11 @@ from utils.predicting import (
     choose_precision,
     choose_template,
     common_settings,
-    one_process,
     resolved,
     warn_context,
 )
-from utils.prompter import prompt
+from utils.questions import make_questions
+from utils.ranks import join
 from utils.records import load
 from utils.shards import whole_files
 from utils.tokens import check_context, load_codec
@@ -35,7 +36,7 @@ from utils.tokens import check_context, load_codec
 def main(argv=None) -> None:
     started = time.time()
     model_args, args = parse_inference(argv)
-    one_process("src/inference.py")
+    ranks = join()
 
     # Everything that can be wrong is found before the base is loaded.
     adapter = find_adapter(args.lora_weights) if args.lora_weights else None
@@ -56,8 +57,10 @@ def main(argv=None) -> None:
     precision = choose_precision(model_args, args, run.get("precision", {}), device.type == "cpu")
     whole_files(base, "model_name_or_path")
     codec = load_codec(base, family, model_args.trust_remote_code)
-    prompts = [codec.encode(prompt(template, record["instruction"], record["input"])) for record in records]
-    check_context(codec, prompts, records)
+    args.engine = choose_engine(args.engine, family)
+    questions = make_questions(codec, template, records)
+    prompts, about = [one.ids for one in questions], [records[one.record] for one in questions]
+    check_context(codec, prompts, about)
 
     settings = common_settings(args, base, family, template, precision) | {
         "adapter": manifest.fingerprint(*weight_files(adapter), adapter / "adapter_config.json") if adapter else None,
@@ -78,8 +81,8 @@ def main(argv=None) -> None:
     if adapter:
         model = load_adapter(model, adapter, args.merge_lora)
     model.eval()
-    warn_context(model, codec, prompts, records, args.max_new_tokens)
-    answer_records(model, codec, records, prompts, settings, args, model_args.max_memory_MB, started)
+    warn_context(model, codec, prompts, about, args.max_new_tokens)
+    answer_records(model, codec, records, questions, settings, args, model_args.max_memory_MB, ranks, started)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from utils import weight_diff
 from utils.batches import IGNORED
 from utils.errors import UserError
 from utils.families import find_family
+from utils.generating import Rules
 from utils.loading import load_base
 from utils.precision import Precision
 from utils.prompter import load_template, prompt
@@ -203,8 +204,8 @@ def test_unknown_characters_come_back(codec, tmp_path):
     model = load_base(BEE, Precision("float32", 16), "cpu", codec).eval()
     record = {"instruction": "抽取", "input": "龘出生于😀。"}
     prompts = [codec.encode(prompt(TEMPLATE, record["instruction"], record["input"]))]
-    made = codec.answer(model, prompts, 8)
-    again = codec.answer(model, [*prompts, codec.encode(prompt(TEMPLATE, "a", "b"))], 8)[:1]
+    made = codec.answer(model, prompts, Rules(8))
+    again = codec.answer(model, [*prompts, codec.encode(prompt(TEMPLATE, "a", "b"))], Rules(8))[:1]
     assert made == again
     row = codec.row(TEMPLATE, {**record, "output": "(龘,出生地,😀)"}, Limits(500))
     batch = codec.collator()([row])

@@ -12,7 +12,7 @@ import random_base
 from conftest import ROOT
 from transformers import HfArgumentParser
 
-from utils import args, args_pt, convert, score, weight_diff
+from utils import args, args_predict, args_pt, convert, score, weight_diff
 from utils.errors import UserError
 
 READMES = ("README.md", "README_CN.md")
@@ -32,7 +32,7 @@ RUNNABLE = [name for name in SCRIPTS if re.match(r"fine_|infer_|run_inference", 
 PARSERS = {
     "scripts/random_base.py": random_base.parse,
     "src/test_finetune.py": args.parse_finetune,
-    "src/inference.py": args.parse_inference,
+    "src/inference.py": args_predict.parse_inference,
     "src/finetuning_pt.py": args_pt.parse_ptuning,
     "src/inference_pt.py": args_pt.parse_ptuning_inference,
 }
@@ -132,7 +132,7 @@ def dry_run(command):
 def parser_of(heading):
     """The real parser of the flags in the table below `heading`."""
     if heading in ("## Prediction", "## 预测"):
-        return HfArgumentParser((args.ModelArguments, args.InferenceArguments))
+        return HfArgumentParser((args.ModelArguments, args_predict.InferenceArguments))
     kinds = (args.ModelArguments, args.DataArguments, args.LoraArguments, args.FinetuneArguments)
     return HfArgumentParser(kinds)
 

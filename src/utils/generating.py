@@ -14,6 +14,20 @@ class Answer(NamedTuple):
     tokens: int  # new tokens, eos included
 
 
+class Failure(NamedTuple):
+    """What takes an answer's place when a record cannot be answered."""
+
+    reason: str
+
+
+class Rules(NamedTuple):
+    """How answers are made: what every engine is told."""
+
+    max_new_tokens: int
+    batch_size: int = 1  # most prompts at a time
+    num_beams: int = 1  # 1: no beam search
+
+
 def plan_batches(lengths: list[int], batch_size: int) -> list[list[int]]:
     """Indices of all prompts in batches of like length, longest first; the same for the same lengths."""
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
@@ -38,7 +52,7 @@ def choose_batch_size(
     return max(1, min(most, len(lengths), int(0.6 * free / record)))
 
 
-def generate(model, codec, prompts: list[list[int]], max_new_tokens: int, num_beams: int = 1) -> list[Answer]:
+def generate(model, codec, prompts: list[list[int]], rules: Rules) -> list[Answer]:
     """The model's answers to one batch of prompts (token ids), in their order.
 
     An answer ends where the model's positions do, if they do: prompts that leave too little room are answered with
@@ -46,17 +60,17 @@ def generate(model, codec, prompts: list[list[int]], max_new_tokens: int, num_be
     """
     groups = {}
     for index, prompt in enumerate(prompts):
-        room = min(max_new_tokens, (codec.context or len(prompt) + max_new_tokens) - len(prompt))
+        room = min(rules.max_new_tokens, (codec.context or len(prompt) + rules.max_new_tokens) - len(prompt))
         groups.setdefault(room, []).append(index)
     answers = {}
     for room, indices in groups.items():
-        made = _generate(model, codec, [prompts[index] for index in indices], room, num_beams)
+        made = _generate(model, codec, [prompts[index] for index in indices], rules._replace(max_new_tokens=room))
         answers |= dict(zip(indices, made, strict=True))
     return [answers[index] for index in range(len(prompts))]
 
 
 @torch.inference_mode()
-def _generate(model, codec, prompts, max_new_tokens: int, num_beams: int) -> list[Answer]:
+def _generate(model, codec, prompts, rules: Rules) -> list[Answer]:
     width = max(len(prompt) for prompt in prompts)
     ids = torch.full((len(prompts), width), codec.pad_id)
     mask = torch.zeros_like(ids)
@@ -66,8 +80,8 @@ def _generate(model, codec, prompts, max_new_tokens: int, num_beams: int) -> lis
     new = model.generate(
         input_ids=ids.to(model.device),
         attention_mask=mask.to(model.device),
-        max_new_tokens=max_new_tokens,
-        num_beams=num_beams,
+        max_new_tokens=rules.max_new_tokens,
+        num_beams=rules.num_beams,
         do_sample=False,
         use_cache=True,
         eos_token_id=codec.eos_id,
