@@ -38,7 +38,7 @@ def in_batches(model, codec, waiting: dict, rules: Rules):
         if made is None and len(batch) > 1:
             room = len(batch) * (len(waiting[batch[0]]) + rules.max_new_tokens) // 2
             count = len(_next_batch(left, waiting, rules, room))
-            say(f"batch_size: {count} (out of memory with {len(batch)}; it grows again where prompts are shorter)")
+            say(f"\nbatch_size: {count} (out of memory with {len(batch)}; it grows again where prompts are shorter)")
             continue
         if made is None:  # the record's own length is at fault, not the batch
             made, room = {batch[0]: Failure("out of memory, even alone; a smaller --bits may help")}, None
