@@ -26,7 +26,8 @@ from utils.predicting import (
     resolved,
     warn_context,
 )
-from utils.questions import make_questions
+from utils.prompter import prompt
+from utils.questions import choose_window, make_questions
 from utils.ranks import join
 from utils.records import load
 from utils.shards import whole_files
@@ -57,14 +58,18 @@ def main(argv=None) -> None:
     precision = choose_precision(model_args, args, run.get("precision", {}), device.type == "cpu")
     whole_files(base, "model_name_or_path")
     codec = load_codec(base, family, model_args.trust_remote_code)
-    args.engine = choose_engine(args.engine, family)
-    questions = make_questions(codec, template, records)
+    args.engine = choose_engine(args.engine, family, args)
+    window = choose_window(args, base, codec)
+
+    def encode(record: dict) -> list[int]:
+        return codec.encode(prompt(template, record["instruction"], record["input"]))
+
+    questions = make_questions(records, encode, window and (lambda record: len(encode(record)) <= window))
     prompts, about = [one.ids for one in questions], [records[one.record] for one in questions]
     check_context(codec, prompts, about)
 
     settings = common_settings(args, base, family, template, precision) | {
         "adapter": manifest.fingerprint(*weight_files(adapter), adapter / "adapter_config.json") if adapter else None,
-        "num_beams": args.num_beams,
         "merge_lora": args.merge_lora,
     }
     begin(args, settings)

@@ -27,8 +27,7 @@ from utils.predicting import (
     warn_context,
 )
 from utils.prefix import check_supported, find_prefix, load_trained, nearby_steps
-from utils.ptuning_rows import make_questions
-from utils.questions import Question
+from utils.ptuning_rows import ask
 from utils.ranks import join
 from utils.records import load
 from utils.shards import whole_files
@@ -66,10 +65,10 @@ def main(argv=None) -> None:
     precision = choose_precision(model_args, args, run.get("precision", {}), device.type == "cpu")
     whole_files(base, "ori_model_dir")
     codec = load_codec(base, family, model_args.trust_remote_code)
-    args.engine = choose_engine(args.engine, family)
-    prompts = make_questions(codec, template, records, args.max_src_len)
-    questions = [Question(index, records[index]["input"], ids) for index, ids in enumerate(prompts)]
-    check_context(codec, prompts, records)
+    args.engine = choose_engine(args.engine, family, args)
+    questions = ask(codec, template, records, args.max_src_len, args.window is not None)
+    prompts, about = [one.ids for one in questions], [records[one.record] for one in questions]
+    check_context(codec, prompts, about)
 
     settings = common_settings(args, base, family, template, precision) | {
         "prefix": manifest.fingerprint(*weight_files(args.model_dir)),
@@ -83,7 +82,7 @@ def main(argv=None) -> None:
     limit_memory(model_args.max_memory_MB, device)
     trust = model_args.trust_remote_code
     model = load_trained(base, family, kind, args.model_dir, precision, device, codec, trust).eval()
-    warn_context(model, codec, prompts, records, args.max_new_tokens)
+    warn_context(model, codec, prompts, about, args.max_new_tokens)
     answer_records(model, codec, records, questions, settings, args, model_args.max_memory_MB, ranks, started)
 
 

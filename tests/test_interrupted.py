@@ -149,11 +149,11 @@ def test_skip_failed_writes_the_file_with_an_empty_answer(tmp_path, whole, monke
 def test_out_of_memory_halves_the_batch_says_so_and_goes_on(tmp_path, whole, monkeypatch, capsys):
     out, real, refused = tmp_path / "out.json", Codec.answer, []
 
-    def small(codec, model, prompts, rules):
+    def small(codec, model, prompts, *more):
         if len(prompts) * max(map(len, prompts)) > 700:
             refused.append(len(prompts))
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return real(codec, model, prompts, rules)
+        return real(codec, model, prompts, *more)
 
     monkeypatch.setattr(Codec, "answer", small)
     inference.main(flags(out, batch_size=12, **LENGTHS))
@@ -167,10 +167,10 @@ def test_a_record_too_large_even_alone_fails_by_itself(tmp_path, whole, monkeypa
     out, real = tmp_path / "out.json", Codec.answer
     longest = max(RECORDS, key=lambda record: len(record["instruction"] + record["input"]))
 
-    def small(codec, model, prompts, rules):
+    def small(codec, model, prompts, *more):
         if any(longest["input"] in codec.decode(ids) for ids in prompts):
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(codec, model, prompts, rules)
+        return real(codec, model, prompts, *more)
 
     monkeypatch.setattr(Codec, "answer", small)
     with pytest.raises(UserError, match="1 of 12 records failed"):

@@ -8,7 +8,7 @@ from utils.args_pt import parse_ptuning
 from utils.errors import UserError
 from utils.families import find_family
 from utils.prompter import load_template
-from utils.ptuning_rows import encode, encode_question, layout_a, make_questions, make_rows
+from utils.ptuning_rows import ask, encode, encode_question, layout_a, make_rows
 from utils.steps import answer_tokens, learning_rates, plan_epoch
 from utils.tokens import IGNORED, load_codec
 
@@ -86,8 +86,8 @@ def test_what_is_cut_or_left_out_is_said_and_a_question_too_long_is_an_error(ran
     assert "1 records left out (id 77)" in capsys.readouterr().err
     with pytest.raises(UserError, match="no record of --train_path fits"):
         make_rows(codec, PLAIN, [long], 120, 80)
-    with pytest.raises(UserError, match="--max_src_len 80: the instruction of the record id 77 is longer"):
-        make_questions(codec, PLAIN, [RECORDS[0], long], 80)
+    with pytest.raises(UserError, match="record id 77: its instruction is longer than --max_src_len 80"):
+        ask(codec, PLAIN, [RECORDS[0], long], 80)
     answers = [{**RECORDS[0], "output": "北京" * size} for size in (8, 9)]
     make_rows(chatglm[1], {}, answers, 30, 20)
     said = capsys.readouterr().err

@@ -14,8 +14,14 @@ from utils.errors import UserError, say
 from utils.generating import Failure, Rules
 
 
-def choose_engine(asked: str, family) -> str:
-    """The name of the engine: the one asked for, or the first that the family has."""
+def choose_engine(asked: str, family, args) -> str:
+    """The name of the engine: the one asked for, or the first that the family has. UserError for what it cannot do."""
+    if not family.draws and (args.do_sample or args.repetition_penalty < 1):
+        flag = "--do_sample" if args.do_sample else f"--repetition_penalty {args.repetition_penalty:g}"
+        raise UserError(
+            f"{flag}: not for family {family.name}, whose own generation is greedy or a beam search, with a penalty "
+            "of 1 or more; drop it"
+        )
     if asked == "auto":
         return next(name for name in family.engines if name in ENGINES)
     if asked not in family.engines:
@@ -62,7 +68,8 @@ def _next_batch(left: list[int], waiting: dict, rules: Rules, room: int | None) 
 def _try(model, codec, waiting: dict, batch: list[int], rules: Rules):
     """The answers of a batch by number; None when memory ran out; the error when something else went wrong."""
     try:
-        return dict(zip(batch, codec.answer(model, [waiting[number] for number in batch], rules), strict=True))
+        made = codec.answer(model, [waiting[number] for number in batch], rules, batch)
+        return dict(zip(batch, made, strict=True))
     except torch.AcceleratorError:
         raise  # the card takes no further orders from this process
     except Exception as error:  # noqa: BLE001 - whatever one record makes a model raise, the others shall be answered

@@ -1,10 +1,13 @@
 """The arguments of prediction: those that both its scripts have, and those of src/inference.py."""
 
+import math
 from dataclasses import dataclass
 
 from utils.args import ModelArguments, check_least, option, parse
 from utils.errors import UserError
 from utils.records import check_output
+
+DRAWING = ("temperature", "top_k", "top_p", "seed")  # flags that mean something only with --do_sample
 
 
 @dataclass
@@ -21,12 +24,47 @@ class AnswerArguments:
     )
     batch_size: int | None = option(None, "records at a time; default: what the memory holds")
 
+    retry_length: bool = option(
+        False, "ask once more, with twice --max_new_tokens, where an answer was stopped at --max_new_tokens"
+    )
+    max_repeats: int = option(
+        3, "an answer that says one triple this often is stopped there, finish_reason loop; 0: it may go on"
+    )
+    window: int | None = option(
+        None,
+        "texts whose prompt would have more tokens are split at sentence ends, and the triples merged; without a "
+        "number: what the base's context leaves beside --max_new_tokens; default: no text is split",
+        nargs="?",
+        const=0,
+    )
+    repetition_penalty: float = option(1.0, "divides the logits of tokens that are there already; 1: none")
+    do_sample: bool = option(False, "draw each token instead of taking the likeliest")
+    temperature: float | None = option(None, "with --do_sample: divides the logits; default: 1")
+    top_k: int | None = option(None, "with --do_sample: only among so many tokens, 0: all; default: 50")
+    top_p: float | None = option(None, "with --do_sample: only among the tokens that make up this share; default: 1")
+    seed: int | None = option(None, "with --do_sample: of what is drawn for each record; default: 42")
     skip_failed: bool = option(
         False, "write the file although some records failed: their output is empty, their finish_reason error"
     )
 
     def __post_init__(self):
         check_least(self, 1, "batch_size", "max_new_tokens", "num_beams")
+        check_least(self, 0, "max_repeats", "window", "top_k", "seed")
+        if self.max_repeats == 1:
+            raise UserError("--max_repeats 1: every answer would end at its first triple; give 2 or more, or 0")
+        for name in ("repetition_penalty", "temperature"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"--{name} {value:g}: expected a number above 0")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UserError(f"--top_p {self.top_p:g}: expected more than 0, and 1 at most")
+        for name in DRAWING:
+            if getattr(self, name) is not None and not self.do_sample:
+                raise UserError(f"--{name} without --do_sample: nothing is drawn; drop --{name}, or add --do_sample")
+        if self.do_sample and self.num_beams > 1:
+            raise UserError(
+                f"--do_sample and --num_beams {self.num_beams} contradict each other: beams are not drawn; drop one"
+            )
 
 
 @dataclass

@@ -32,6 +32,7 @@ class Family:
     answer_only: bool = False  # a prompt sees itself whole, so that only the answer can be learnt
     refused: tuple[tuple[str, tuple, str], ...] = ()  # key of config.json, its values (() = any), what to say of them
     engines: tuple[str, ...] = ("batch",)  # that answer for it (answering.ENGINES), the default one first
+    draws: bool = True  # whether --do_sample works; False: the family generates by itself
     own_prefix: str | None = None  # name of the model's own P-Tuning encoder; None: peft's prefix tuning
 
 
@@ -85,6 +86,7 @@ FAMILIES = (
         tokenizer="cpm-bee",
         package="models.cpmbee",
         answer_only=True,
+        draws=False,
     ),
     Family(
         name="auto",

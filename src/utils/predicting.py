@@ -9,12 +9,13 @@ from tqdm import tqdm
 
 from utils import manifest, partial
 from utils.answering import ENGINES
+from utils.args_predict import DRAWING
 from utils.errors import UserError, say
 from utils.generating import Failure, Rules, choose_batch_size, plan_batches
 from utils.loading import weight_files
 from utils.precision import FLAGS, Precision, asked_dtype, choose_bits, choose_dtype, has_cuda
 from utils.prompter import load_template
-from utils.questions import Question, make_rows
+from utils.questions import Question, make_rows, name_of
 from utils.ranks import Ranks
 
 FAILED_SHOWN = 20  # records that failed, of which the reason is printed
@@ -44,7 +45,9 @@ def common_settings(args, base: str, family, template: dict, precision: Precisio
         "family": family.name,
         "template": template,
         "precision": list(precision),
-        "max_new_tokens": args.max_new_tokens,
+        "retry_length": args.retry_length,
+        "window": args.window,
+        **{name: value for name, value in rules_of(args)._asdict().items() if name != "batch_size"},
     }
 
 
@@ -79,11 +82,12 @@ def answer_records(model, codec, records, questions, settings, args, cap: int | 
         report_failed(records, questions, failed, args)
     rows = make_rows(records, questions, partial.finished(args.output_file))
     partial.finish(args.output_file, rows)
-    counts = {reason: sum(row["finish_reason"] == reason for row in rows) for reason in ("eos", "length")}
+    counts = {reason: sum(row["finish_reason"] == reason for row in rows) for reason in ("eos", "length", "loop")}
+    most = f"--max_new_tokens {args.max_new_tokens}" + (" and again at twice as many" if args.retry_length else "")
     tokens, seconds = sum(part[1] for part in parts), max(part[2] for part in parts)
     say(
         f"\n{args.output_file}: {len(records)} records, {counts['eos']} ended by the model, "
-        f"{counts['length']} stopped at --max_new_tokens {args.max_new_tokens}"
+        f"{counts['length']} stopped at {most}, {counts['loop']} repeating a triple (--max_repeats)"
         + (f"\n{tokens / seconds:.1f} new tokens/s while predicting" if tokens else "\nnothing was left to predict")
         + f", {time.time() - started:.0f} s in all"
     )
@@ -98,33 +102,56 @@ def predict(model, codec, asked: dict[int, list[int]], settings, args, ranks: Ra
     done = partial.resume(args.output_file, settings, ranks.rank)
     if done:
         say(f"resume: {len(done)} of {len(asked)} records are in {partial.partial_path(args.output_file)}")
-    rules = rules_of(args, settings["batch_size"])
     numbers, lengths = list(asked), [len(ids) for ids in asked.values()]
     # Shares depend on the questions alone: processes that see each other's answers early or late agree about them.
     mine = [numbers[at] for batch in plan_batches(lengths, 1) for at in batch][ranks.rank :: ranks.count]
-    waiting = {number: asked[number] for number in mine if number not in done}
+    rules = rules_of(args, settings["batch_size"])
     failed, tokens, start = {}, 0, time.time()
-    with tqdm(
-        total=len(mine), initial=len(mine) - len(waiting), unit="record", desc="predicting", disable=ranks.rank > 0
-    ) as bar:
-        for made in ENGINES[args.engine](model, codec, waiting, rules) if waiting else ():
-            failed |= {number: answer.reason for number, answer in made.items() if isinstance(answer, Failure)}
-            answers = {number: answer for number, answer in made.items() if not isinstance(answer, Failure)}
-            if answers:
-                rows = {number: row_of(answer) for number, answer in answers.items()}
-                partial.append(args.output_file, rows, ranks.rank)
-            tokens += sum(answer.tokens for answer in answers.values())
-            bar.update(len(made))
+
+    def ask(waiting: list[int], rules: Rules, what: str) -> None:
+        nonlocal tokens
+        hidden = not waiting or ranks.rank > 0
+        with tqdm(total=len(mine), initial=len(mine) - len(waiting), unit="record", desc=what, disable=hidden) as bar:
+            for made in ENGINES[args.engine](model, codec, {n: asked[n] for n in waiting}, rules) if waiting else ():
+                failed.update({number: answer.reason for number, answer in made.items() if isinstance(answer, Failure)})
+                answers = {number: answer for number, answer in made.items() if not isinstance(answer, Failure)}
+                if answers:
+                    rows = {number: row_of(answer, rules) for number, answer in answers.items()}
+                    partial.append(args.output_file, rows, ranks.rank)
+                    done.update(rows)
+                tokens += sum(answer.tokens for answer in answers.values())
+                bar.update(len(made))
+
+    ask([number for number in mine if number not in done], rules, "predicting")
+    if args.retry_length:
+        longer = rules._replace(max_new_tokens=2 * rules.max_new_tokens, batch_size=max(1, rules.batch_size // 2))
+        ask([n for n in mine if cut_short(done.get(n), asked[n], codec, rules)], longer, "asking again")
     return failed, tokens, time.time() - start
 
 
-def rules_of(args, batch_size: int) -> Rules:
-    return Rules(max_new_tokens=args.max_new_tokens, batch_size=batch_size, num_beams=args.num_beams)
+def rules_of(args, batch_size: int = 1) -> Rules:
+    """How to answer, as the flags say it."""
+    drawing = {name: getattr(args, name) for name in DRAWING if getattr(args, name) is not None}
+    return Rules(
+        max_new_tokens=args.max_new_tokens,
+        batch_size=batch_size,
+        num_beams=args.num_beams,
+        repetition_penalty=args.repetition_penalty,
+        do_sample=args.do_sample,
+        max_repeats=args.max_repeats,
+        **drawing,
+    )
 
 
-def row_of(answer) -> dict:
-    """An answer in the partial file."""
-    return {"output": answer.text, "finish_reason": answer.finish_reason}
+def row_of(answer, rules: Rules) -> dict:
+    """An answer in the partial file; `budget`: the most tokens that it might have had."""
+    return {"output": answer.text, "finish_reason": answer.finish_reason, "budget": rules.max_new_tokens}
+
+
+def cut_short(row: dict | None, ids: list[int], codec, rules: Rules) -> bool:
+    """Whether an answer was stopped at its budget, and a larger one that has not been tried may change that."""
+    room = codec.context is None or len(ids) + rules.max_new_tokens < codec.context
+    return bool(row) and row["finish_reason"] == "length" and row["budget"] == rules.max_new_tokens and room
 
 
 def report_failed(records, questions: list[Question], failed: dict[int, str], args) -> None:
@@ -145,16 +172,13 @@ def report_failed(records, questions: list[Question], failed: dict[int, str], ar
     )
 
 
-def name_of(record: dict, index: int) -> str:
-    return f"id {record['id']}" if "id" in record else f"number {index + 1}"
-
-
 def warn_context(model, codec, prompts, records, max_new_tokens) -> None:
     """Name the records whose prompt and answer may not fit into the positions the base was trained on."""
     most = getattr(model.config, "max_position_embeddings", None)
     long = [i for i, ids in enumerate(prompts) if most and len(ids) + max_new_tokens > most]
     if long:
         what = "their answers end there" if codec.context else "nothing is cut, but answers beyond it degrade"
+        what += "; --window splits their texts"
         ids = ", ".join(str(records[i].get("id", f"number {i}")) for i in long[:5])
         say(
             f"warning: with --max_new_tokens {max_new_tokens}, {len(long)} records (the first: id {ids}) "
