@@ -9,7 +9,7 @@ import time
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from utils import manifest, memory
+from utils import manifest, memory, vllm_engine
 from utils.answering import choose_engine
 from utils.args_predict import parse_inference
 from utils.errors import UserError, run_script
@@ -27,7 +27,7 @@ from utils.predicting import (
     warn_context,
 )
 from utils.prompter import prompt
-from utils.questions import choose_window, make_questions
+from utils.questions import choose_window, context_of, make_questions
 from utils.ranks import join
 from utils.records import load
 from utils.shards import whole_files
@@ -56,9 +56,11 @@ def main(argv=None) -> None:
     records = load(args.input_file, needs=("instruction", "input"))
     device = choose_device(args.device)
     precision = choose_precision(model_args, args, run.get("precision", {}), device.type == "cpu")
+    args.engine = choose_engine(args.engine, family, args)
+    if args.engine == "vllm":
+        vllm_engine.check(args, precision.bits, device, ranks.count)
     whole_files(base, "model_name_or_path")
     codec = load_codec(base, family, model_args.trust_remote_code)
-    args.engine = choose_engine(args.engine, family, args)
     window = choose_window(args, base, codec)
 
     def encode(record: dict) -> list[int]:
@@ -79,14 +81,19 @@ def main(argv=None) -> None:
     memory.check_vocabulary(shape, prompts)
     if adapter and shape:
         check_fits(adapter, shape.sizes)
-    kept = longest * args.num_beams * (args.batch_size or 1)
-    memory.check_prediction(shape, kept, precision, device, model_args.max_memory_MB)
-    limit_memory(model_args.max_memory_MB, device)
-    model = load_base(base, precision, device, codec, model_args.trust_remote_code)
-    if adapter:
-        model = load_adapter(model, adapter, args.merge_lora)
-    model.eval()
-    warn_context(model, codec, prompts, about, args.max_new_tokens)
+    if args.engine == "vllm":
+        room = longest + args.max_new_tokens * args.retry_length
+        model = vllm_engine.load(base, adapter, precision, room, context_of(base, codec), args, model_args)
+    else:
+        kept = longest * args.num_beams * (args.batch_size or 1)
+        if not args.device_map:
+            memory.check_prediction(shape, kept, precision, device, model_args.max_memory_MB)
+        limit_memory(model_args.max_memory_MB, device)
+        model = load_base(base, precision, args.device_map or device, codec, model_args.trust_remote_code)
+        if adapter:
+            model = load_adapter(model, adapter, args.merge_lora)
+        model.eval()
+        warn_context(model, codec, prompts, about, args.max_new_tokens)
     answer_records(model, codec, records, questions, settings, args, model_args.max_memory_MB, ranks, started)
 
 

@@ -6,12 +6,15 @@ come, until all of `waiting` is answered. Between two groups its caller puts the
 """
 
 import gc
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
+from utils import vllm_engine
 from utils.errors import UserError, say
-from utils.generating import Failure, Rules
+from utils.generating import Failure, Rules, choose_batch_size
 
 
 def choose_engine(asked: str, family, args) -> str:
@@ -26,7 +29,7 @@ def choose_engine(asked: str, family, args) -> str:
         return next(name for name in family.engines if name in ENGINES)
     if asked not in family.engines:
         raise UserError(
-            f"--engine {asked}: not for family {family.name}, which has {', '.join(family.engines)}; drop it"
+            f"--engine {asked}: not for family {family.name} (it has {', '.join(family.engines)}); drop the flag"
         )
     return asked
 
@@ -87,4 +90,10 @@ def reason_of(error: Exception) -> str:
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
 
-ENGINES = {"batch": in_batches}
+class Engine(NamedTuple):
+    answers: Callable
+    # (config, lengths, max_new_tokens, num_beams, device, cap) -> the batch size it would take; None: it decides itself
+    batch_size: Callable | None
+
+
+ENGINES = {"batch": Engine(in_batches, choose_batch_size), "vllm": Engine(vllm_engine.answers, None)}

@@ -1,6 +1,7 @@
 """The arguments of prediction: those that both its scripts have, and those of src/inference.py."""
 
 import math
+import os
 from dataclasses import dataclass
 
 from utils.args import ModelArguments, check_least, option, parse
@@ -18,9 +19,9 @@ class AnswerArguments:
 
     engine: str = option(
         "auto",
-        "what makes the answers: batch (transformers' generate, in batches); auto: the fastest that family and device "
-        "allow",
-        choices=["auto", "batch"],
+        "what makes the answers: batch (transformers' generate, in batches) or vllm (requirements-vllm.txt); auto: the "
+        "best that needs nothing more",
+        choices=["auto", "batch", "vllm"],
     )
     batch_size: int | None = option(None, "records at a time; default: what the memory holds")
 
@@ -86,9 +87,28 @@ class InferenceArguments(AnswerArguments):
     num_beams: int = option(1, "beams of beam search; 1: greedy")
     device: str | None = option(None, "cpu, cuda, cuda:1, or a card's number; default: the first card, else the CPU")
     merge_lora: bool = option(False, "add the adapter into the base's weights first: faster, rounded to their numbers")
+    device_map: str | None = option(
+        None, "auto: spread a base that is larger than one card over all of them", choices=["auto"]
+    )
+    tensor_parallel_size: int = option(1, "with --engine vllm: cards that share one model")
+    data_parallel_size: int | None = option(
+        None, "with --engine vllm: models at a time, as many as torchrun starts processes"
+    )
 
     def __post_init__(self):
         super().__post_init__()
+        check_least(self, 1, "tensor_parallel_size", "data_parallel_size")
+        for name, default in (("tensor_parallel_size", 1), ("data_parallel_size", None)):
+            if getattr(self, name) != default and self.engine != "vllm":
+                raise UserError(f"--{name} without --engine vllm: it is vLLM's; drop it, or add --engine vllm")
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        for flag, given in (
+            ("--engine vllm", self.engine == "vllm"),
+            (f"--device {self.device}", self.device is not None),
+            (f"torchrun with {processes} processes", processes > 1),
+        ):
+            if self.device_map and given:
+                raise UserError(f"--device_map {self.device_map} and {flag} contradict each other; drop one of them")
         if self.merge_lora and not self.lora_weights:
             raise UserError("--merge_lora without --lora_weights: there is no adapter to merge; drop it")
         check_output(self.output_file, "--output_file", self.input_file)

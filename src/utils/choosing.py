@@ -35,6 +35,11 @@ def processors(rules, prompts: list[list[int]], numbers: list[int]) -> LogitsPro
     return found
 
 
+def seed_of(seed: int, number: int) -> int:
+    """A seed of its own for a record: 32 bits, which is what torch's and vLLM's generators take of one."""
+    return random.Random(f"{seed} {number}").getrandbits(32)
+
+
 class Penalty(LogitsProcessor):
     """transformers' repetition penalty, which would also punish the padding token where a row is padded with it."""
 
@@ -58,8 +63,7 @@ class Draw(LogitsProcessor):
     """
 
     def __init__(self, seed: int, numbers: list[int], most: int):
-        # torch's generators would take 32 bits of a seed, in which records would share their numbers.
-        generators = [random.Random(f"{seed} {number}") for number in numbers]
+        generators = [random.Random(seed_of(seed, number)) for number in numbers]
         self.draws = torch.tensor([[one.random() for _ in range(most)] for one in generators], dtype=torch.float64)
         self.step = 0
 

@@ -51,6 +51,7 @@ FAMILIES = (
         lora_targets=("q_proj", "v_proj"),
         tokenizer="llama",
         told_by="tokenizer.model",
+        engines=("batch", "vllm"),
     ),
     Family(
         name="chatglm",
@@ -93,6 +94,7 @@ FAMILIES = (
         templates={"auto": "alpaca"},
         model_types=(),
         lora_targets=("all-linear",),
+        engines=("batch", "vllm"),
     ),
 )
 NAMES = tuple(name for family in FAMILIES for name in family.templates)

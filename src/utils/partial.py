@@ -51,8 +51,10 @@ def check(output: str | Path, settings: dict) -> None:
         there = _settings_of(path)
         if there is None:
             continue
-        names = sorted({**there, **settings})
-        other = [f"{n}: {there.get(n)} there, {settings.get(n)} now" for n in names if there.get(n) != settings.get(n)]
+        found = {name: (there.get(name), settings.get(name)) for name in sorted({**there, **settings})}
+        if None in found.get("batch_size", ()):  # an engine that has none
+            del found["batch_size"]
+        other = [f"{name}: {old} there, {new} now" for name, (old, new) in found.items() if old != new]
         if other:
             raise UserError(
                 f"{path} holds the unfinished predictions of another command ({'; '.join(other)}); repeat "

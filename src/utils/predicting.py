@@ -11,7 +11,7 @@ from utils import manifest, partial
 from utils.answering import ENGINES
 from utils.args_predict import DRAWING
 from utils.errors import UserError, say
-from utils.generating import Failure, Rules, choose_batch_size, plan_batches
+from utils.generating import Failure, Rules, plan_batches
 from utils.loading import weight_files
 from utils.precision import FLAGS, Precision, asked_dtype, choose_bits, choose_dtype, has_cuda
 from utils.prompter import load_template
@@ -66,9 +66,10 @@ def answer_records(model, codec, records, questions, settings, args, cap: int | 
     UserError, and no file, when some record failed: what was answered stays in the partial file.
     """
     asked = {number: question.ids for number, question in enumerate(questions) if question.ids}
-    if settings["batch_size"] is None:
+    choose = ENGINES[args.engine].batch_size
+    if settings["batch_size"] is None and choose:
         lengths = [len(ids) for ids in asked.values()] or [1]
-        size = choose_batch_size(model.config, lengths, args.max_new_tokens, args.num_beams, model.device, cap)
+        size = choose(model.config, lengths, args.max_new_tokens, args.num_beams, model.device, cap)
         settings["batch_size"] = min(ranks.gather(size))
         say(f"batch_size: {settings['batch_size']} (what the memory holds)")
 
@@ -105,14 +106,16 @@ def predict(model, codec, asked: dict[int, list[int]], settings, args, ranks: Ra
     numbers, lengths = list(asked), [len(ids) for ids in asked.values()]
     # Shares depend on the questions alone: processes that see each other's answers early or late agree about them.
     mine = [numbers[at] for batch in plan_batches(lengths, 1) for at in batch][ranks.rank :: ranks.count]
-    rules = rules_of(args, settings["batch_size"])
+    rules = rules_of(args, settings["batch_size"] or 1)
     failed, tokens, start = {}, 0, time.time()
 
     def ask(waiting: list[int], rules: Rules, what: str) -> None:
         nonlocal tokens
         hidden = not waiting or ranks.rank > 0
         with tqdm(total=len(mine), initial=len(mine) - len(waiting), unit="record", desc=what, disable=hidden) as bar:
-            for made in ENGINES[args.engine](model, codec, {n: asked[n] for n in waiting}, rules) if waiting else ():
+            for made in (
+                ENGINES[args.engine].answers(model, codec, {n: asked[n] for n in waiting}, rules) if waiting else ()
+            ):
                 failed.update({number: answer.reason for number, answer in made.items() if isinstance(answer, Failure)})
                 answers = {number: answer for number, answer in made.items() if not isinstance(answer, Failure)}
                 if answers:

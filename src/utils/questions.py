@@ -55,9 +55,7 @@ def choose_window(args, base: str, codec) -> int | None:
     """Most tokens of a prompt before its text is split; None: texts are never split."""
     if args.window != 0:
         return args.window
-    config = read_config(base)
-    config = {**config, **(config.get("text_config") or {})}
-    context = codec.context or next((config[key] for key in CONTEXT_KEYS if config.get(key)), None)
+    context = context_of(base, codec)
     if context is None:
         raise UserError("--window: this base has no limit in its config.json; give one, e.g. --window 1024")
     if context <= args.max_new_tokens:
@@ -67,6 +65,13 @@ def choose_window(args, base: str, codec) -> int | None:
         )
     say(f"window: {context - args.max_new_tokens} tokens of prompt (context {context} less --max_new_tokens)")
     return context - args.max_new_tokens
+
+
+def context_of(base: str, codec) -> int | None:
+    """The positions that a base has or was trained on; None: its config.json names none."""
+    config = read_config(base)
+    config = {**config, **(config.get("text_config") or {})}
+    return codec.context or next((config[key] for key in CONTEXT_KEYS if config.get(key)), None)
 
 
 def make_rows(records: list[dict], questions: list[Question], answers: dict[int, dict]) -> list[dict]:
