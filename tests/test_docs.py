@@ -24,7 +24,8 @@ BASES = (
 MODELS = [(f"docs/models/{base}.md", f"docs/models/{base}_CN.md") for base in BASES]
 PTUNING = ("docs/ptuning.md", "docs/ptuning_CN.md")
 MEMORY = ("docs/memory.md", "docs/memory_CN.md")
-PAIRS = [READMES, WEIGHTS, PTUNING, MEMORY, *MODELS]
+PREDICTION = ("docs/prediction.md", "docs/prediction_CN.md")
+PAIRS = [READMES, WEIGHTS, PTUNING, MEMORY, PREDICTION, *MODELS]
 PAGES = [name for pair in PAIRS for name in pair]
 TEXT = {name: (ROOT / name).read_text(encoding="utf-8") for name in PAGES}
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.bash"))
@@ -141,7 +142,7 @@ def actions(parser):
     return {flag: action for action in parser._actions for flag in action.option_strings}
 
 
-@pytest.mark.parametrize(("pair", "least"), [(READMES, 10), *((pair, 5) for pair in (WEIGHTS, PTUNING, *MODELS))])
+@pytest.mark.parametrize(("pair", "least"), [(READMES, 10), *((pair, 5) for pair in (WEIGHTS, PTUNING, PREDICTION, *MODELS))])
 def test_both_have_the_same_headings_and_code_blocks(pair, least):
     levels = [re.findall(r"^(#+) ", prose(TEXT[name]), re.MULTILINE) for name in pair]
     assert levels[0] == levels[1]

@@ -111,11 +111,12 @@ def predict(model, codec, asked: dict[int, list[int]], settings, args, ranks: Ra
 
     def ask(waiting: list[int], rules: Rules, what: str) -> None:
         nonlocal tokens
-        hidden = not waiting or ranks.rank > 0
-        with tqdm(total=len(mine), initial=len(mine) - len(waiting), unit="record", desc=what, disable=hidden) as bar:
-            for made in (
-                ENGINES[args.engine].answers(model, codec, {n: asked[n] for n in waiting}, rules) if waiting else ()
-            ):
+        if not waiting:
+            return
+        begun, hidden = len(mine) - len(waiting), ranks.rank > 0
+        with tqdm(total=len(mine), initial=begun, unit="record", desc=what, disable=hidden) as bar:
+            prompts = {number: asked[number] for number in waiting}
+            for made in ENGINES[args.engine].answers(model, codec, prompts, rules):
                 failed.update({number: answer.reason for number, answer in made.items() if isinstance(answer, Failure)})
                 answers = {number: answer for number, answer in made.items() if not isinstance(answer, Failure)}
                 if answers:
