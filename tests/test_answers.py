@@ -97,6 +97,19 @@ def test_the_embedded_base_answers_alike_at_every_batch_size(embedded_base):
             assert in_all(model, codec, prompts, Rules(8, size, **more)) == alone
 
 
+@pytest.mark.parametrize("name", ["greedy", "penalty", "beams", "drawn"])
+def test_chatglm_answers_alike_at_every_batch_size(chatglm, name):
+    model, codec = loaded(chatglm[0])
+    template, rules = load_template("alpaca"), Rules(10, **RULES[name])
+    prompts = [
+        codec.encode(prompt(template, "抽取", r["input"][:size])) for r, size in zip(RECORDS, (9, 30, 3), strict=False)
+    ]
+    alone = [codec.answer(model, [ids], rules, [number])[0] for number, ids in enumerate(prompts)]
+    assert in_all(model, codec, prompts, rules._replace(batch_size=3)) == alone
+    if name != "greedy":
+        assert alone != [codec.answer(model, [ids], Rules(10))[0] for ids in prompts]
+
+
 def test_what_is_drawn_follows_the_seed_and_the_record(tiny):
     model, codec, prompts = tiny
     same = [prompts[0]] * 4

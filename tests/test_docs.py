@@ -142,7 +142,9 @@ def actions(parser):
     return {flag: action for action in parser._actions for flag in action.option_strings}
 
 
-@pytest.mark.parametrize(("pair", "least"), [(READMES, 10), *((pair, 5) for pair in (WEIGHTS, PTUNING, PREDICTION, *MODELS))])
+@pytest.mark.parametrize(
+    ("pair", "least"), [(READMES, 10), *((pair, 5) for pair in (WEIGHTS, PTUNING, PREDICTION, *MODELS))]
+)
 def test_both_have_the_same_headings_and_code_blocks(pair, least):
     levels = [re.findall(r"^(#+) ", prose(TEXT[name]), re.MULTILINE) for name in pair]
     assert levels[0] == levels[1]

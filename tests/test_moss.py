@@ -255,6 +255,10 @@ def test_an_answer_near_the_last_position_does_not_depend_on_its_neighbours(mode
     alone = [codec.answer(model, [prompt], Rules(40))[0] for prompt in (long, short, long[:-4])]
     assert [answer.tokens for answer in alone] == [16, 40, 20]
     assert codec.answer(model, [long, short, long[:-4]], Rules(40)) == alone
+    for more in ({"repetition_penalty": 1.5}, {"do_sample": True, "temperature": 2.0}):  # the padding is <eom>
+        rules = Rules(40, **more)
+        alone = [codec.answer(model, [ids], rules, [n])[0] for n, ids in enumerate((long, short, long[:-4]))]
+        assert codec.answer(model, [long, short, long[:-4]], rules) == alone
 
 
 @pytest.mark.parametrize(

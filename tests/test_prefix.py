@@ -89,8 +89,8 @@ def test_the_prefix_works_on(model_type):
             new.append(int(logits(model, [row])[0, -1].argmax()))
             row.append(new[-1])
         expected.append(Letters().decode([number for number in new if number != 99]))
-    assert [answer.text for answer in generate(model, Letters(), rows, 5)] == expected
-    assert [generate(model, Letters(), [row], 5)[0].text for row in rows] == expected
+    assert [answer.text for answer in generate(model, Letters(), rows, Rules(5))] == expected
+    assert [generate(model, Letters(), [row], Rules(5))[0].text for row in rows] == expected
 
     def gradients():
         model.train().zero_grad()

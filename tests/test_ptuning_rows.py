@@ -120,3 +120,19 @@ def test_the_learning_rate_rises_and_falls():
 
 def test_tokens_are_counted_as_the_loss_sees_them():
     assert answer_tokens({"labels": [5, IGNORED, 6, 7]}) == 2
+
+
+@pytest.mark.parametrize("family", ["llama", "chatglm"])
+def test_a_question_too_long_is_cut_which_is_said_or_split(random_base, chatglm, capsys, family):
+    codec = chatglm[1] if family == "chatglm" else load_codec(random_base, find_family(random_base)[0])
+    record = {"id": 1, "instruction": "抽取", "input": "甲在乙。丙在丁。" * 8, "output": ""}
+    [cut] = ask(codec, PLAIN, [record], 40)
+    assert len(cut.ids) <= 40 + len(codec.suffix_ids)
+    assert (
+        "1 of 1 texts lost their end to fit --max_src_len 40; --window splits them instead" in capsys.readouterr().err
+    )
+    parts = ask(codec, PLAIN, [record], 40, split=True)
+    assert len(parts) > 1
+    assert max(len(part.ids) for part in parts) <= 40 + len(codec.suffix_ids)
+    assert all(part.text.endswith("。") for part in parts)
+    assert "lost their end" not in capsys.readouterr().err
