@@ -56,7 +56,7 @@ def main(argv=None) -> None:
     records = load(args.input_file, needs=("instruction", "input"))
     device = choose_device(args.device)
     precision = choose_precision(model_args, args, run.get("precision", {}), device.type == "cpu")
-    args.engine = choose_engine(args.engine, family, args)
+    args.engine = choose_engine(args.engine, family, args, device)
     if args.engine == "vllm":
         vllm_engine.check(args, precision.bits, device, ranks.count)
     whole_files(base, "model_name_or_path")
@@ -93,7 +93,7 @@ def main(argv=None) -> None:
         if adapter:
             model = load_adapter(model, adapter, args.merge_lora)
         model.eval()
-        warn_context(model, codec, prompts, about, args.max_new_tokens)
+        warn_context(model, codec, prompts, about, args)
     answer_records(model, codec, records, questions, settings, args, model_args.max_memory_MB, ranks, started)
 
 

@@ -65,7 +65,7 @@ def main(argv=None) -> None:
     precision = choose_precision(model_args, args, run.get("precision", {}), device.type == "cpu")
     whole_files(base, "ori_model_dir")
     codec = load_codec(base, family, model_args.trust_remote_code)
-    args.engine = choose_engine(args.engine, family, args)
+    args.engine = choose_engine(args.engine, family, args, device)
     questions = ask(codec, template, records, args.max_src_len, args.window is not None)
     prompts, about = [one.ids for one in questions], [records[one.record] for one in questions]
     check_context(codec, prompts, about)
@@ -82,7 +82,7 @@ def main(argv=None) -> None:
     limit_memory(model_args.max_memory_MB, device)
     trust = model_args.trust_remote_code
     model = load_trained(base, family, kind, args.model_dir, precision, device, codec, trust).eval()
-    warn_context(model, codec, prompts, about, args.max_new_tokens)
+    warn_context(model, codec, prompts, about, args)
     answer_records(model, codec, records, questions, settings, args, model_args.max_memory_MB, ranks, started)
 
 

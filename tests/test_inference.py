@@ -110,7 +110,7 @@ def test_interrupted_and_started_again_the_file_is_the_same(tmp_path, monkeypatc
         inference.main(flags(tmp_path / "cut.json", batch_size=2))
     assert not (tmp_path / "cut.json").exists()
     inference.main(flags(tmp_path / "cut.json"))  # the batch size is taken from the partial file
-    assert "resume: 4 of 12 records" in capsys.readouterr().err
+    assert "resume: 4 of 12 answers" in capsys.readouterr().err
     assert len(calls) == 3 + 4
     assert (tmp_path / "cut.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
 

@@ -45,7 +45,7 @@ def test_torchrun_shares_the_records_and_another_number_of_processes_goes_on(tmp
     launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={29600 + os.getpid() % 300}")
     done = python("src/inference.py", *flags(out, batch_size=2, **LENGTHS), launcher=launcher, env=ONE_THREAD)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert f"resume: {settings} of 12 records" in done.stderr
+    assert f"resume: {settings} of 12 answers" in done.stderr
     assert out.read_bytes() == whole
     assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
 

@@ -208,6 +208,7 @@ def test_families_that_vllm_cannot_serve_are_refused(chatglm, tmp_path):
         ("--tensor_parallel_size 2", "--tensor_parallel_size without --engine vllm"),
         ("--data_parallel_size 2", "--data_parallel_size without --engine vllm"),
         ("--device_map auto --device cuda:1", "--device_map auto and --device cuda:1 contradict each other"),
+        ("--device_map auto --max_memory_MB 9", "--device_map auto and --max_memory_MB 9 contradict each other"),
         ("--device_map auto --engine vllm", "--device_map auto and --engine vllm contradict each other"),
     ],
 )

@@ -17,8 +17,11 @@ from utils.errors import UserError, say
 from utils.generating import Failure, Rules, choose_batch_size
 
 
-def choose_engine(asked: str, family, args) -> str:
-    """The name of the engine: the one asked for, or the first that the family has. UserError for what it cannot do."""
+def choose_engine(asked: str, family, args, device: torch.device) -> str:
+    """The name of the engine: the one asked for, or the first of the family's that serves these flags on this device.
+
+    UserError for what the family cannot do.
+    """
     if not family.draws and (args.do_sample or args.repetition_penalty < 1):
         flag = "--do_sample" if args.do_sample else f"--repetition_penalty {args.repetition_penalty:g}"
         raise UserError(
@@ -26,7 +29,7 @@ def choose_engine(asked: str, family, args) -> str:
             "of 1 or more; drop it"
         )
     if asked == "auto":
-        return next(name for name in family.engines if name in ENGINES)
+        return next(name for name in family.engines if ENGINES[name].by_itself(args, device))
     if asked not in family.engines:
         raise UserError(
             f"--engine {asked}: not for family {family.name} (it has {', '.join(family.engines)}); drop the flag"
@@ -77,7 +80,7 @@ def _try(model, codec, waiting: dict, batch: list[int], rules: Rules):
         raise  # the card takes no further orders from this process
     except Exception as error:  # noqa: BLE001 - whatever one record makes a model raise, the others shall be answered
         if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and not should_reduce_batch_size(error):
-            return error
+            return error.with_traceback(None)  # which would hold on to the tensors of the batch
     gc.collect()  # the error held on to the tensors that it was about
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -94,6 +97,10 @@ class Engine(NamedTuple):
     answers: Callable
     # (config, lengths, max_new_tokens, num_beams, device, cap) -> the batch size it would take; None: it decides itself
     batch_size: Callable | None
+    by_itself: Callable  # (args, device) -> whether --engine auto may choose it
 
 
-ENGINES = {"batch": Engine(in_batches, choose_batch_size), "vllm": Engine(vllm_engine.answers, None)}
+ENGINES = {
+    "batch": Engine(in_batches, choose_batch_size, lambda args, device: True),
+    "vllm": Engine(vllm_engine.answers, None, lambda args, device: False),
+}

@@ -116,4 +116,10 @@ class InferenceArguments(AnswerArguments):
 
 def parse_inference(argv=None):
     """(model, prediction) arguments of src/inference.py."""
-    return parse((ModelArguments, InferenceArguments), argv)
+    model, args = parse((ModelArguments, InferenceArguments), argv)
+    if args.device_map and model.max_memory_MB:
+        raise UserError(
+            f"--device_map {args.device_map} and --max_memory_MB {model.max_memory_MB} contradict each other: the "
+            "cards are filled as far as the base needs; drop one of them"
+        )
+    return model, args

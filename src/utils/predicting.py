@@ -102,7 +102,7 @@ def predict(model, codec, asked: dict[int, list[int]], settings, args, ranks: Ra
     """
     done = partial.resume(args.output_file, settings, ranks.rank)
     if done:
-        say(f"resume: {len(done)} of {len(asked)} records are in {partial.partial_path(args.output_file)}")
+        say(f"resume: {len(done)} of {len(asked)} answers are in {partial.partial_path(args.output_file)}")
     numbers, lengths = list(asked), [len(ids) for ids in asked.values()]
     # Shares depend on the questions alone: processes that see each other's answers early or late agree about them.
     mine = [numbers[at] for batch in plan_batches(lengths, 1) for at in batch][ranks.rank :: ranks.count]
@@ -165,7 +165,8 @@ def report_failed(records, questions: list[Question], failed: dict[int, str], ar
         say(f"failed: {name_of(records[index], index)}: {reason}")
     if len(failed) > FAILED_SHOWN:
         say(f"failed: {len(failed) - FAILED_SHOWN} more")
-    what = f"{len(failed)} of {len(questions)} records failed, for the reasons above"
+    count = len({questions[number].record for number in failed})
+    what = f"{count} of {len(records)} records failed, for the reasons above"
     if args.skip_failed:
         say(f"warning: {what}; their output is empty, their finish_reason error")
         return
@@ -176,17 +177,16 @@ def report_failed(records, questions: list[Question], failed: dict[int, str], ar
     )
 
 
-def warn_context(model, codec, prompts, records, max_new_tokens) -> None:
+def warn_context(model, codec, prompts, records, args) -> None:
     """Name the records whose prompt and answer may not fit into the positions the base was trained on."""
-    most = getattr(model.config, "max_position_embeddings", None)
-    long = [i for i, ids in enumerate(prompts) if most and len(ids) + max_new_tokens > most]
+    most, budget = getattr(model.config, "max_position_embeddings", None), args.max_new_tokens
+    long = [i for i, ids in enumerate(prompts) if most and len(ids) + budget * (1 + args.retry_length) > most]
     if long:
         what = "their answers end there" if codec.context else "nothing is cut, but answers beyond it degrade"
-        what += "; --window splits their texts"
         ids = ", ".join(str(records[i].get("id", f"number {i}")) for i in long[:5])
         say(
-            f"warning: with --max_new_tokens {max_new_tokens}, {len(long)} records (the first: id {ids}) "
-            f"may pass the base's context of {most} tokens; {what}"
+            f"warning: with --max_new_tokens {budget}{' and --retry_length' if args.retry_length else ''}, {len(long)} "
+            f"records (the first: id {ids}) may pass the base's context of {most} tokens; {what}; --window splits texts"
         )
 
 
