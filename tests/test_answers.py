@@ -91,7 +91,7 @@ def test_the_embedded_base_answers_alike_at_every_batch_size(embedded_base):
         "甲是乙的父亲。",
     ]
     prompts = [codec.encode(prompt(template, "已知候选的关系列表：['作者', '长度']", text)) for text in texts]
-    for more in ({"repetition_penalty": 1.2}, SAMPLING):
+    for more in ({}, {"repetition_penalty": 1.2}, SAMPLING):
         alone = [generate(model, codec, [ids], Rules(8, **more), [n])[0] for n, ids in enumerate(prompts)]
         for size in (3, 4):
             assert in_all(model, codec, prompts, Rules(8, size, **more)) == alone

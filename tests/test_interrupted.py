@@ -42,7 +42,7 @@ def test_torchrun_shares_the_records_and_another_number_of_processes_goes_on(tmp
     out = tmp_path / "out.json"
     settings = started_by_two(out)
     assert partial.partial_path(out, 2).is_file()
-    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={29600 + os.getpid() % 300}")
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
     done = python("src/inference.py", *flags(out, batch_size=2, **LENGTHS), launcher=launcher, env=ONE_THREAD)
     assert done.returncode == 0, done.stderr[-2000:]
     assert f"resume: {settings} of 12 answers" in done.stderr

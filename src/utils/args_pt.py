@@ -137,8 +137,9 @@ class PtuningInferenceArguments(AnswerArguments):
             raise UserError("--model_dir is missing; give a checkpoint of P-Tuning, e.g. output_dir_pt/global_step-100")
         super().__post_init__()
         check_lengths(self)
-        if self.engine == "vllm":
-            raise UserError("--engine vllm: vLLM takes no prefix of P-Tuning; drop the flag")
+        if self.engine not in ("auto", "batch"):
+            raise UserError(f"--engine {self.engine}: only batch takes a prefix of P-Tuning; drop the flag")
+        self.engine = "batch"
         if self.window:
             raise UserError(f"--window {self.window}: here --max_src_len says how long a window is; drop the number")
         if self.output_file is None:
