@@ -13,7 +13,7 @@ import random_base
 from conftest import ROOT
 from transformers import HfArgumentParser
 
-from utils import args, args_pt, convert, score, weight_diff
+from utils import args, args_predict, args_pt, convert, score, weight_diff
 from utils.errors import UserError
 
 READMES = ("README.md", "README_CN.md")
@@ -26,7 +26,8 @@ MODELS = [(f"docs/models/{base}.md", f"docs/models/{base}_CN.md") for base in BA
 PTUNING = ("docs/ptuning.md", "docs/ptuning_CN.md")
 MEMORY = ("docs/memory.md", "docs/memory_CN.md")
 MANY_CARDS = ("docs/many_cards.md", "docs/many_cards_CN.md")
-PAIRS = [READMES, WEIGHTS, PTUNING, MEMORY, MANY_CARDS, *MODELS]
+PREDICTION = ("docs/prediction.md", "docs/prediction_CN.md")
+PAIRS = [READMES, WEIGHTS, PTUNING, MEMORY, MANY_CARDS, PREDICTION, *MODELS]
 PAGES = [name for pair in PAIRS for name in pair]
 TEXT = {name: (ROOT / name).read_text(encoding="utf-8") for name in PAGES}
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.bash"))
@@ -34,7 +35,7 @@ RUNNABLE = [name for name in SCRIPTS if re.match(r"fine_|infer_|run_inference", 
 PARSERS = {
     "scripts/random_base.py": random_base.parse,
     "src/test_finetune.py": args.parse_finetune,
-    "src/inference.py": args.parse_inference,
+    "src/inference.py": args_predict.parse_inference,
     "src/finetuning_pt.py": args_pt.parse_ptuning,
     "src/inference_pt.py": args_pt.parse_ptuning_inference,
 }
@@ -135,7 +136,7 @@ def dry_run(command):
 def parser_of(heading):
     """The real parser of the flags in the table below `heading`."""
     if heading in ("## Prediction", "## 预测"):
-        return HfArgumentParser((args.ModelArguments, args.InferenceArguments))
+        return HfArgumentParser((args.ModelArguments, args_predict.InferenceArguments))
     kinds = (args.ModelArguments, args.DataArguments, args.LoraArguments, args.FinetuneArguments)
     return HfArgumentParser(kinds)
 
@@ -145,7 +146,7 @@ def actions(parser):
 
 
 @pytest.mark.parametrize(
-    ("pair", "least"), [(READMES, 10), *((pair, 5) for pair in (WEIGHTS, PTUNING, MANY_CARDS, *MODELS))]
+    ("pair", "least"), [(READMES, 10), *((pair, 5) for pair in (WEIGHTS, PTUNING, MANY_CARDS, PREDICTION, *MODELS))]
 )
 def test_both_have_the_same_headings_and_code_blocks(pair, least):
     levels = [re.findall(r"^(#+) ", prose(TEXT[name]), re.MULTILINE) for name in pair]

@@ -13,6 +13,7 @@ from utils import packing, speed
 from utils.batches import IGNORED, make_collator
 from utils.errors import UserError
 from utils.families import find_family
+from utils.generating import Rules
 from utils.loading import load_base
 from utils.precision import Precision
 from utils.prompter import load_template
@@ -95,9 +96,9 @@ def test_generation_with_padding_is_the_same_with_the_packed_attention():
     model = load_base(BASE, Precision("float32", 16), "cpu", codec)
     model.set_attn_implementation("sdpa")
     prompts = [row["input_ids"][:length] for row, length in zip(rows, (40, 25, 33, 9), strict=True)]
-    before = [answer.text for answer in codec.answer(model, prompts, 6)]
+    before = [answer.text for answer in codec.answer(model, prompts, Rules(6))]
     packing.use_packed_attention(model)
-    assert [answer.text for answer in codec.answer(model, prompts, 6)] == before
+    assert [answer.text for answer in codec.answer(model, prompts, Rules(6))] == before
 
 
 def test_the_packed_loss_is_the_padded_one():

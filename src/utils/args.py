@@ -1,4 +1,7 @@
-"""The arguments of every script, as small dataclasses, and the one function that parses them."""
+"""The arguments of every script, as small dataclasses, and the one function that parses them.
+
+Those of prediction alone stand in args_predict.py, those of P-Tuning in args_pt.py.
+"""
 
 import argparse
 import importlib.util
@@ -14,7 +17,6 @@ from utils.families import NAMES
 from utils.flags import check_flags
 from utils.order import ORDERS
 from utils.precision import Precision, asked_dtype, choose_bits, choose_dtype, has_cuda
-from utils.records import check_output
 from utils.sharding import CONFIG, choose_policy
 
 
@@ -250,36 +252,6 @@ class FinetuneArguments(TrainingArguments):
             self._n_gpu = 1
 
 
-@dataclass
-class InferenceArguments:
-    """Prediction."""
-
-    _argument_group_name = "prediction"
-
-    input_file: str = option("data/valid.json", "records to predict: JSON lines or a JSON list")
-    output_file: str = option("results/results_valid.json", "where the records go, each with its output")
-    lora_weights: str | None = option(None, "folder of a LoRA adapter; left out: the base alone")
-    prompt_template_name: str | None = option(
-        None, "default: what the adapter was trained with (run.json), else the family's", "--prompt_template"
-    )
-    fp16: bool = option(False, "16-bit floats; 32-bit ones on a CPU")
-    bf16: bool = option(False, "bfloat16")
-    fp32: bool = option(
-        False, "32-bit floats; default: what the adapter was trained in, else what the machine does best"
-    )
-    batch_size: int | None = option(None, "records at a time; default: what the memory holds")
-    max_new_tokens: int = option(512, "most tokens of an answer")
-    num_beams: int = option(1, "beams of beam search; 1: greedy")
-    device: str | None = option(None, "cpu, cuda, cuda:1, or a card's number; default: the first card, else the CPU")
-    merge_lora: bool = option(False, "add the adapter into the base's weights first: faster, rounded to their numbers")
-
-    def __post_init__(self):
-        check_least(self, 1, "batch_size", "max_new_tokens", "num_beams")
-        if self.merge_lora and not self.lora_weights:
-            raise UserError("--merge_lora without --lora_weights: there is no adapter to merge; drop it")
-        check_output(self.output_file, "--output_file", self.input_file)
-
-
 def set_checkpointing(args: TrainingArguments, on: bool) -> None:
     """Gradient checkpointing, under both names that releases of transformers give it."""
     args.gradient_checkpointing = on
@@ -329,11 +301,6 @@ def parse_finetune(argv=None):
         data.val_set_size = 1000 if train.do_eval and not data.valid_file else 0
     train.precision = train.precision._replace(bits=choose_bits(model.bits or 16, train.use_cpu))
     return model, data, lora, train
-
-
-def parse_inference(argv=None):
-    """(model, prediction) arguments of src/inference.py."""
-    return parse((ModelArguments, InferenceArguments), argv)
 
 
 def parse(types, argv=None):

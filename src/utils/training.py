@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback
 
 from utils import manifest
 from utils.errors import UserError, say
-from utils.generating import plan_batches
+from utils.generating import Rules, plan_batches
 from utils.order import Share, with_empty
 from utils.prompter import prompt
 from utils.records import write
@@ -156,7 +156,7 @@ def make_score_answers(codec, template: dict, records: list[dict], batch_size: i
                 leave=False,
                 disable=args.process_index > 0,
             ):
-                made = codec.answer(model, [prompts[index] for index in batch], max_new_tokens)
+                made = codec.answer(model, [prompts[index] for index in batch], Rules(max_new_tokens))
                 answers += [(index, answer.text) for index, answer in zip(batch, made, strict=True)]
         model.config.use_cache = used_cache
         model.train(was_training)
