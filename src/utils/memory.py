@@ -25,7 +25,7 @@ PER_SCORE = 22  # bytes a pair of tokens in a head, where attention is computed 
 PER_LOGIT = 14  # bytes a logit: itself, in 32 bits, its logarithm, its gradient
 FIXED = 220 * MB  # the products' own workspace, what lies between the parts
 SAFE = 0.95  # share of the free memory that a choice made by the estimate may take, so that it does not end a run
-LEAST_PASS, MOST_PASS = 4, 64  # records of a pass: fewer leave a card idle, more gain nothing (docs/log.md)
+MOST_PASS = 64  # records of a pass: more gain nothing
 
 
 class Shape(NamedTuple):
@@ -234,15 +234,15 @@ def plans_that_fit(plan: Plan, full: bool, fits) -> list[Plan]:
 def choose_plan(plan: Plan, may_skip: bool, may_regroup: bool, fits) -> Plan:
     """The fastest plan that `fits`, with as many records a step; `plan` itself, saving most, when none does.
 
-    Computing no activation twice (if gradient checkpointing `may_skip` it) counts more than many records a pass (if
-    they `may_regroup` them), down to LEAST_PASS.
+    Computing no activation twice (if gradient checkpointing `may_skip` it) comes first; then as many records a pass as
+    fit (if they `may_regroup` them): at least those of `plan`, with gradient checkpointing at most those.
     """
     records = plan.batch * plan.accumulation
     sizes = [size for size in range(min(records, MOST_PASS), 0, -1) if records % size == 0]
     for recompute in (False, True) if may_skip else (plan.recompute,):
         for size in sizes if may_regroup else [plan.batch]:
             other = plan._replace(batch=size, accumulation=records // size, recompute=recompute)
-            if (size <= plan.batch if recompute else size >= min(LEAST_PASS, plan.batch)) and fits(other):
+            if (size <= plan.batch if recompute else size >= plan.batch) and fits(other):
                 return other
     return plan
 
