@@ -16,6 +16,7 @@ from transformers import AutoConfig
 
 from utils import manifest, memory, packing, speed
 from utils.args import parse_finetune, set_checkpointing
+from utils.cache import rows_file
 from utils.errors import UserError, run_script, say
 from utils.families import choose_family
 from utils.loading import add_lora, check_saved, limit_memory, load_base, training_device
@@ -51,9 +52,17 @@ def main(argv=None) -> None:
     whole_files(model_args.model_name_or_path, "model_name_or_path")
     codec = load_codec(model_args.model_name_or_path, family, model_args.trust_remote_code)
 
-    how = (choose_limits(data_args, family, codec), data_args.train_on_inputs, data_args.preprocessing_num_workers)
-    train_rows = tokenise(codec, template, train_records, *how, "training")
-    valid_rows = tokenise(codec, template, valid_records, *how, "validation") if valid_records else None
+    limits = choose_limits(data_args, family, codec)
+
+    def make_rows(records, what):
+        how = (template, records, limits, data_args.train_on_inputs)
+        file = rows_file(model_args.model_name_or_path, family.name, *how)
+        with args.main_process_first():  # the others read what it has made
+            anew = data_args.overwrite_cache and args.local_process_index == 0
+            return tokenise(codec, *how, data_args.preprocessing_num_workers, what, file, anew)
+
+    train_rows = make_rows(train_records, "training")
+    valid_rows = make_rows(valid_records, "validation") if valid_records else None
     score_answers = None
     if args.predict_with_generate:
         samples = valid_records[: args.eval_generate_samples or None]

@@ -1,7 +1,9 @@
+import atexit
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ EMBEDDED = ROOT / "models" / "smollm2-135m-instruct"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests are about the CPU, on any machine
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["HF_DATASETS_CACHE"] = ROWS = tempfile.mkdtemp()  # rows of earlier tests, not those of the person's own runs
+atexit.register(shutil.rmtree, ROWS, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

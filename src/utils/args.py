@@ -73,6 +73,7 @@ class DataArguments:
     )
     train_on_inputs: bool = option(False, "learn the prompt's tokens too, not only the answer's")
     preprocessing_num_workers: int = option(1, "processes that tokenise")
+    overwrite_cache: bool = option(False, "tokenise anew, even where the same rows are in the cache")
 
     def __post_init__(self):
         if not self.train_file:

@@ -11,10 +11,12 @@ from accelerate.utils import gather_object
 from accelerate.utils.constants import FSDP_MODEL_NAME
 from datasets import Dataset
 from peft import PeftModel, get_peft_model_state_dict
+from pyarrow import ArrowInvalid
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback
 
 from utils import manifest
+from utils.cache import parts
 from utils.errors import UserError, say
 from utils.generating import Rules, plan_batches
 from utils.order import Share, with_empty
@@ -25,23 +27,45 @@ from utils.sharding import gather_trained, split_on_cpu
 from utils.tokens import Limits, check_context
 
 
-def tokenise(codec, template: dict, records: list[dict], limits: Limits, train_on_inputs: bool, workers: int, what):
-    """A dataset of rows (input_ids, labels, length); says how long they are and which had to be cut or dropped."""
+def tokenise(
+    codec,
+    template: dict,
+    records: list[dict],
+    limits: Limits,
+    train_on_inputs: bool,
+    workers: int,
+    what: str,
+    file: Path | None = None,
+    anew: bool = False,
+):
+    """A dataset of rows (input_ids, labels, length); says how long they are and which had to be cut or dropped.
+
+    `file`: where the rows are kept, and read from if they are there (utils.cache); `anew`: they are made again.
+    """
 
     def encode(record):
         row = codec.row(template, record, limits, train_on_inputs)
         return {**row, "length": len(row["input_ids"])}
 
-    texts = [{name: record[name] for name in ("instruction", "input", "output")} for record in records]
-    rows = Dataset.from_list(texts).map(
-        encode,
-        num_proc=min(workers, len(texts)) if workers > 1 else None,
-        remove_columns=["instruction", "input", "output"],
-        desc=f"tokenising {what}",
+    texts = Dataset.from_list(
+        [{name: record[name] for name in ("instruction", "input", "output")} for record in records]
     )
+    options = {"num_proc": min(workers, len(texts)) if workers > 1 else None, "desc": f"tokenising {what}"}
+    options |= {"remove_columns": texts.column_names}
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        options |= {"cache_file_name": str(file), "new_fingerprint": file.stem, "load_from_cache_file": not anew}
+        if not anew and parts(file):
+            say(f"{what}: rows from the cache ({file}; --overwrite_cache makes them anew)")
+    try:
+        rows = texts.map(encode, **options)
+    except ArrowInvalid:  # a file that was damaged
+        for part in parts(file):
+            part.unlink()
+        rows = texts.map(encode, **options)
     say(_lengths(rows, limits, what, codec.context))
     # No row without a label may reach the model: its loss would be 0/0.
-    rows = rows.filter(lambda length: length > 0, input_columns="length")
+    rows = rows.filter(lambda length: length > 0, input_columns="length", keep_in_memory=True)
     if not len(rows):
         flag = _flags(limits.row, limits.prompt, None)
         raise UserError(f"{flag}: no {what} record fits, with its instruction and answer whole; raise it")
