@@ -79,3 +79,9 @@ def test_a_damaged_file_is_made_anew(base):
     file.write_bytes(b"\x00" * 100)
     assert rows_of(base, records).to_dict() == first
     assert rows_of(base, records, codec=Untouched()).to_dict() == first
+
+
+def test_a_cache_that_cannot_be_written_ends_no_run(base, capsys):
+    (base.parent / "cache").write_text("a file where the folder should be")
+    assert len(rows_of(base, load(GOLDEN / "train.json"))) == 12
+    assert "rows are not kept" in capsys.readouterr().err

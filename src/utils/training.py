@@ -52,8 +52,13 @@ def tokenise(
     )
     options = {"num_proc": min(workers, len(texts)) if workers > 1 else None, "desc": f"tokenising {what}"}
     options |= {"remove_columns": texts.column_names}
+    try:
+        if file:
+            file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        say(f"{what}: rows are not kept for the next run ({error}; HF_DATASETS_CACHE names another folder)")
+        file = None
     if file:
-        file.parent.mkdir(parents=True, exist_ok=True)
         options |= {"cache_file_name": str(file), "new_fingerprint": file.stem, "load_from_cache_file": not anew}
         if not anew and parts(file):
             say(f"{what}: rows from the cache ({file}; --overwrite_cache makes them anew)")
