@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
-from utils import vllm_engine
+from utils import decoding, vllm_engine
 from utils.errors import UserError, say
 from utils.generating import Failure, Rules, choose_batch_size
 
@@ -34,6 +34,8 @@ def choose_engine(asked: str, family, args, device: torch.device) -> str:
         raise UserError(
             f"--engine {asked}: not for family {family.name} (it has {', '.join(family.engines)}); drop the flag"
         )
+    if asked == "fast":
+        decoding.check(args)
     return asked
 
 
@@ -102,5 +104,7 @@ class Engine(NamedTuple):
 
 ENGINES = {
     "batch": Engine(in_batches, choose_batch_size, lambda args, device: True),
+    # auto does not choose it before its speed has been measured on a card.
+    "fast": Engine(decoding.answers, choose_batch_size, lambda args, device: False),
     "vllm": Engine(vllm_engine.answers, None, lambda args, device: False),
 }

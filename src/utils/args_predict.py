@@ -19,9 +19,9 @@ class AnswerArguments:
 
     engine: str = option(
         "auto",
-        "what makes the answers: batch (transformers' generate, in batches) or vllm (requirements-vllm.txt); auto: the "
-        "best that needs nothing more",
-        choices=["auto", "batch", "vllm"],
+        "what makes the answers: batch (transformers' generate, in batches), fast (greedy; a finished record's place "
+        "is given to a waiting one at once) or vllm (requirements-vllm.txt); auto: batch",
+        choices=["auto", "batch", "fast", "vllm"],
     )
     batch_size: int | None = option(None, "records at a time; default: what the memory holds")
 

@@ -51,7 +51,7 @@ FAMILIES = (
         lora_targets=("q_proj", "v_proj"),
         tokenizer="llama",
         told_by="tokenizer.model",
-        engines=("batch", "vllm"),
+        engines=("batch", "fast", "vllm"),
     ),
     Family(
         name="chatglm",
@@ -94,7 +94,7 @@ FAMILIES = (
         templates={"auto": "alpaca"},
         model_types=(),
         lora_targets=("all-linear",),
-        engines=("batch", "vllm"),
+        engines=("batch", "fast", "vllm"),
     ),
 )
 NAMES = tuple(name for family in FAMILIES for name in family.templates)
