@@ -26,10 +26,10 @@ def whole(tmp_path_factory):
     return out.read_bytes()
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_killed_at_20_random_moments_the_file_is_the_same(tmp_path, whole, processes):
+@pytest.mark.parametrize(("processes", "engine"), [(1, "batch"), (2, "batch"), (1, "fast")])
+def test_killed_at_20_random_moments_the_file_is_the_same(tmp_path, whole, processes, engine):
     out = tmp_path / "out.json"
-    more = flags(None, batch_size=1, **LENGTHS)
+    more = flags(None, batch_size=1, engine=engine, **LENGTHS)
     done = python(ROOT / "tests" / "kill_often.py", 20, 3, processes, out, *more, env=ONE_THREAD)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "killed 20 times" in done.stdout
