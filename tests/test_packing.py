@@ -18,6 +18,7 @@ from utils.loading import load_base
 from utils.precision import Precision
 from utils.prompter import load_template
 from utils.tokens import Limits, encode_row, load_codec
+from utils.training import real_tokens
 
 BASE = GOLDEN / "checkpoint"
 RECORDS = [json.loads(line) for line in (GOLDEN / "train.json").read_text(encoding="utf-8").splitlines()]
@@ -52,6 +53,11 @@ def run(folder, *more, **values):
     flags = [str(part) for name, value in (chosen | values).items() for part in (f"--{name}", value)]
     main(["--do_train", *more, *flags])
     return losses(folder)
+
+
+def test_real_tokens_are_alike_packed_and_padded():
+    rows = [{"input_ids": [5, 6, 7], "labels": [IGNORED, 6, 7]}, {"input_ids": [8, 2], "labels": [IGNORED, 2]}]
+    assert [int(real_tokens(collate(rows))) for collate in (packing.pack, make_collator(0, 8))] == [5, 5]
 
 
 def test_a_packed_batch_by_hand():

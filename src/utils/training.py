@@ -103,6 +103,13 @@ def _flags(row: int | None, prompt: int | None, answer: int | None) -> str:
     return " ".join(f"--{name} {size}" for name, size in flags if size)
 
 
+def real_tokens(batch: dict):
+    """How many tokens of a batch are no padding: a mask, lengths (CPM-Bee), or a packed row, which has none."""
+    if "attention_mask" in batch:
+        return batch["attention_mask"].count_nonzero()
+    return batch["length"].sum() if "length" in batch else batch["input_ids"].numel()
+
+
 class TripleTrainer(Trainer):
     """transformers' Trainer, with an order that can be resumed and an evaluation that also predicts."""
 
@@ -121,8 +128,7 @@ class TripleTrainer(Trainer):
         return samples, int(learnt) if self.is_fsdp_enabled and learnt is not None else learnt
 
     def training_step(self, model, inputs, *args, **kwargs):
-        mask = inputs.get("attention_mask")
-        self.tokens = self.tokens + (inputs["input_ids"].numel() if mask is None else mask.count_nonzero())
+        self.tokens = self.tokens + real_tokens(inputs)
         return super().training_step(model, inputs, *args, **kwargs)
 
     def save_model(self, output_dir=None, _internal_call=False):
