@@ -1,9 +1,12 @@
-# Sourced by infer_*.bash, which set the variables: one prediction. DRY_RUN=1 prints the command.
+# Sourced by infer_*.bash, which set the variables: one prediction. DRY_RUN=1 prints the command; NPROC=2 shares the
+# records between two processes, each on its card, that talk over PORT.
 # Further flags of src/inference.py can follow the script's name.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [ -d .venv ] && export PATH="$PWD/.venv/bin:$PATH"
 
-command=(python src/inference.py --model_name_or_path "$model_path" --model_name "$model_name"
+start=(python)
+[ "${NPROC:-1}" -gt 1 ] && start=(torchrun --nproc_per_node="$NPROC" --master_port="${PORT:-1331}")
+command=("${start[@]}" src/inference.py --model_name_or_path "$model_path" --model_name "$model_name"
     --lora_weights "$lora_weights" --input_file "$input_file" --output_file "$output_file"
     --max_new_tokens "$max_new_tokens" --fp16 --bits "$bits" "$@")
 

@@ -159,7 +159,7 @@ def check_memory(model_args, args, rows, kind, device) -> None:
     offload = engines.make_config(args)["zero_optimization"].get("offload_optimizer", {})
     optimizer = "paged_adamw" if offload.get("device") == "cpu" else "adamw"
     trained = shape and count_weights(shape, kind)
-    memory.check_training(shape, rows, plan, trained, False, optimizer, device, model_args.max_memory_MB)
+    memory.fit_training(shape, rows, plan, trained, False, optimizer, device, model_args.max_memory_MB)
 
 
 if __name__ == "__main__":

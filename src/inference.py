@@ -9,8 +9,9 @@ import time
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from utils import manifest, memory
-from utils.args import parse_inference
+from utils import manifest, memory, vllm_engine
+from utils.answering import choose_engine
+from utils.args_predict import parse_inference
 from utils.errors import UserError, run_script
 from utils.families import choose_family
 from utils.loading import check_fits, find_adapter, limit_memory, load_adapter, load_base, weight_files
@@ -22,11 +23,12 @@ from utils.predicting import (
     choose_precision,
     choose_template,
     common_settings,
-    one_process,
     resolved,
     warn_context,
 )
 from utils.prompter import prompt
+from utils.questions import choose_window, context_of, make_questions
+from utils.ranks import join
 from utils.records import load
 from utils.shards import whole_files
 from utils.tokens import check_context, load_codec
@@ -35,7 +37,7 @@ from utils.tokens import check_context, load_codec
 def main(argv=None) -> None:
     started = time.time()
     model_args, args = parse_inference(argv)
-    one_process("src/inference.py")
+    ranks = join()
 
     # Everything that can be wrong is found before the base is loaded.
     adapter = find_adapter(args.lora_weights) if args.lora_weights else None
@@ -54,14 +56,22 @@ def main(argv=None) -> None:
     records = load(args.input_file, needs=("instruction", "input"))
     device = choose_device(args.device)
     precision = choose_precision(model_args, args, run.get("precision", {}), device.type == "cpu")
+    args.engine = choose_engine(args.engine, family, args, device)
+    if args.engine == "vllm":
+        vllm_engine.check(args, precision.bits, device, ranks.count)
     whole_files(base, "model_name_or_path")
     codec = load_codec(base, family, model_args.trust_remote_code)
-    prompts = [codec.encode(prompt(template, record["instruction"], record["input"])) for record in records]
-    check_context(codec, prompts, records)
+    window = choose_window(args, base, codec)
+
+    def encode(record: dict) -> list[int]:
+        return codec.encode(prompt(template, record["instruction"], record["input"]))
+
+    questions = make_questions(records, encode, window and (lambda record: len(encode(record)) <= window))
+    prompts, about = [one.ids for one in questions], [records[one.record] for one in questions]
+    check_context(codec, prompts, about)
 
     settings = common_settings(args, base, family, template, precision) | {
         "adapter": manifest.fingerprint(*weight_files(adapter), adapter / "adapter_config.json") if adapter else None,
-        "num_beams": args.num_beams,
         "merge_lora": args.merge_lora,
     }
     begin(args, settings)
@@ -71,15 +81,20 @@ def main(argv=None) -> None:
     memory.check_vocabulary(shape, prompts)
     if adapter and shape:
         check_fits(adapter, shape.sizes)
-    kept = longest * args.num_beams * (args.batch_size or 1)
-    memory.check_prediction(shape, kept, precision, device, model_args.max_memory_MB)
-    limit_memory(model_args.max_memory_MB, device)
-    model = load_base(base, precision, device, codec, model_args.trust_remote_code)
-    if adapter:
-        model = load_adapter(model, adapter, args.merge_lora)
-    model.eval()
-    warn_context(model, codec, prompts, records, args.max_new_tokens)
-    answer_records(model, codec, records, prompts, settings, args, model_args.max_memory_MB, started)
+    if args.engine == "vllm":
+        room = longest + args.max_new_tokens * args.retry_length
+        model = vllm_engine.load(base, adapter, precision, room, context_of(base, codec), args, model_args)
+    else:
+        kept = longest * args.num_beams * (args.batch_size or 1)
+        if not args.device_map:
+            memory.check_prediction(shape, kept, precision, device, model_args.max_memory_MB)
+        limit_memory(model_args.max_memory_MB, device)
+        model = load_base(base, precision, args.device_map or device, codec, model_args.trust_remote_code)
+        if adapter:
+            model = load_adapter(model, adapter, args.merge_lora)
+        model.eval()
+        warn_context(model, codec, prompts, about, args)
+    answer_records(model, codec, records, questions, settings, args, model_args.max_memory_MB, ranks, started)
 
 
 if __name__ == "__main__":

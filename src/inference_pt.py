@@ -10,6 +10,7 @@ import time
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from utils import manifest, memory
+from utils.answering import choose_engine
 from utils.args_pt import MAX_LEN, MAX_SRC_LEN, check_lengths, parse_ptuning_inference
 from utils.errors import UserError, run_script
 from utils.families import choose_family
@@ -22,12 +23,12 @@ from utils.predicting import (
     choose_precision,
     choose_template,
     common_settings,
-    one_process,
     resolved,
     warn_context,
 )
 from utils.prefix import check_supported, find_prefix, load_trained, nearby_steps
-from utils.ptuning_rows import make_questions
+from utils.ptuning_rows import ask
+from utils.ranks import join
 from utils.records import load
 from utils.shards import whole_files
 from utils.tokens import check_context, load_codec
@@ -36,7 +37,7 @@ from utils.tokens import check_context, load_codec
 def main(argv=None) -> None:
     started = time.time()
     model_args, args = parse_ptuning_inference(argv)
-    one_process("src/inference_pt.py")
+    ranks = join()
 
     # Everything that can be wrong is found before the base is loaded.
     if not os.path.isdir(args.model_dir):
@@ -64,8 +65,10 @@ def main(argv=None) -> None:
     precision = choose_precision(model_args, args, run.get("precision", {}), device.type == "cpu")
     whole_files(base, "ori_model_dir")
     codec = load_codec(base, family, model_args.trust_remote_code)
-    prompts = make_questions(codec, template, records, args.max_src_len)
-    check_context(codec, prompts, records)
+    args.engine = choose_engine(args.engine, family, args, device)
+    questions = ask(codec, template, records, args.max_src_len, args.window is not None)
+    prompts, about = [one.ids for one in questions], [records[one.record] for one in questions]
+    check_context(codec, prompts, about)
 
     settings = common_settings(args, base, family, template, precision) | {
         "prefix": manifest.fingerprint(*weight_files(args.model_dir)),
@@ -79,8 +82,8 @@ def main(argv=None) -> None:
     limit_memory(model_args.max_memory_MB, device)
     trust = model_args.trust_remote_code
     model = load_trained(base, family, kind, args.model_dir, precision, device, codec, trust).eval()
-    warn_context(model, codec, prompts, records, args.max_new_tokens)
-    answer_records(model, codec, records, prompts, settings, args, model_args.max_memory_MB, started)
+    warn_context(model, codec, prompts, about, args)
+    answer_records(model, codec, records, questions, settings, args, model_args.max_memory_MB, ranks, started)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,16 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # --preprocessing_num_workers forks
+os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # batches of all sizes, no memory in pieces
 
 import torch
+from transformers import AutoConfig
 
 from utils import manifest, memory, packing, speed
 from utils.args import parse_finetune, set_checkpointing
 from utils.errors import UserError, run_script, say
 from utils.families import choose_family
-from utils.loading import add_lora, check_saved, check_weights, limit_memory, load_base, training_device
+from utils.loading import add_lora, check_saved, limit_memory, load_base, training_device
 from utils.prompter import load_template
 from utils.records import load, split
 from utils.shards import whole_files
@@ -99,17 +101,20 @@ def main(argv=None) -> None:
     device = training_device(args.use_cpu)
     limit_memory(model_args.max_memory_MB, device)
     rate = speed.product_rate(device, args.precision.dtype)
-    check_memory(model_args, lora_args, args, train_rows, targets, device, data_args.max_target_length)
+    packed = choose_packing(args, model_args.model_name_or_path, model_args.trust_remote_code, device)
+    fit_memory(model_args, lora_args, args, train_rows, targets, device, data_args.max_target_length, packed)
     torch.manual_seed(args.seed)  # the first values of the adapter; the Trainer seeds all the rest
     base_precision = args.precision
     if lora_args.full_finetune:  # trained weights are float32; autocast multiplies in 16 bits
         base_precision = base_precision._replace(name="float32")
-    model = load_base(model_args.model_name_or_path, base_precision, device, codec, model_args.trust_remote_code)
+    code = model_args.trust_remote_code
+    model = load_base(model_args.model_name_or_path, base_precision, device, codec, code, split=args.fsdp)
     if not lora_args.full_finetune:
         shape = (lora_args.lora_r, lora_args.lora_alpha, lora_args.lora_dropout)
         model = add_lora(model, targets, *shape, autocast=args.fp16 or args.bf16)
     model.config.use_cache = False
-    packed = choose_packing(args, model, device)
+    if packed and device.type == "cuda":
+        packing.use_packed_attention(model)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     what = "all of them" if lora_args.full_finetune else f"LoRA r {lora_args.lora_r} on {', '.join(targets)}"
     say(f"trained: {trained:,} weights ({what})")
@@ -138,9 +143,11 @@ def main(argv=None) -> None:
     result = trainer.train(resume_from_checkpoint=resume)
 
     trainer.save_model(str(out))
+    weights = check_result(trainer, lora_args.full_finetune)
+    pace = measure(trainer, run, watch, rate)
     if args.process_index == 0:
         save_tokenizer(codec, family, model_args.model_name_or_path, out)
-        finish(trainer, run, result, time.time() - started, resumed_at, watch, rate)
+        finish(trainer, run, result, time.time() - started, resumed_at, weights, pace, rate)
 
 
 def choose_limits(data_args, family, codec) -> Limits:
@@ -165,10 +172,15 @@ def choose_limits(data_args, family, codec) -> Limits:
     return Limits(None, data_args.max_source_length, data_args.max_target_length)
 
 
-def check_memory(model_args, lora_args, args, rows, targets, device, max_target_length) -> None:
-    """UserError when the rows, or the adapter, do not suit the base, or the run would not fit into the card."""
-    if args.deepspeed or args.fsdp:
+def fit_memory(model_args, lora_args, args, rows, targets, device, max_target_length, packed) -> None:
+    """Decide what the memory decides: records of a pass, gradient checkpointing.
+
+    UserError when the rows, or the adapter, do not suit the base, or the run would not fit into the card.
+    """
+    if args.fsdp:
         say("memory: not estimated (the model is split over cards)")
+        if args.may_skip_checkpointing:
+            say("gradient checkpointing: on (what a split model needs is not known)")
         return
     full = lora_args.full_finetune
     shape = memory.read_shape(model_args.model_name_or_path, model_args.trust_remote_code)
@@ -178,39 +190,41 @@ def check_memory(model_args, lora_args, args, rows, targets, device, max_target_
     trained = shape and (
         shape.linear + shape.other if full else memory.adapter_weights(shape, targets, lora_args.lora_r)
     )
-    plan = memory.Plan(
+    asked = memory.Plan(
         args.per_device_train_batch_size,
         args.gradient_accumulation_steps,
         args.precision,
         args.gradient_checkpointing,
         args.per_device_eval_batch_size if args.predict_with_generate else 0,
         max_target_length,
+        packed,
+        args.use_liger_kernel,
     )
-    if shape and args.may_skip_checkpointing:
-        whole = plan._replace(recompute=False)
-        if memory.fits_well(shape, rows, whole, trained, full, args.optim, device, model_args.max_memory_MB):
-            set_checkpointing(args, False)
-            plan = whole
+    choices = {"may_skip": args.may_skip_checkpointing, "may_regroup": args.may_regroup}
+    cap = model_args.max_memory_MB
+    plan = memory.fit_training(shape, rows, asked, trained, full, args.optim, device, cap, **choices)
+    if args.may_skip_checkpointing:
         how = "on (to fit the memory)" if plan.recompute else "off (the memory holds all activations)"
         say(f"gradient checkpointing: {how}")
-    memory.check_training(shape, rows, plan, trained, full, args.optim, device, model_args.max_memory_MB)
+    if plan.batch != asked.batch:
+        say(f"batch: {plan.batch} records a pass, {plan.accumulation} passes a step (what the memory holds)")
+    set_checkpointing(args, plan.recompute)
+    args.per_device_train_batch_size, args.gradient_accumulation_steps = plan.batch, plan.accumulation
 
 
-def choose_packing(args, model, device) -> bool:
-    """Whether batches are packed, said with its reason; gives the model the attention for it."""
+def choose_packing(args, model_path, trust_remote_code, device) -> bool:
+    """Whether batches are packed, said with its reason."""
     wanted = device.type == "cuda" if args.packing is None else args.packing
     if not wanted:
         say(f"packing: off ({'no GPU' if args.packing is None else 'as asked'})")
         return False
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    reason = packing.why_not(base.config, device, args.precision.dtype)
+    config = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
+    reason = packing.why_not(config, device, args.precision.dtype)
     if reason and args.packing:
         raise UserError(f"--packing: {reason}; drop it")
     if reason:
         say(f"packing: off ({reason})")
         return False
-    if device.type == "cuda":
-        packing.use_packed_attention(base)
     say("packing: on (a batch is one row of its records, without padding)")
     return True
 
@@ -231,20 +245,20 @@ def read_records(data_args, args):
     return split(records, data_args.val_set_size, args.seed)
 
 
-def finish(trainer, run, result, seconds, resumed_at, watch, rate) -> None:
-    """Check what was saved, write what the run was and what it reached, and say it."""
-    out, full, state = Path(trainer.args.output_dir), run["lora"] is None, trainer.state
-    split_up = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled  # no process holds the whole weights
+def check_result(trainer, full: bool) -> int:
+    """Number of the weights that were saved; an adapter is read back. Every process must call it."""
     if full:
-        weights = sum(p.numel() for p in trainer.model.parameters())
-    elif split_up:
-        weights = sum(tensor.numel() for tensor in check_weights(out).values())
-    else:
-        weights = check_saved(trainer.model, out)
+        return sum(p.numel() for p in trainer.model.parameters())
+    adapter = trainer.gather_adapter()
+    return check_saved(adapter, Path(trainer.args.output_dir)) if trainer.args.process_index == 0 else 0
+
+
+def finish(trainer, run, result, seconds, resumed_at, weights, pace, rate) -> None:
+    """Write what the run was and what it reached, and say it."""
+    out, full, state = Path(trainer.args.output_dir), run["lora"] is None, trainer.state
     trainer.save_state()
     draw_curve(state.log_history, out / "curve.png")
     losses = [row["loss"] for row in state.log_history if "loss" in row] or [result.training_loss]
-    pace = measure(trainer, run, watch, rate)
     run["status"] = "finished"
     run["results"] = {
         "steps": state.global_step,
@@ -279,12 +293,14 @@ def finish(trainer, run, result, seconds, resumed_at, watch, rate) -> None:
 
 
 def measure(trainer, run, watch, rate) -> dict:
-    """Samples/s and real tokens/s of all processes, and the MFU of one, over the steps that were timed."""
+    """Samples/s and real tokens/s of all processes, and the MFU of one, over the steps that were timed by the first.
+
+    Every process must call it.
+    """
     processes = trainer.args.world_size
     seconds = watch.seconds or float("inf")
-    tokens = watch.tokens * processes / seconds  # the processes' shares are alike
+    tokens = trainer.accelerator.reduce(torch.tensor(watch.tokens, device=trainer.args.device)).item() / seconds
     base = trainer.accelerator.unwrap_model(trainer.model)
-    trained = sum(p.numel() for p in base.parameters() if p.requires_grad)
     shape = memory.read_shape(run["base"])
     weights = shape.linear + shape.other if shape else sum(p.numel() for p in base.parameters())
     return {
@@ -292,7 +308,7 @@ def measure(trainer, run, watch, rate) -> dict:
         "tokens_per_second": round(tokens, 1),
         "mfu": round(speed.mfu(weights, tokens / processes, rate, run["lora"] is None), 4),
         "weights": weights,
-        "trained_weights": trained,
+        "trained_weights": sum(p.numel() for p in base.parameters() if p.requires_grad),
         "timed_steps": watch.steps,
     }
 

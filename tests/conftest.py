@@ -1,3 +1,4 @@
+import atexit
 import os
 import shutil
 import subprocess
@@ -15,10 +16,8 @@ EMBEDDED = ROOT / "models" / "smollm2-135m-instruct"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests are about the CPU, on any machine
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-CACHE = tempfile.TemporaryDirectory(
-    prefix="rows-"
-)  # of tokenised rows, gone with the tests; set before datasets is read
-os.environ["HF_DATASETS_CACHE"] = CACHE.name
+os.environ["HF_DATASETS_CACHE"] = ROWS = tempfile.mkdtemp()  # rows of earlier tests, not those of the person's own runs
+atexit.register(shutil.rmtree, ROWS, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

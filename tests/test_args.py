@@ -5,7 +5,8 @@ import re
 import pytest
 import torch
 
-from utils.args import parse_finetune, parse_inference
+from utils.args import parse_finetune
+from utils.args_predict import parse_inference
 from utils.args_pt import parse_ptuning, parse_ptuning_inference
 from utils.errors import UserError
 

@@ -23,6 +23,7 @@ from models.cpmbee import (
     unescape,
 )
 from models.cpmbee.modeling import IGNORED
+from utils.training import real_tokens
 
 FOLDER = ROOT / "tests" / "golden" / "cpmbee"
 GOLDEN = json.loads((FOLDER / "golden.json").read_text(encoding="utf-8"))
@@ -197,6 +198,12 @@ def test_rows_become_the_batch_of_the_originals():
     assert batch.keys() == set(BATCH)
     for name in BATCH:
         assert numpy.array_equal(batch[name].numpy(), ARRAYS[f"train_{name}"]), name
+
+
+def test_padding_is_not_counted_as_trained():
+    rows = reference_features()
+    assert len({len(row["input_ids"]) for row in rows}) > 1
+    assert int(real_tokens(collate(TOKENIZER, rows))) == sum(len(row["input_ids"]) for row in rows)
 
 
 def test_a_cut_answer_has_no_end_to_learn():

@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 import inference
 import test_finetune as finetuning
 from models.cpmbee import record_data, training_features
-from utils import weight_diff
+from utils import trees, weight_diff
 from utils.batches import IGNORED
 from utils.errors import UserError
 from utils.families import find_family
+from utils.generating import Rules
 from utils.loading import load_base
 from utils.precision import Precision
 from utils.prompter import load_template, prompt
@@ -170,6 +171,47 @@ def test_answers_are_alike_alone_in_batches_and_with_a_merged_adapter(trained):
     assert answers(folder, *adapter, "--num_beams", 3) == right
 
 
+def test_the_flags_of_prediction_work_or_are_refused(trained, tmp_path, monkeypatch):
+    folder, _ = trained
+    adapter = ("--lora_weights", folder / "run")
+    right = [record["output"] for record in EIGHT]
+    assert answers(folder, *adapter, "--repetition_penalty", 1.0001) == right
+    assert answers(folder, *adapter, "--repetition_penalty", 30) != right
+    for flags in (("--do_sample",), ("--repetition_penalty", 0.5)):
+        with pytest.raises(UserError, match=f"{flags[0]}.*: not for family cpm-bee, whose own generation is greedy"):
+            answers(folder, *adapter, *flags)
+    with pytest.raises(UserError, match="--engine vllm: not for family cpm-bee"):
+        answers(folder, *adapter, "--engine", "vllm")
+    with pytest.raises(UserError, match="--window: this base has no limit in its config.json"):
+        answers(folder, *adapter, "--window")
+    said = trees.generate
+
+    def again(*arguments):
+        """The answers, each of them three times."""
+        made = said(*arguments)
+        return [one._replace(data={**one.data, "<ans>": one.data["<ans>"] * 3}) for one in made]
+
+    monkeypatch.setattr(trees, "generate", again)
+    assert answers(folder, *adapter, "--max_repeats", 2) == [text * 2 for text in right]
+    assert answers(folder, *adapter, "--max_repeats", 0) == [text * 3 for text in right]
+
+
+def test_windows_of_a_tree_are_prompts_of_their_own(tiny, tmp_path):
+    record = {"id": 1, "instruction": "已知候选的关系列表：['位于']", "input": "甲在乙。丙在丁。" * 9}
+    (tmp_path / "in.json").write_text(json.dumps(record), encoding="utf-8")
+    command = [
+        "--model_name_or_path",
+        tiny,
+        "--input_file",
+        tmp_path / "in.json",
+        "--output_file",
+        tmp_path / "out.json",
+    ]
+    inference.main([str(part) for part in (*command, "--window", 70, "--max_new_tokens", 4)])
+    [row] = [json.loads(line) for line in (tmp_path / "out.json").read_text(encoding="utf-8").splitlines()]
+    assert row["windows"] > 1
+
+
 def test_an_adapter_merged_into_the_files_is_the_merged_model(tiny, trained, tmp_path):
     folder, _ = trained
     weight_diff.merge(path_base=str(tiny), path_adapter=str(folder / "run"), path_merged=str(tmp_path / "merged"))
@@ -203,8 +245,8 @@ def test_unknown_characters_come_back(codec, tmp_path):
     model = load_base(BEE, Precision("float32", 16), "cpu", codec).eval()
     record = {"instruction": "抽取", "input": "龘出生于😀。"}
     prompts = [codec.encode(prompt(TEMPLATE, record["instruction"], record["input"]))]
-    made = codec.answer(model, prompts, 8)
-    again = codec.answer(model, [*prompts, codec.encode(prompt(TEMPLATE, "a", "b"))], 8)[:1]
+    made = codec.answer(model, prompts, Rules(8))
+    again = codec.answer(model, [*prompts, codec.encode(prompt(TEMPLATE, "a", "b"))], Rules(8))[:1]
     assert made == again
     row = codec.row(TEMPLATE, {**record, "output": "(龘,出生地,😀)"}, Limits(500))
     batch = codec.collator()([row])

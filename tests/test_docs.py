@@ -6,13 +6,14 @@ import os
 import re
 import shlex
 import subprocess
+from unittest.mock import patch
 
 import pytest
 import random_base
 from conftest import ROOT
 from transformers import HfArgumentParser
 
-from utils import args, args_pt, convert, score, weight_diff
+from utils import args, args_predict, args_pt, convert, score, weight_diff
 from utils.errors import UserError
 
 READMES = ("README.md", "README_CN.md")
@@ -24,7 +25,9 @@ BASES = (
 MODELS = [(f"docs/models/{base}.md", f"docs/models/{base}_CN.md") for base in BASES]
 PTUNING = ("docs/ptuning.md", "docs/ptuning_CN.md")
 MEMORY = ("docs/memory.md", "docs/memory_CN.md")
-PAIRS = [READMES, WEIGHTS, PTUNING, MEMORY, *MODELS]
+MANY_CARDS = ("docs/many_cards.md", "docs/many_cards_CN.md")
+PREDICTION = ("docs/prediction.md", "docs/prediction_CN.md")
+PAIRS = [READMES, WEIGHTS, PTUNING, MEMORY, MANY_CARDS, PREDICTION, *MODELS]
 PAGES = [name for pair in PAIRS for name in pair]
 TEXT = {name: (ROOT / name).read_text(encoding="utf-8") for name in PAGES}
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.bash"))
@@ -32,7 +35,7 @@ RUNNABLE = [name for name in SCRIPTS if re.match(r"fine_|infer_|run_inference", 
 PARSERS = {
     "scripts/random_base.py": random_base.parse,
     "src/test_finetune.py": args.parse_finetune,
-    "src/inference.py": args.parse_inference,
+    "src/inference.py": args_predict.parse_inference,
     "src/finetuning_pt.py": args_pt.parse_ptuning,
     "src/inference_pt.py": args_pt.parse_ptuning_inference,
 }
@@ -107,7 +110,8 @@ def accept(command):
     assert at == 1 or words[0] != "python", command
     assert (ROOT / file).is_file(), command
     if file in PARSERS:
-        PARSERS[file](argv)
+        with patch.dict(os.environ, {"RANK": "0"} if words[0] == "torchrun" else {}):
+            PARSERS[file](argv)
     elif file in COMMANDS_OF_FILES:
         with pytest.raises(UserError, match="no such (file|folder)"):
             COMMANDS_OF_FILES[file](argv)
@@ -132,7 +136,7 @@ def dry_run(command):
 def parser_of(heading):
     """The real parser of the flags in the table below `heading`."""
     if heading in ("## Prediction", "## 预测"):
-        return HfArgumentParser((args.ModelArguments, args.InferenceArguments))
+        return HfArgumentParser((args.ModelArguments, args_predict.InferenceArguments))
     kinds = (args.ModelArguments, args.DataArguments, args.LoraArguments, args.FinetuneArguments)
     return HfArgumentParser(kinds)
 
@@ -141,7 +145,9 @@ def actions(parser):
     return {flag: action for action in parser._actions for flag in action.option_strings}
 
 
-@pytest.mark.parametrize(("pair", "least"), [(READMES, 10), *((pair, 5) for pair in (WEIGHTS, PTUNING, *MODELS))])
+@pytest.mark.parametrize(
+    ("pair", "least"), [(READMES, 10), *((pair, 5) for pair in (WEIGHTS, PTUNING, MANY_CARDS, PREDICTION, *MODELS))]
+)
 def test_both_have_the_same_headings_and_code_blocks(pair, least):
     levels = [re.findall(r"^(#+) ", prose(TEXT[name]), re.MULTILINE) for name in pair]
     assert levels[0] == levels[1]
@@ -249,6 +255,7 @@ def test_every_flag_in_the_prose_exists(name, capsys):
     known |= {*actions(HfArgumentParser(PTUNING_ARGUMENTS)), *actions(HfArgumentParser(PTUNING_INFERENCE))}
     known |= {"--model", "--tokenizer"}  # of scripts/random_base.py
     known |= {"--help", "--help_all", "--master_port", "--nocheck"}  # of torchrun, and fire's way to say --check False
+    known |= {"--nproc_per_node", "--nnodes", "--node_rank", "--master_addr"}  # of torchrun, too
     known |= {"--include", "--num_gpus"}  # of deepspeed
     for main in (convert.main, score.main):
         with pytest.raises(SystemExit):

@@ -12,10 +12,10 @@ from conftest import GOLDEN, ROOT, python
 
 import inference
 from utils import generating, manifest, partial, predicting
-from utils.args import parse_inference
+from utils.args_predict import parse_inference
 from utils.errors import UserError
 from utils.families import find_family
-from utils.generating import choose_batch_size, cut_answer, generate, plan_batches
+from utils.generating import Rules, choose_batch_size, cut_answer, generate, plan_batches
 from utils.loading import load_adapter, load_base
 from utils.precision import Precision
 from utils.prompter import load_template, prompt
@@ -58,7 +58,7 @@ def test_answers_are_the_golden_ones_in_batches_of_any_size(adapter):
     for batch_size in (1, 5, 12):
         got = {}
         for batch in plan_batches([len(ids) for ids in prompts], batch_size):
-            got |= dict(zip(batch, generate(model, codec, [prompts[i] for i in batch], 48), strict=True))
+            got |= dict(zip(batch, generate(model, codec, [prompts[i] for i in batch], Rules(48)), strict=True))
         assert [got[i] for i in range(len(RECORDS))] == wanted, batch_size
 
 
@@ -67,8 +67,8 @@ def test_the_embedded_base_answers_alike_alone_and_in_a_batch(embedded_base):
     template = load_template("plain")
     texts = ["北京是中国的首都。", "《边城》的作者是沈从文。", "长江全长6,300千米，流经十一个省级行政区。"]
     prompts = [codec.encode(prompt(template, "已知候选的关系列表：['作者', '长度']", text)) for text in texts]
-    together = generate(model, codec, prompts, 16)
-    assert together == [generate(model, codec, [ids], 16)[0] for ids in prompts]
+    together = generate(model, codec, prompts, Rules(16))
+    assert together == [generate(model, codec, [ids], Rules(16))[0] for ids in prompts]
 
 
 def test_every_field_and_the_order_are_kept_and_the_reason_is_given(tmp_path):
@@ -110,7 +110,7 @@ def test_interrupted_and_started_again_the_file_is_the_same(tmp_path, monkeypatc
         inference.main(flags(tmp_path / "cut.json", batch_size=2))
     assert not (tmp_path / "cut.json").exists()
     inference.main(flags(tmp_path / "cut.json"))  # the batch size is taken from the partial file
-    assert "resume: 4 of 12 records" in capsys.readouterr().err
+    assert "resume: 4 of 12 answers" in capsys.readouterr().err
     assert len(calls) == 3 + 4
     assert (tmp_path / "cut.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
 
@@ -192,12 +192,6 @@ def test_an_adapter_of_another_shape_does_not_fit(tmp_path):
 def test_merging_without_an_adapter_is_an_error(tmp_path):
     with pytest.raises(UserError, match="--merge_lora without --lora_weights"):
         inference.main(flags(tmp_path / "out.json", "--merge_lora", lora_weights=None))
-
-
-def test_torchrun_is_refused_with_a_reason(monkeypatch, tmp_path):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="runs as one process"):
-        inference.main(flags(tmp_path / "out.json"))
 
 
 def test_batch_size_follows_memory(monkeypatch):

@@ -17,6 +17,7 @@ import inference
 import test_finetune as finetuning
 from utils.errors import UserError
 from utils.families import find_family
+from utils.generating import Rules
 from utils.loading import load_base
 from utils.precision import Precision
 from utils.prompter import Piece, load_template
@@ -251,9 +252,13 @@ def test_no_label_on_the_prompt(codec):
 def test_an_answer_near_the_last_position_does_not_depend_on_its_neighbours(model, codec):
     long, short = GOLDEN["prompt_ids"][0] * 8, GOLDEN["prompt_ids"][1]
     assert len(long) == 144
-    alone = [codec.answer(model, [prompt], 40)[0] for prompt in (long, short, long[:-4])]
+    alone = [codec.answer(model, [prompt], Rules(40))[0] for prompt in (long, short, long[:-4])]
     assert [answer.tokens for answer in alone] == [16, 40, 20]
-    assert codec.answer(model, [long, short, long[:-4]], 40) == alone
+    assert codec.answer(model, [long, short, long[:-4]], Rules(40)) == alone
+    for more in ({"repetition_penalty": 1.5}, {"do_sample": True, "temperature": 2.0}):  # the padding is <eom>
+        rules = Rules(40, **more)
+        alone = [codec.answer(model, [ids], rules, [n])[0] for n, ids in enumerate((long, short, long[:-4]))]
+        assert codec.answer(model, [long, short, long[:-4]], rules) == alone
 
 
 @pytest.mark.parametrize(

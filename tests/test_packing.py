@@ -10,13 +10,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from test_finetune import main
 from utils import packing, speed
-from utils.batches import IGNORED, make_collator, real_tokens
+from utils.batches import IGNORED, make_collator
 from utils.errors import UserError
 from utils.families import find_family
+from utils.generating import Rules
 from utils.loading import load_base
 from utils.precision import Precision
 from utils.prompter import load_template
 from utils.tokens import Limits, encode_row, load_codec
+from utils.training import real_tokens
 
 BASE = GOLDEN / "checkpoint"
 RECORDS = [json.loads(line) for line in (GOLDEN / "train.json").read_text(encoding="utf-8").splitlines()]
@@ -51,6 +53,11 @@ def run(folder, *more, **values):
     flags = [str(part) for name, value in (chosen | values).items() for part in (f"--{name}", value)]
     main(["--do_train", *more, *flags])
     return losses(folder)
+
+
+def test_real_tokens_are_alike_packed_and_padded():
+    rows = [{"input_ids": [5, 6, 7], "labels": [IGNORED, 6, 7]}, {"input_ids": [8, 2], "labels": [IGNORED, 2]}]
+    assert [int(real_tokens(collate(rows))) for collate in (packing.pack, make_collator(0, 8))] == [5, 5]
 
 
 def test_a_packed_batch_by_hand():
@@ -95,9 +102,9 @@ def test_generation_with_padding_is_the_same_with_the_packed_attention():
     model = load_base(BASE, Precision("float32", 16), "cpu", codec)
     model.set_attn_implementation("sdpa")
     prompts = [row["input_ids"][:length] for row, length in zip(rows, (40, 25, 33, 9), strict=True)]
-    before = [answer.text for answer in codec.answer(model, prompts, 6)]
+    before = [answer.text for answer in codec.answer(model, prompts, Rules(6))]
     packing.use_packed_attention(model)
-    assert [answer.text for answer in codec.answer(model, prompts, 6)] == before
+    assert [answer.text for answer in codec.answer(model, prompts, Rules(6))] == before
 
 
 def test_the_packed_loss_is_the_padded_one():

@@ -12,7 +12,7 @@ import models.moss  # noqa: F401 - teaches transformers its name
 from utils import engine, memory, prefix
 from utils.errors import UserError
 from utils.families import find_family
-from utils.generating import generate
+from utils.generating import Rules, generate
 from utils.precision import Precision
 from utils.prefix import Kind, Prefixed, find_prefix, load_trained, load_with_prefix, named, save_prefix
 from utils.tokens import load_codec
@@ -89,8 +89,8 @@ def test_the_prefix_works_on(model_type):
             new.append(int(logits(model, [row])[0, -1].argmax()))
             row.append(new[-1])
         expected.append(Letters().decode([number for number in new if number != 99]))
-    assert [answer.text for answer in generate(model, Letters(), rows, 5)] == expected
-    assert [generate(model, Letters(), [row], 5)[0].text for row in rows] == expected
+    assert [answer.text for answer in generate(model, Letters(), rows, Rules(5))] == expected
+    assert [generate(model, Letters(), [row], Rules(5))[0].text for row in rows] == expected
 
     def gradients():
         model.train().zero_grad()
@@ -153,8 +153,8 @@ def test_a_models_own_encoder_is_trained_saved_by_full_names_and_loaded(chatglm,
     again = load_trained(base, own, kind, tmp_path, FLOAT32, "cpu", codec).eval()
     ids = codec.text_ids("北京是中国的首都。") + list(codec.suffix_ids)
     assert torch.equal(logits(model, [ids]), logits(again, [ids]))
-    answers = generate(again, codec, [ids, ids[3:]], 5)
-    assert answers == [generate(again, codec, [row], 5)[0] for row in (ids, ids[3:])]
+    answers = generate(again, codec, [ids, ids[3:]], Rules(5))
+    assert answers == [generate(again, codec, [row], Rules(5))[0] for row in (ids, ids[3:])]
 
 
 @pytest.mark.parametrize("name", ["ptv2-mlp", "ptv2-emb"])

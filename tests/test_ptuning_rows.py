@@ -7,9 +7,10 @@ import pytest
 from utils.args_pt import parse_ptuning
 from utils.errors import UserError
 from utils.families import find_family
+from utils.order import plan_epoch
 from utils.prompter import load_template
-from utils.ptuning_rows import encode, encode_question, layout_a, make_questions, make_rows
-from utils.steps import answer_tokens, learning_rates, plan_epoch
+from utils.ptuning_rows import ask, encode, encode_question, layout_a, make_rows
+from utils.steps import answer_tokens, learning_rates
 from utils.tokens import IGNORED, load_codec
 
 PLAIN = load_template("plain")
@@ -86,8 +87,8 @@ def test_what_is_cut_or_left_out_is_said_and_a_question_too_long_is_an_error(ran
     assert "1 records left out (id 77)" in capsys.readouterr().err
     with pytest.raises(UserError, match="no record of --train_path fits"):
         make_rows(codec, PLAIN, [long], 120, 80)
-    with pytest.raises(UserError, match="--max_src_len 80: the instruction of the record id 77 is longer"):
-        make_questions(codec, PLAIN, [RECORDS[0], long], 80)
+    with pytest.raises(UserError, match="record id 77: its instruction is longer than --max_src_len 80"):
+        ask(codec, PLAIN, [RECORDS[0], long], 80)
     answers = [{**RECORDS[0], "output": "北京" * size} for size in (8, 9)]
     make_rows(chatglm[1], {}, answers, 30, 20)
     said = capsys.readouterr().err
@@ -106,7 +107,7 @@ def test_an_epoch_takes_every_record_once_however_many_processes_share_it(passes
     for steps in (alone, both):
         assert sorted(i for step in steps for turn in step for part in turn for i in part) == list(range(13))
         assert all(len(step) == passes for step in steps)
-    one, two = ([[list(chain(*turn)) for turn in step] for step in steps] for steps in (alone, both))
+    one, two = ([[sorted(chain(*turn)) for turn in step] for step in steps] for steps in (alone, both))
     assert one == two
     assert plan_epoch(lengths, 4, passes, 1, 0, 1) != alone
 
@@ -120,3 +121,19 @@ def test_the_learning_rate_rises_and_falls():
 
 def test_tokens_are_counted_as_the_loss_sees_them():
     assert answer_tokens({"labels": [5, IGNORED, 6, 7]}) == 2
+
+
+@pytest.mark.parametrize("family", ["llama", "chatglm"])
+def test_a_question_too_long_is_cut_which_is_said_or_split(random_base, chatglm, capsys, family):
+    codec = chatglm[1] if family == "chatglm" else load_codec(random_base, find_family(random_base)[0])
+    record = {"id": 1, "instruction": "抽取", "input": "甲在乙。丙在丁。" * 8, "output": ""}
+    [cut] = ask(codec, PLAIN, [record], 40)
+    assert len(cut.ids) <= 40 + len(codec.suffix_ids)
+    assert (
+        "1 of 1 texts lost their end to fit --max_src_len 40; --window splits them instead" in capsys.readouterr().err
+    )
+    parts = ask(codec, PLAIN, [record], 40, split=True)
+    assert len(parts) > 1
+    assert max(len(part.ids) for part in parts) <= 40 + len(codec.suffix_ids)
+    assert all(part.text.endswith("。") for part in parts)
+    assert "lost their end" not in capsys.readouterr().err

@@ -56,3 +56,9 @@ def test_every_script_is_strict_or_sourced_and_parses(path):
     text = path.read_text()
     assert "set -euo pipefail" in text or text.startswith("# Sourced by")
     assert subprocess.run(["bash", "-n", path], timeout=10).returncode == 0
+
+
+def test_a_prediction_is_shared_between_processes_with_nproc(project):
+    said = {n: bash(project, f"{project}/scripts/infer_llama.bash", DRY_RUN="1", NPROC=n).stdout for n in ("1", "2")}
+    assert said["1"].startswith("python src/inference.py --model_name_or_path")
+    assert said["2"].startswith("torchrun --nproc_per_node=2 --master_port=1331 src/inference.py --model_name_or_path")

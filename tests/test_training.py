@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 from conftest import GOLDEN, ROOT, python
+from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 
 from test_finetune import main
@@ -17,10 +18,11 @@ from utils.batches import make_collator
 from utils.errors import UserError
 from utils.families import find_family
 from utils.loading import add_lora, check_saved, check_weights, load_base
+from utils.order import order_epoch
 from utils.precision import Precision
 from utils.prompter import load_template
 from utils.tokens import IGNORED, Limits, encode_row, load_codec
-from utils.training import LengthGrouped, find_checkpoint
+from utils.training import find_checkpoint
 
 BASE = GOLDEN / "checkpoint"
 TRAIN = GOLDEN / "train.json"
@@ -226,14 +228,15 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path, capsys):
     assert capsys.readouterr().err.count("is not whole") == 2
 
 
-def test_the_order_is_the_seeds_and_the_epochs_alone():
-    sampler = LengthGrouped([5, 9, 2, 7, 1, 8, 3, 3], batch_size=2, seed=1)
-    first = list(sampler)
+@pytest.mark.parametrize("how", ["group_by_length", "random"])
+def test_the_order_is_the_seeds_and_the_epochs_alone(how):
+    lengths = [5, 9, 2, 7, 1, 8, 3, 3]
+    first = order_epoch(lengths, 2, 1, 0, how)
     torch.rand(10)
-    assert list(sampler) == first
-    sampler.set_epoch(1)
-    assert list(sampler) != first
-    assert sorted(sampler) == list(range(8))
+    assert order_epoch(lengths, 2, 1, 0, how) == first
+    assert order_epoch(lengths, 2, 1, 1, how) != first
+    assert order_epoch(lengths, 2, 2, 0, how) != first
+    assert sorted(order_epoch(lengths, 2, 1, 1, how)) == list(range(8))
 
 
 def test_cut_and_dropped_rows_are_counted_and_the_sufficient_cutoff_named(tmp_path, capsys):
@@ -273,14 +276,6 @@ def test_bad_input_is_one_clear_error(tmp_path, change, message):
         main(flags(tmp_path, **change))
 
 
-def test_deepspeed_without_its_package_is_one_clear_error(tmp_path, monkeypatch):
-    from utils import args
-
-    monkeypatch.setattr(args.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="the package deepspeed is not installed"):
-        main(flags(tmp_path, deepspeed="zero3.json"))
-
-
 def test_the_script_ends_with_status_2_and_no_traceback(tmp_path):
     done = python(SCRIPT, *flags(tmp_path), "--lora_rang", "4")
     assert done.returncode == 2
@@ -302,16 +297,18 @@ def test_empty_zero_and_changed_adapters_are_errors(tmp_path):
     model = add_lora(model, ("q_proj", "v_proj"), 4, 8, 0.0)
     model.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="every lora_B is zero"):
-        check_saved(model, tmp_path)
+        check_saved(get_peft_model_state_dict(model), tmp_path)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
     model.save_pretrained(tmp_path)
-    assert check_saved(model, tmp_path) == sum(p.numel() for n, p in model.named_parameters() if "lora" in n)
+    assert check_saved(get_peft_model_state_dict(model), tmp_path) == sum(
+        p.numel() for n, p in model.named_parameters() if "lora" in n
+    )
     with torch.no_grad():
         next(p for n, p in model.named_parameters() if "lora_B" in n).add_(1)
     with pytest.raises(UserError, match="differs from the trained one in 1 tensors"):
-        check_saved(model, tmp_path)
+        check_saved(get_peft_model_state_dict(model), tmp_path)
     torch.save({}, tmp_path / "adapter_model.bin")
     (tmp_path / "adapter_model.safetensors").unlink()
     with pytest.raises(UserError, match="holds no tensor"):

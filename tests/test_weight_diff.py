@@ -19,7 +19,7 @@ import inference
 from utils import deltas, shards, weight_diff
 from utils.errors import UserError
 from utils.families import find_family, read_config
-from utils.generating import generate
+from utils.generating import Rules, generate
 from utils.loading import load_base
 from utils.precision import Precision
 from utils.tokens import load_codec
@@ -179,7 +179,7 @@ def test_a_recovered_model_predicts_and_passes_its_own_checks(tmp_path, delta):
     run("recover", path_raw=BASE, path_diff=folder, path_tuned=tmp_path / "out")
     codec = load_codec(tmp_path / "out", find_family(tmp_path / "out", "vicuna")[0])
     model = load_base(tmp_path / "out", Precision("float32", 16), "cpu", codec).eval()
-    assert generate(model, codec, [codec.encode([])], 3)[0].tokens > 0
+    assert generate(model, codec, [codec.encode([])], Rules(3))[0].tokens > 0
 
 
 # make_diff

@@ -1,4 +1,7 @@
-"""The arguments of every script, as small dataclasses, and the one function that parses them."""
+"""The arguments of every script, as small dataclasses, and the one function that parses them.
+
+Those of prediction alone stand in args_predict.py, those of P-Tuning in args_pt.py.
+"""
 
 import argparse
 import importlib.util
@@ -12,8 +15,9 @@ from transformers import HfArgumentParser, TrainingArguments
 from utils.errors import UserError, say
 from utils.families import NAMES
 from utils.flags import check_flags
+from utils.order import ORDERS
 from utils.precision import Precision, asked_dtype, choose_bits, choose_dtype, has_cuda
-from utils.records import check_output
+from utils.sharding import CONFIG, choose_policy
 
 
 def option(default, text: str, *aliases: str, **more):
@@ -69,7 +73,7 @@ class DataArguments:
     )
     train_on_inputs: bool = option(False, "learn the prompt's tokens too, not only the answer's")
     preprocessing_num_workers: int = option(1, "processes that tokenise")
-    overwrite_cache: bool = option(False, "tokenise anew, even records whose rows are in the cache")
+    overwrite_cache: bool = option(False, "tokenise anew, even where the same rows are in the cache")
 
     def __post_init__(self):
         if not self.train_file:
@@ -115,6 +119,11 @@ DECIDED = {
     "load_best_model_at_end": "it follows from --eval_strategy and --save_strategy",
     "remove_unused_columns": "the rows hold only what is used",
     "length_column_name": "the rows' lengths are known",
+    "deepspeed": "--fsdp splits a model over cards; DeepSpeed would read its checkpoints by plain pickle",
+    "fsdp_config": "--fsdp alone splits all that can be",
+    "accelerator_config": "batches and gradients are shared as --fsdp, or torchrun without it, needs it",
+    "dataloader_drop_last": "every record of an epoch is learnt",
+    "average_tokens_across_devices": "the loss of a step is the mean over the tokens of all processes",
 }
 
 
@@ -129,7 +138,9 @@ class FinetuneArguments(TrainingArguments):
     do_eval: bool = option(False, "evaluate on the validation records, each epoch unless --eval_strategy says else")
     num_train_epochs: float = option(10, "passes over the training records")
     max_steps: int = option(-1, "stop after this many optimizer steps; -1: --num_train_epochs decides")
-    per_device_train_batch_size: int = option(16, "records a forward pass, per process")
+    per_device_train_batch_size: int | None = option(
+        None, "records a forward pass, per process; default: 16, on a GPU regrouped to what the memory holds"
+    )
     per_device_eval_batch_size: int = option(16, "the same while evaluating")
     gradient_accumulation_steps: int = option(8, "forward passes before one optimizer step")
     learning_rate: float = option(1e-4, "peak learning rate")
@@ -152,7 +163,9 @@ class FinetuneArguments(TrainingArguments):
     use_liger_kernel: bool | None = option(
         None, "fused kernels of the package liger-kernel; default: on a GPU, if it is installed and knows the base"
     )
-    train_sampling_strategy: str = option("group_by_length", "group_by_length (least padding), random or sequential")
+    train_sampling_strategy: str = option(
+        "group_by_length", "group_by_length (least padding), random or sequential", choices=list(ORDERS)
+    )
     eval_strategy: str = option(
         "no",
         "no, steps or epoch; default: epoch with --do_eval",
@@ -171,14 +184,17 @@ class FinetuneArguments(TrainingArguments):
     overwrite_output_dir: bool = option(False, "start anew in a folder that holds a run: its checkpoints are deleted")
     seed: int = option(42, "seed of the split, the order of the records, the adapter and dropout")
     report_to: str = option("none", "none, tensorboard, wandb, …")
-    deepspeed: str | None = option(None, "a DeepSpeed configuration (JSON file)")
-    fsdp: str | None = option(None, "a mode of PyTorch's FSDP, as transformers documents it")
+    fsdp: bool = option(False, "split the model over all cards, for what one cannot hold (PyTorch's FSDP2)")
 
     def __post_init__(self):
         if not self.do_train:
             raise UserError("--do_train is missing: nothing would be trained (to predict, use src/inference.py)")
         if not self.output_dir:
             raise UserError("--output_dir is missing; give a folder for the adapter, e.g. lora/llama-7b-r8")
+        # Left out, the memory estimate decides about it, with as many records a step.
+        self.may_regroup = self.per_device_train_batch_size is None and has_cuda(self.use_cpu)
+        if self.per_device_train_batch_size is None:
+            self.per_device_train_batch_size = 16
         check_least(self, 1, "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
         check_least(self, 0, "eval_generate_samples")
         check_processes(self.use_cpu)
@@ -197,10 +213,7 @@ class FinetuneArguments(TrainingArguments):
             self.eval_strategy = "epoch"
         if self.predict_with_generate and self.eval_strategy == "no":
             raise UserError("--predict_with_generate: nothing is evaluated; add --do_eval, or drop it")
-        if self.predict_with_generate and (self.deepspeed or self.fsdp):
-            raise UserError("--predict_with_generate does not work on a model split by --deepspeed or --fsdp; drop it")
-        if self.deepspeed and importlib.util.find_spec("deepspeed") is None:
-            raise UserError("--deepspeed: the package deepspeed is not installed; pip install deepspeed")
+        check_split(self)
         if not has_cuda(self.use_cpu) and ("paged" in self.optim or "bit" in self.optim):
             say(f"optimizer: adamw_torch ({self.optim} needs a GPU)")
             self.optim = "adamw_torch"
@@ -224,40 +237,20 @@ class FinetuneArguments(TrainingArguments):
         )
         self.remove_unused_columns = False
         self.ddp_find_unused_parameters = bool(self.ddp_find_unused_parameters)  # unset, it would search each step
+        checkpointing = self.gradient_checkpointing
+        if self.fsdp:
+            self.ddp_backend = None if self.use_cpu else "cuda:nccl,cpu:gloo"  # what is gathered lies on the CPU
+            self.fsdp_config = dict(CONFIG)
+            # Each pass's gradients go to the cards that keep them; kept until a step ends they would be whole on each.
+            self.accelerator_config = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
+            set_checkpointing(self, False)  # else transformers recommends its other way, which forgets dropout's masks
         super().__post_init__()
+        set_checkpointing(self, checkpointing)
+        if self.fsdp and self.bf16:
+            self.fsdp_plugin_args["mixed_precision_policy"] = choose_policy(self.precision.dtype)
         if self.n_gpu > 1:  # one process, several cards: the Trainer would split every batch over threads, slowly
             say(f"cards: 1 of {self.n_gpu} (torchrun --nproc_per_node={self.n_gpu} uses them all)")
             self._n_gpu = 1
-
-
-@dataclass
-class InferenceArguments:
-    """Prediction."""
-
-    _argument_group_name = "prediction"
-
-    input_file: str = option("data/valid.json", "records to predict: JSON lines or a JSON list")
-    output_file: str = option("results/results_valid.json", "where the records go, each with its output")
-    lora_weights: str | None = option(None, "folder of a LoRA adapter; left out: the base alone")
-    prompt_template_name: str | None = option(
-        None, "default: what the adapter was trained with (run.json), else the family's", "--prompt_template"
-    )
-    fp16: bool = option(False, "16-bit floats; 32-bit ones on a CPU")
-    bf16: bool = option(False, "bfloat16")
-    fp32: bool = option(
-        False, "32-bit floats; default: what the adapter was trained in, else what the machine does best"
-    )
-    batch_size: int | None = option(None, "records at a time; default: what the memory holds")
-    max_new_tokens: int = option(512, "most tokens of an answer")
-    num_beams: int = option(1, "beams of beam search; 1: greedy")
-    device: str | None = option(None, "cpu, cuda, cuda:1, or a card's number; default: the first card, else the CPU")
-    merge_lora: bool = option(False, "add the adapter into the base's weights first: faster, rounded to their numbers")
-
-    def __post_init__(self):
-        check_least(self, 1, "batch_size", "max_new_tokens", "num_beams")
-        if self.merge_lora and not self.lora_weights:
-            raise UserError("--merge_lora without --lora_weights: there is no adapter to merge; drop it")
-        check_output(self.output_file, "--output_file", self.input_file)
 
 
 def set_checkpointing(args: TrainingArguments, on: bool) -> None:
@@ -265,6 +258,30 @@ def set_checkpointing(args: TrainingArguments, on: bool) -> None:
     args.gradient_checkpointing = on
     if hasattr(args, "activation_checkpointing"):
         args.activation_checkpointing = on
+
+
+def check_split(args) -> None:
+    """UserError for what does not go with a model that is split over cards."""
+    if not args.fsdp:
+        return
+    if "RANK" not in os.environ:
+        raise UserError("--fsdp: one process has nobody to share with; start it with torchrun --nproc_per_node=2 …")
+    if args.predict_with_generate:
+        raise UserError("--predict_with_generate does not work on a model split by --fsdp; drop one of them")
+    if "paged" in args.optim or "bit" in args.optim:
+        raise UserError(f"--optim {args.optim} does not work on a model split by --fsdp; drop one of them")
+    if args.fp16:
+        raise UserError("--fp16 and --fsdp: a split model is trained in bf16 or fp32; give --bf16, or drop --fsdp")
+
+
+def check_bits(bits: int | None, full: bool, args) -> None:
+    """UserError for quantised weights where they would have to be trained or split."""
+    if bits not in (4, 8):
+        return
+    if full:
+        raise UserError(f"--full_finetune and --bits {bits} contradict each other: quantised weights cannot be trained")
+    if args.fsdp:
+        raise UserError(f"--bits {bits} and --fsdp contradict each other: quantised weights cannot be split; drop one")
 
 
 def check_least(arguments, least: int, *names: str) -> None:
@@ -280,19 +297,11 @@ def parse_finetune(argv=None):
     model, data, lora, train = parse((ModelArguments, DataArguments, LoraArguments, FinetuneArguments), argv)
     if not model.model_name_or_path:
         raise UserError("--model_name_or_path is missing; give the folder of the base model")
-    if lora.full_finetune and model.bits in (4, 8):
-        raise UserError(
-            f"--full_finetune and --bits {model.bits} contradict each other: quantised weights cannot be trained"
-        )
+    check_bits(model.bits, lora.full_finetune, train)
     if data.val_set_size is None:
         data.val_set_size = 1000 if train.do_eval and not data.valid_file else 0
     train.precision = train.precision._replace(bits=choose_bits(model.bits or 16, train.use_cpu))
     return model, data, lora, train
-
-
-def parse_inference(argv=None):
-    """(model, prediction) arguments of src/inference.py."""
-    return parse((ModelArguments, InferenceArguments), argv)
 
 
 def parse(types, argv=None):

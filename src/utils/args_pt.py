@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.args import ModelArguments, check_least, option, parse
+from utils.args_predict import AnswerArguments
 from utils.errors import UserError
 from utils.families import NAMES
 from utils.precision import Precision, asked_dtype, choose_bits, choose_dtype, has_cuda
@@ -108,10 +109,8 @@ class PtuningArguments:
 
 
 @dataclass
-class PtuningInferenceArguments:
+class PtuningInferenceArguments(AnswerArguments):
     """Prediction with what P-Tuning v2 trained."""
-
-    _argument_group_name = "prediction"
 
     test_path: str = option("data/valid.json", "records to predict: JSON lines or a JSON list", "--input_file")
     model_dir: str | None = option(None, "checkpoint of P-Tuning: output_dir_pt/global_step-N")
@@ -129,7 +128,6 @@ class PtuningInferenceArguments:
     fp32: bool = option(
         False, "32-bit floats; default: what the prefix was trained in, else what the machine does best"
     )
-    batch_size: int | None = option(None, "records at a time; default: what the memory holds")
     device: str | None = option(None, "a card's number, cpu, cuda or cuda:1; without a GPU: the CPU")
 
     num_beams = 1  # a class attribute, no flag: the prefix is made for one row an answer
@@ -137,8 +135,13 @@ class PtuningInferenceArguments:
     def __post_init__(self):
         if not self.model_dir:
             raise UserError("--model_dir is missing; give a checkpoint of P-Tuning, e.g. output_dir_pt/global_step-100")
-        check_least(self, 1, "batch_size", "max_new_tokens")
+        super().__post_init__()
         check_lengths(self)
+        if self.engine not in ("auto", "batch"):
+            raise UserError(f"--engine {self.engine}: only batch takes a prefix of P-Tuning; drop the flag")
+        self.engine = "batch"
+        if self.window:
+            raise UserError(f"--window {self.window}: here --max_src_len says how long a window is; drop the number")
         if self.output_file is None:
             folder = Path(self.model_dir)
             self.output_file = str(folder.parent / f"{Path(self.test_path).stem}_{folder.name}.json")

@@ -1,4 +1,4 @@
-"""Rows of tokens to the tensors of a training batch, and how many tokens a batch holds."""
+"""Rows of tokens to the tensors of a training batch."""
 
 import torch
 
@@ -33,14 +33,3 @@ def make_collator(pad_id: int, width_of: int = 1):
         }
 
     return collate
-
-
-def real_tokens(batch: dict):
-    """Tokens of a batch without its padding, as an int or a tensor: by its mask, its rows' lengths (CPM-Bee), or, in a
-    packed one, all of them.
-    """
-    if "attention_mask" in batch:
-        return batch["attention_mask"].count_nonzero()
-    if "length" in batch:
-        return batch["length"].sum()
-    return batch["input_ids"].numel()

@@ -31,6 +31,8 @@ class Family:
     prompt_apart: bool = False  # prompt and answer are limited each by itself
     answer_only: bool = False  # a prompt sees itself whole, so that only the answer can be learnt
     refused: tuple[tuple[str, tuple, str], ...] = ()  # key of config.json, its values (() = any), what to say of them
+    engines: tuple[str, ...] = ("batch",)  # that answer for it (answering.ENGINES), the default one first
+    draws: bool = True  # whether --do_sample works; False: the family generates by itself
     own_prefix: str | None = None  # name of the model's own P-Tuning encoder; None: peft's prefix tuning
 
 
@@ -49,6 +51,7 @@ FAMILIES = (
         lora_targets=("q_proj", "v_proj"),
         tokenizer="llama",
         told_by="tokenizer.model",
+        engines=("batch", "fast", "vllm"),
     ),
     Family(
         name="chatglm",
@@ -84,12 +87,14 @@ FAMILIES = (
         tokenizer="cpm-bee",
         package="models.cpmbee",
         answer_only=True,
+        draws=False,
     ),
     Family(
         name="auto",
         templates={"auto": "alpaca"},
         model_types=(),
         lora_targets=("all-linear",),
+        engines=("batch", "fast", "vllm"),
     ),
 )
 NAMES = tuple(name for family in FAMILIES for name in family.templates)

@@ -4,14 +4,39 @@ from typing import NamedTuple
 
 import psutil
 import torch
+from transformers import StoppingCriteriaList
 
+from utils.choosing import StopLoops, processors
+from utils.loops import loop_end
 from utils.memory import cached_numbers
 
 
 class Answer(NamedTuple):
     text: str
-    finish_reason: str  # "eos": the model ended its answer; "length": it was stopped at max_new_tokens
+    # "eos": the model ended its answer; "length": it was stopped at max_new_tokens; "loop": it repeated a triple
+    finish_reason: str
     tokens: int  # new tokens, eos included
+
+
+class Failure(NamedTuple):
+    """What takes an answer's place when a record cannot be answered."""
+
+    reason: str
+
+
+class Rules(NamedTuple):
+    """How answers are made: what every engine is told."""
+
+    max_new_tokens: int
+    batch_size: int = 1  # most prompts at a time
+    num_beams: int = 1  # 1: no beam search
+    repetition_penalty: float = 1.0  # divides the logits of tokens that are there already; 1: none
+    do_sample: bool = False  # draw each token, instead of the likeliest; the next four are about that
+    temperature: float = 1.0
+    top_k: int = 50  # 0: any token
+    top_p: float = 1.0
+    seed: int = 42
+    max_repeats: int = 0  # an answer ends where it says a triple for this time; 0: it may repeat
 
 
 def plan_batches(lengths: list[int], batch_size: int) -> list[list[int]]:
@@ -38,47 +63,62 @@ def choose_batch_size(
     return max(1, min(most, len(lengths), int(0.6 * free / record)))
 
 
-def generate(model, codec, prompts: list[list[int]], max_new_tokens: int, num_beams: int = 1) -> list[Answer]:
-    """The model's answers to one batch of prompts (token ids), in their order.
+def generate(model, codec, prompts: list[list[int]], rules: Rules, numbers: list[int] | None = None) -> list[Answer]:
+    """The model's answers to one batch of prompts (token ids), in their order; drawing is seeded by their `numbers`.
 
     An answer ends where the model's positions do, if they do: prompts that leave too little room are answered with
     those of their own length, so that no answer depends on its neighbours.
     """
-    groups = {}
+    numbers, groups = numbers or range(len(prompts)), {}
     for index, prompt in enumerate(prompts):
-        room = min(max_new_tokens, (codec.context or len(prompt) + max_new_tokens) - len(prompt))
+        room = min(rules.max_new_tokens, (codec.context or len(prompt) + rules.max_new_tokens) - len(prompt))
         groups.setdefault(room, []).append(index)
     answers = {}
     for room, indices in groups.items():
-        made = _generate(model, codec, [prompts[index] for index in indices], room, num_beams)
+        about = [prompts[index] for index in indices], [numbers[index] for index in indices]
+        made = _generate(model, codec, *about, rules._replace(max_new_tokens=room))
         answers |= dict(zip(indices, made, strict=True))
     return [answers[index] for index in range(len(prompts))]
 
 
 @torch.inference_mode()
-def _generate(model, codec, prompts, max_new_tokens: int, num_beams: int) -> list[Answer]:
+def _generate(model, codec, prompts, numbers, rules: Rules) -> list[Answer]:
     width = max(len(prompt) for prompt in prompts)
     ids = torch.full((len(prompts), width), codec.pad_id)
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
         ids[row, width - len(prompt) :] = torch.tensor(prompt)
         mask[row, width - len(prompt) :] = 1
+    # Beams are candidates, of which one repeats itself and is not taken: only what is taken is looked at.
+    stop = StopLoops(codec, rules.max_repeats if rules.num_beams == 1 else 0)
     new = model.generate(
         input_ids=ids.to(model.device),
         attention_mask=mask.to(model.device),
-        max_new_tokens=max_new_tokens,
-        num_beams=num_beams,
+        max_new_tokens=rules.max_new_tokens,
+        num_beams=rules.num_beams,
         do_sample=False,
+        logits_processor=processors(rules, prompts, numbers),
+        stopping_criteria=StoppingCriteriaList([stop] if stop.times else []),
         use_cache=True,
         eos_token_id=codec.eos_id,
         pad_token_id=codec.pad_id,
     )[:, width:].tolist()
-    return [cut_answer(codec, row) for row in new]
+    rows = [ids[: stop.stopped.get(row)] for row, ids in enumerate(new)]
+    return [cut_answer(codec, ids, rules.max_repeats) for ids in rows]
 
 
-def cut_answer(codec, ids: list[int]) -> Answer:
+def cut_answer(codec, ids: list[int], max_repeats: int = 0) -> Answer:
     """An answer up to its first eos. The cut is made on ids: a record's text may hold anything a template holds."""
     if codec.eos_id in ids:
         end = ids.index(codec.eos_id)
-        return Answer(codec.decode(ids[:end]).strip(), "eos", end + 1)
-    return Answer(codec.decode(ids).strip(), "length", len(ids))
+        return end_loop(Answer(codec.decode(ids[:end]).strip(), "eos", end + 1), max_repeats)
+    return end_loop(Answer(codec.decode(ids).strip(), "length", len(ids)), max_repeats)
+
+
+def end_loop(answer: Answer, max_repeats: int) -> Answer:
+    """The answer up to where it says one triple for the `max_repeats`-th time, if it does; 0: as it is.
+
+    That depends on the text alone: engines may look for loops as often, and stop rows as late, as they like.
+    """
+    end = loop_end(answer.text, max_repeats) if max_repeats else None
+    return answer if end is None else Answer(answer.text[:end], "loop", answer.tokens)

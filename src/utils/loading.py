@@ -4,6 +4,7 @@ import json
 import os
 import re
 import warnings
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -19,6 +20,7 @@ from utils.families import own_code, read_config
 from utils.memory import check_targets, linear_size
 from utils.precision import Precision
 from utils.quantised import train_frozen
+from utils.sharding import empty_model, share_buffers
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
@@ -31,22 +33,30 @@ def load_base(
     trust_remote_code: bool = False,
     changes: dict | None = None,
     fresh: str | None = None,
+    split: bool = False,
 ):
     """The causal language model of a checkpoint folder, on `device`, in the numbers of `precision`.
 
     Its generation settings come from `codec`, never from the repository: old ones stop at the wrong token.
+    `device` "auto" spreads it over all cards (accelerate's device_map).
     `changes` are made to its config; a module that they add is called `fresh`: the files may lack it, and it is not
-    quantised.
+    quantised. `split`: it will be split over the processes' devices; until then it stays on the CPU, and all processes
+    but the first get it without its weights.
     """
     read_config(path)  # refuses what is no model by itself, such as a delta
     options = {"dtype": precision.dtype, "trust_remote_code": trust_remote_code, **(changes or {})}
     # On short rows plain products beat torch's fused attention on a CPU (docs/log.md).
-    if torch.device(device).type == "cpu":
+    spread = str(device) == "auto"
+    if not (torch.cuda.is_available() if spread else torch.device(device).type != "cpu"):
         options["attn_implementation"] = "eager"
     if fresh:  # of another size, perhaps, where the base holds one
         options["ignore_mismatched_sizes"] = True
     if precision.bits != 16:
-        options |= {"quantization_config": _quantization(precision, fresh), "device_map": {"": device}}
+        options["quantization_config"] = _quantization(precision, fresh)
+    if precision.bits != 16 or spread:
+        options["device_map"] = "auto" if spread else {"": device}
+    if split and int(os.environ.get("RANK", "0")) > 0:
+        return _finish(empty_model(path, **options), codec, device, split)
     try:
         with own_code(path, trust_remote_code), _without_report(bool(fresh)):
             model, found = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
@@ -72,8 +82,17 @@ def load_base(
             f"--model_name_or_path {path}: {len(wrong)} tensors have other sizes than config.json says, e.g. "
             f"{wrong[0]}; take both of one release"
         )
-    if precision.bits == 16:
+    if spread:
+        say_places(model)
+    elif precision.bits == 16 and not split:
         model.to(device)
+    return _finish(model, codec, device, split)
+
+
+def _finish(model, codec, device, split: bool):
+    """What a base needs besides its weights."""
+    if split:
+        share_buffers(model, torch.device(device))
     for module in model.modules():
         # On CPUs with AVX-512 bf16, bitsandbytes would repack weights in evaluation: only sizes that are multiples of
         # 64 work, and training afterwards is not foreseen.
@@ -83,6 +102,15 @@ def load_base(
     model.config.eos_token_id, model.config.pad_token_id = codec.eos_id, codec.pad_id
     model.generation_config = GenerationConfig(eos_token_id=codec.eos_id, pad_token_id=codec.pad_id, do_sample=False)
     return model
+
+
+def say_places(model) -> None:
+    """Say on which cards the parts of a spread base lie."""
+    places = Counter(str(place) for place in getattr(model, "hf_device_map", {"": model.device}).values())
+    slow = (
+        " (what is not on a card makes every token slow)" if {"cpu", "disk"} & set(places) and len(places) > 1 else ""
+    )
+    say("device_map: " + ", ".join(f"{count} parts on {place}" for place, count in sorted(places.items())) + slow)
 
 
 @contextmanager
@@ -284,9 +312,9 @@ def check_weights(folder: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def check_saved(model, folder: Path) -> int:
-    """Read a just saved adapter back and compare it with the model's; its number of weights."""
-    saved, live = check_weights(folder), get_peft_model_state_dict(model)
+def check_saved(live: dict[str, torch.Tensor], folder: Path) -> int:
+    """Read a just saved adapter back and compare it with the trained one's tensors; its number of weights."""
+    saved = check_weights(folder)
     wrong = [
         name for name, tensor in live.items() if name not in saved or not torch.equal(saved[name].cpu(), tensor.cpu())
     ]

@@ -20,9 +20,12 @@ QUANTISED = {16: None, 8: 1.0, 4: 0.53}  # bytes of a quantised weight with its 
 OPTIMIZER = {"paged": 0, "8bit": 2, "adafactor": 4, "sgd": 0}  # bytes a trained weight; AdamW: 8, and 4 while it steps
 # Numbers kept of a token in a layer for its gradient: per hidden unit and per unit of the feed-forward's width.
 PER_HIDDEN, PER_WIDE = 9, 3.5
+PER_WIDE_FUSED = 2  # with liger-kernel
 PER_SCORE = 22  # bytes a pair of tokens in a head, where attention is computed step by step (no fused kernel)
 PER_LOGIT = 14  # bytes a logit: itself, in 32 bits, its logarithm, its gradient
 FIXED = 220 * MB  # the products' own workspace, what lies between the parts
+SAFE = 0.95  # share of the free memory that a choice made by the estimate may take, so that it does not end a run
+MOST_PASS = 64  # records of a pass: more gain nothing
 
 
 class Shape(NamedTuple):
@@ -42,11 +45,11 @@ class Shape(NamedTuple):
 
 
 class Load(NamedTuple):
-    """The largest batch of a run: `rows` rows of `tokens` tokens, logits at `answers` positions of each."""
+    """The largest batch of a run."""
 
-    rows: int
-    tokens: int
-    answers: int
+    tokens: int  # that are computed, padding included
+    longest: int  # of one row
+    logits: int  # positions that get logits
 
 
 def read_shape(model_path, trust_remote_code: bool = False) -> Shape | None:
@@ -132,14 +135,17 @@ def trained_bytes(count: int, optim: str) -> int:
     return count * (8 + next((size for name, size in OPTIMIZER.items() if name in optim), 12))
 
 
-def activation_bytes(shape: Shape, load: Load, precision: Precision, recompute: bool) -> int:
-    """Of one forward and backward pass; `recompute` (gradient checkpointing) keeps one layer's at a time."""
-    tokens, size = load.rows * load.tokens, precision.dtype.itemsize
-    layer = int(tokens * (PER_HIDDEN * shape.hidden + PER_WIDE * shape.wide) * size)
-    layer += tokens * load.tokens * shape.step_heads * PER_SCORE
-    between = tokens * shape.hidden * (4 if shape.norms32 else size) * shape.layers
-    logits = load.rows * load.answers * shape.vocabulary * PER_LOGIT
-    bias = tokens * load.tokens * shape.pair_bytes
+def activation_bytes(shape: Shape, load: Load, precision: Precision, recompute: bool, fused: bool = False) -> int:
+    """Of one forward and backward pass; `recompute` (gradient checkpointing) keeps one layer's at a time.
+
+    `fused`: with liger-kernel, whose feed-forward keeps less.
+    """
+    size, per_wide = precision.dtype.itemsize, PER_WIDE_FUSED if fused else PER_WIDE
+    layer = int(load.tokens * (PER_HIDDEN * shape.hidden + per_wide * shape.wide) * size)
+    layer += load.tokens * load.longest * shape.step_heads * PER_SCORE
+    between = load.tokens * shape.hidden * (4 if shape.norms32 else size) * shape.layers
+    logits = load.logits * shape.vocabulary * PER_LOGIT
+    bias = load.tokens * load.longest * shape.pair_bytes
     return bias + (between + max(layer, logits) if recompute else shape.layers * layer + logits)
 
 
@@ -153,12 +159,18 @@ def workspace_bytes(shape: Shape) -> int:
     return FIXED + 4 * max((inputs * outputs for inputs, outputs in shape.sizes.values()), default=0)
 
 
-def largest_load(rows, batch_size: int) -> Load:
-    """The longest batch that rows (with `length` and `labels`) can make."""
+def largest_load(rows, batch_size: int, packed: bool = False) -> Load:
+    """The largest batch that rows (with `length` and `labels`) can make; `packed`: without padding."""
     lengths = rows["length"]
     longest = sorted(range(len(rows)), key=lambda index: -lengths[index])[:batch_size]
-    starts = [next(i for i, label in enumerate(rows[index]["labels"]) if label >= 0) for index in longest]
-    return Load(batch_size, max(lengths), max(lengths) - min(starts) + 1)
+    answers = [
+        len(labels) - next(i for i, label in enumerate(labels) if label >= 0) + 1
+        for labels in (rows[index]["labels"] for index in longest)
+    ]
+    most = max(lengths)
+    if packed:
+        return Load(sum(lengths[index] for index in longest), most, sum(answers))
+    return Load(batch_size * most, most, batch_size * max(answers))
 
 
 class Plan(NamedTuple):
@@ -170,6 +182,8 @@ class Plan(NamedTuple):
     recompute: bool  # gradient checkpointing
     answered: int = 0  # records that evaluation answers at a time; 0: none
     answer_tokens: int = 0  # most new tokens of an answer
+    packed: bool = False  # the records of a pass in one row without padding
+    fused: bool = False  # liger-kernel
 
     def flags(self, other: "Plan") -> str:
         """The flags that turn `other` into this plan."""
@@ -189,12 +203,12 @@ class Plan(NamedTuple):
 
 def training_bytes(shape: Shape, rows, plan: Plan, trained: int, full: bool, optim: str) -> dict[str, int]:
     """What a plan needs, by purpose; `trained` weights are an adapter's, or with `full` the base's own."""
-    load = largest_load(rows, min(plan.batch, len(rows)))
-    answering = plan.answered * answer_bytes(shape, load.tokens + plan.answer_tokens, plan.precision)
+    load = largest_load(rows, min(plan.batch, len(rows)), plan.packed)
+    answering = plan.answered * answer_bytes(shape, load.longest + plan.answer_tokens, plan.precision)
     return {
         "weights": 0 if full else weight_bytes(shape, plan.precision),
         "trained": trained_bytes(trained, optim),
-        "activations": max(activation_bytes(shape, load, plan.precision, plan.recompute), answering),
+        "activations": max(activation_bytes(shape, load, plan.precision, plan.recompute, plan.fused), answering),
         "workspace": workspace_bytes(shape),
     }
 
@@ -206,8 +220,10 @@ def plans_that_fit(plan: Plan, full: bool, fits) -> list[Plan]:
     bits = [plan.precision.bits, *(bits for bits in (8, 4) if bits < plan.precision.bits and not full)]
     found = {}
     for recompute, batch, bit, rows in product(sorted({plan.recompute, True}, reverse=True), batches, bits, answered):
-        factor, precision = plan.batch // batch, plan.precision._replace(bits=bit)
-        other = Plan(batch, plan.accumulation * factor, precision, recompute, rows, plan.answer_tokens)
+        precision, accumulation = plan.precision._replace(bits=bit), plan.accumulation * plan.batch // batch
+        other = plan._replace(
+            batch=batch, accumulation=accumulation, precision=precision, recompute=recompute, answered=rows
+        )
         changed = tuple(i for i, (old, new) in enumerate(zip(plan, other, strict=True)) if old != new and i != 1)
         if changed not in found and fits(other):
             found[changed] = other
@@ -215,33 +231,61 @@ def plans_that_fit(plan: Plan, full: bool, fits) -> list[Plan]:
     return [other for changed, other in found.items() if len(changed) == fewest]
 
 
-def fits_well(shape: Shape, rows, plan: Plan, trained: int, full: bool, optim: str, device, cap) -> bool:
-    """Whether a plan needs at most 95 % of what is free, so that a choice made by the estimate does not end a run."""
-    needs = sum(training_bytes(shape, rows, plan, trained, full, optim).values())
-    return needs <= 0.95 * available(device, cap)
+def choose_plan(plan: Plan, may_skip: bool, may_regroup: bool, fits) -> Plan:
+    """The fastest plan that `fits`, with as many records a step; `plan` itself, saving most, when none does.
+
+    Computing no activation twice (if gradient checkpointing `may_skip` it) comes first; then as many records a pass as
+    fit (if they `may_regroup` them): at least those of `plan`, with gradient checkpointing at most those.
+    """
+    records = plan.batch * plan.accumulation
+    sizes = [size for size in range(min(records, MOST_PASS), 0, -1) if records % size == 0]
+    for recompute in (False, True) if may_skip else (plan.recompute,):
+        for size in sizes if may_regroup else [plan.batch]:
+            other = plan._replace(batch=size, accumulation=records // size, recompute=recompute)
+            if (size <= plan.batch if recompute else size >= plan.batch) and fits(other):
+                return other
+    return plan
 
 
-def check_training(shape: Shape | None, rows, plan: Plan, trained: int, full: bool, optim: str, device, cap) -> None:
-    """Say what the run will need; UserError with the flags that would make it fit when a card has less.
+def fit_training(
+    shape: Shape | None,
+    rows,
+    plan: Plan,
+    trained: int,
+    full: bool,
+    optim: str,
+    device,
+    cap,
+    may_skip: bool = False,
+    may_regroup: bool = False,
+) -> Plan:
+    """The plan that is taken, and what it will need, said; UserError with the flags that would make it fit when a card
+    has less.
 
-    `cap`: --max_memory_MB, or None. On a CPU, which can swap, too little is a warning.
+    `cap`: --max_memory_MB, or None; `may_skip`, `may_regroup`: what `choose_plan` may decide. On a CPU, which can swap,
+    too little is a warning.
     """
     if shape is None:
         say("memory: not estimated (the sizes of this model cannot be told from its config.json)")
-        return
-    needs = training_bytes(shape, rows, plan, trained, full, optim)
+        return plan
     free = available(device, cap)
+
+    def need(other: Plan) -> dict[str, int]:
+        return training_bytes(shape, rows, other, trained, full, optim)
+
+    def fits(other: Plan, share: float = 1.0) -> bool:
+        return sum(need(other).values()) <= share * free
+
+    if may_skip or may_regroup:
+        plan = choose_plan(plan, may_skip, may_regroup, lambda other: fits(other, SAFE))
+    needs = need(plan)
     parts = ", ".join(f"{name} {size // MB:,}" for name, size in needs.items() if size)
     say(f"memory: about {sum(needs.values()) // MB:,} MB needed ({parts}), {free // MB:,} MB free")
-
-    def fits(other: Plan) -> bool:
-        return sum(training_bytes(shape, rows, other, trained, full, optim).values()) <= free
-
-    if fits(plan):
-        return
-    others = [other.flags(plan) for other in plans_that_fit(plan, full, fits)]
-    last = "LoRA instead of --full_finetune" if full else "a smaller --cutoff_len, or a smaller base"
-    refuse(device, cap, "the run", sum(needs.values()), free, others or [last])
+    if not fits(plan):
+        others = [other.flags(plan) for other in plans_that_fit(plan, full, fits)]
+        last = "LoRA instead of --full_finetune" if full else "a smaller --cutoff_len, or a smaller base"
+        refuse(device, cap, "the run", sum(needs.values()), free, others or [last])
+    return plan
 
 
 def check_prediction(shape: Shape | None, tokens: int, precision: Precision, device, cap) -> None:
@@ -260,11 +304,20 @@ def check_prediction(shape: Shape | None, tokens: int, precision: Precision, dev
 
 
 def available(device: torch.device, cap: int | None) -> int:
-    """Bytes that this process may take: what is free of the card, at most `cap` MB; or of the machine's memory."""
-    if device.type != "cuda":
-        return psutil.virtual_memory().available
-    free = torch.cuda.mem_get_info(device)[0]
-    return min(free, cap * MB) if cap else free
+    """Bytes that this process may take: what is free of the card, at most `cap` MB; or of the machine's memory.
+
+    Of several processes training together the one with the least counts: all must decide alike.
+    """
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+        free = min(free, cap * MB) if cap else free
+    else:
+        free = psutil.virtual_memory().available
+    if torch.distributed.is_initialized():
+        least = torch.tensor(free, device=device)
+        torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
+        free = int(least)
+    return free
 
 
 def refuse(device, cap, what: str, needed: int, free: int, others: list[str]) -> None:

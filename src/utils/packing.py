@@ -15,13 +15,20 @@ NAME = "packed"  # of the attention, among those of transformers
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")  # whose layers hand the bounds on to attention, and have no state
 
 
-def why_not(config, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why batches of this model must be padded; None: they can be packed."""
+def why_unknown(config) -> str | None:
+    """Why nothing is known of this model's attention that would keep records apart; None: it is plain."""
     if config.model_type not in MODEL_TYPES:
-        return f"model_type {config.model_type} is not known to keep packed records apart"
+        return f"model_type {config.model_type} is not known to keep records apart"
     types = getattr(config, "layer_types", None) or ["full_attention"]
     if set(types) != {"full_attention"} or (config.model_type == "mistral" and config.sliding_window):
         return "its attention is windowed"
+    return None
+
+
+def why_not(config, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why batches of this model must be padded; None: they can be packed."""
+    if reason := why_unknown(config):
+        return reason
     if device.type == "cuda" and dtype == torch.float32:
         return "torch's fused attention needs 16-bit floats"
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
@@ -76,7 +83,8 @@ def _forward(module, query, key, value, attention_mask, scaling=None, cu_seq_len
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **more)
     if query.dtype == torch.float32:  # a rotary embedding of 32 bits under autocast
         query, key = query.to(value.dtype), key.to(value.dtype)
-    parts = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    # squeeze, not [0]: the gradient of an index is a copy into zeros.
+    parts = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
     return attend(*parts, cu_seq_lens_q, max_length_q, scaling)[None], None
 
 

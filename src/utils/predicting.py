@@ -1,4 +1,4 @@
-"""What both prediction scripts do: choose device and numbers, answer in batches that an interruption cannot lose."""
+"""What both prediction scripts do: choose device and numbers, answer so that an interruption loses nothing."""
 
 import os
 import time
@@ -8,17 +8,17 @@ import torch
 from tqdm import tqdm
 
 from utils import manifest, partial
+from utils.answering import ENGINES
+from utils.args_predict import DRAWING
 from utils.errors import UserError, say
-from utils.generating import choose_batch_size, plan_batches
+from utils.generating import Failure, Rules, plan_batches
 from utils.loading import weight_files
 from utils.precision import FLAGS, Precision, asked_dtype, choose_bits, choose_dtype, has_cuda
 from utils.prompter import load_template
+from utils.questions import Question, make_rows, name_of
+from utils.ranks import Ranks
 
-
-def one_process(script: str) -> None:
-    """UserError under torchrun or deepspeed with several processes, which would all write the same file."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(f"{script} runs as one process: start it with python instead of torchrun")
+FAILED_SHOWN = 20  # records that failed, of which the reason is printed
 
 
 def check_apart(output: str, *folders) -> None:
@@ -45,7 +45,9 @@ def common_settings(args, base: str, family, template: dict, precision: Precisio
         "family": family.name,
         "template": template,
         "precision": list(precision),
-        "max_new_tokens": args.max_new_tokens,
+        "retry_length": args.retry_length,
+        "window": args.window,
+        **{name: value for name, value in rules_of(args)._asdict().items() if name != "batch_size"},
     }
 
 
@@ -58,60 +60,133 @@ def begin(args, settings: dict) -> None:
     partial.check(args.output_file, settings)
 
 
-def answer_records(model, codec, records, prompts, settings, args, cap: int | None, started: float) -> None:
-    """Predict all records, write the file, and say what it holds; `cap`: --max_memory_MB."""
-    if settings["batch_size"] is None:
-        lengths = [len(ids) for ids in prompts]
-        settings["batch_size"] = choose_batch_size(
-            model.config, lengths, args.max_new_tokens, args.num_beams, model.device, cap
-        )
+def answer_records(model, codec, records, questions, settings, args, cap: int | None, ranks: Ranks, started) -> None:
+    """Answer all questions, write the file, and say what it holds; `cap`: --max_memory_MB.
+
+    UserError, and no file, when some record failed: what was answered stays in the partial file.
+    """
+    asked = {number: question.ids for number, question in enumerate(questions) if question.ids}
+    choose = ENGINES[args.engine].batch_size
+    if settings["batch_size"] is None and choose:
+        lengths = [len(ids) for ids in asked.values()] or [1]
+        size = choose(model.config, lengths, args.max_new_tokens, args.num_beams, model.device, cap)
+        settings["batch_size"] = min(ranks.gather(size))
         say(f"batch_size: {settings['batch_size']} (what the memory holds)")
 
-    rows, seconds, tokens = predict(model, codec, records, prompts, settings, args)
-    partial.finish(args.output_file, [rows[index] for index in range(len(records))])
-    stopped = sum(row["finish_reason"] == "length" for row in rows.values())
+    failed, tokens, seconds = predict(model, codec, asked, settings, args, ranks)
+    parts = ranks.gather((failed, tokens, seconds))
+    if ranks.rank > 0:
+        return
+    failed = {n: question.reason for n, question in enumerate(questions) if not question.ids}
+    failed |= {number: reason for part in parts for number, reason in part[0].items()}
+    if failed:
+        report_failed(records, questions, failed, args)
+    rows = make_rows(records, questions, partial.finished(args.output_file))
+    partial.finish(args.output_file, rows)
+    counts = {reason: sum(row["finish_reason"] == reason for row in rows) for reason in ("eos", "length", "loop")}
+    most = f"--max_new_tokens {args.max_new_tokens}" + (" and again at twice as many" if args.retry_length else "")
+    tokens, seconds = sum(part[1] for part in parts), max(part[2] for part in parts)
     say(
-        f"\n{args.output_file}: {len(records)} records, {len(records) - stopped} ended by the model, "
-        f"{stopped} stopped at --max_new_tokens {args.max_new_tokens}"
+        f"\n{args.output_file}: {len(records)} records, {counts['eos']} ended by the model, "
+        f"{counts['length']} stopped at {most}, {counts['loop']} repeating a triple (--max_repeats)"
         + (f"\n{tokens / seconds:.1f} new tokens/s while predicting" if tokens else "\nnothing was left to predict")
         + f", {time.time() - started:.0f} s in all"
     )
 
 
-def predict(model, codec, records, prompts, settings, args):
-    """All rows by index, and the seconds and new tokens it took; each batch is on disk before the next begins."""
-    rows = partial.resume(args.output_file, settings)
-    if rows:
-        say(f"resume: {len(rows)} of {len(records)} records are in {partial.partial_path(args.output_file)}")
-    start, tokens = time.time(), 0
-    with tqdm(total=len(records), initial=len(rows), unit="record", desc="predicting") as bar:
-        for batch in plan_batches([len(ids) for ids in prompts], settings["batch_size"]):
-            if all(index in rows for index in batch):
-                continue
-            answers = codec.answer(model, [prompts[i] for i in batch], args.max_new_tokens, args.num_beams)
-            made = {
-                index: {**records[index], "output": answer.text, "finish_reason": answer.finish_reason}
-                for index, answer in zip(batch, answers, strict=True)
-            }
-            for row in made.values():
-                row.pop("kg", None)  # the right triples of a labelled record: scored, they would pass as predicted
-            partial.append(args.output_file, made)
-            rows |= made
-            tokens += sum(answer.tokens for answer in answers)
-            bar.update(len(batch))
-    return rows, time.time() - start, tokens
+def predict(model, codec, asked: dict[int, list[int]], settings, args, ranks: Ranks):
+    """Answer this process's share of the questions `asked` (number -> prompt) that no earlier run has answered.
+
+    Every answer is in a partial file before the next group of them begins. What failed (number -> reason), and the new
+    tokens and seconds it took.
+    """
+    done = partial.resume(args.output_file, settings, ranks.rank)
+    if done:
+        say(f"resume: {len(done)} of {len(asked)} answers are in {partial.partial_path(args.output_file)}")
+    numbers, lengths = list(asked), [len(ids) for ids in asked.values()]
+    # Shares depend on the questions alone: processes that see each other's answers early or late agree about them.
+    mine = [numbers[at] for batch in plan_batches(lengths, 1) for at in batch][ranks.rank :: ranks.count]
+    rules = rules_of(args, settings["batch_size"] or 1)
+    failed, tokens, start = {}, 0, time.time()
+
+    def ask(waiting: list[int], rules: Rules, what: str) -> None:
+        nonlocal tokens
+        if not waiting:
+            return
+        begun, hidden = len(mine) - len(waiting), ranks.rank > 0
+        with tqdm(total=len(mine), initial=begun, unit="record", desc=what, disable=hidden) as bar:
+            prompts = {number: asked[number] for number in waiting}
+            for made in ENGINES[args.engine].answers(model, codec, prompts, rules):
+                failed.update({number: answer.reason for number, answer in made.items() if isinstance(answer, Failure)})
+                answers = {number: answer for number, answer in made.items() if not isinstance(answer, Failure)}
+                if answers:
+                    rows = {number: row_of(answer, rules) for number, answer in answers.items()}
+                    partial.append(args.output_file, rows, ranks.rank)
+                    done.update(rows)
+                tokens += sum(answer.tokens for answer in answers.values())
+                bar.update(len(made))
+
+    ask([number for number in mine if number not in done], rules, "predicting")
+    if args.retry_length:
+        longer = rules._replace(max_new_tokens=2 * rules.max_new_tokens, batch_size=max(1, rules.batch_size // 2))
+        ask([n for n in mine if cut_short(done.get(n), asked[n], codec, rules)], longer, "asking again")
+    return failed, tokens, time.time() - start
 
 
-def warn_context(model, codec, prompts, records, max_new_tokens) -> None:
+def rules_of(args, batch_size: int = 1) -> Rules:
+    """How to answer, as the flags say it."""
+    drawing = {name: getattr(args, name) for name in DRAWING if getattr(args, name) is not None}
+    return Rules(
+        max_new_tokens=args.max_new_tokens,
+        batch_size=batch_size,
+        num_beams=args.num_beams,
+        repetition_penalty=args.repetition_penalty,
+        do_sample=args.do_sample,
+        max_repeats=args.max_repeats,
+        **drawing,
+    )
+
+
+def row_of(answer, rules: Rules) -> dict:
+    """An answer in the partial file; `budget`: the most tokens that it might have had."""
+    return {"output": answer.text, "finish_reason": answer.finish_reason, "budget": rules.max_new_tokens}
+
+
+def cut_short(row: dict | None, ids: list[int], codec, rules: Rules) -> bool:
+    """Whether an answer was stopped at its budget, and a larger one that has not been tried may change that."""
+    room = codec.context is None or len(ids) + rules.max_new_tokens < codec.context
+    return bool(row) and row["finish_reason"] == "length" and row["budget"] == rules.max_new_tokens and room
+
+
+def report_failed(records, questions: list[Question], failed: dict[int, str], args) -> None:
+    """Name the records that failed; UserError unless --skip_failed."""
+    for number, reason in sorted(failed.items())[:FAILED_SHOWN]:
+        index = questions[number].record
+        say(f"failed: {name_of(records[index], index)}: {reason}")
+    if len(failed) > FAILED_SHOWN:
+        say(f"failed: {len(failed) - FAILED_SHOWN} more")
+    count = len({questions[number].record for number in failed})
+    what = f"{count} of {len(records)} records failed, for the reasons above"
+    if args.skip_failed:
+        say(f"warning: {what}; their output is empty, their finish_reason error")
+        return
+    raise UserError(
+        f"{what}; {args.output_file} is not written. The answers of the others are kept in "
+        f"{partial.partial_path(args.output_file)}: the same command asks only the failed ones again, with "
+        "--skip_failed it writes the file without their answers"
+    )
+
+
+def warn_context(model, codec, prompts, records, args) -> None:
     """Name the records whose prompt and answer may not fit into the positions the base was trained on."""
-    most = getattr(model.config, "max_position_embeddings", None)
-    long = [i for i, ids in enumerate(prompts) if most and len(ids) + max_new_tokens > most]
+    most, budget = getattr(model.config, "max_position_embeddings", None), args.max_new_tokens
+    long = [i for i, ids in enumerate(prompts) if most and len(ids) + budget * (1 + args.retry_length) > most]
     if long:
         what = "their answers end there" if codec.context else "nothing is cut, but answers beyond it degrade"
         ids = ", ".join(str(records[i].get("id", f"number {i}")) for i in long[:5])
         say(
-            f"warning: with --max_new_tokens {max_new_tokens}, {len(long)} records (the first: id {ids}) "
-            f"may pass the base's context of {most} tokens; {what}"
+            f"warning: with --max_new_tokens {budget}{' and --retry_length' if args.retry_length else ''}, {len(long)} "
+            f"records (the first: id {ids}) may pass the base's context of {most} tokens; {what}; --window splits texts"
         )
 
 
@@ -125,12 +200,17 @@ def choose_precision(model_args, args, recorded: dict, on_cpu: bool) -> Precisio
 
 
 def choose_device(asked: str | None, fall_back: bool = False) -> torch.device:
-    """`cpu`, `cuda`, `cuda:1` or `1`; by default the first card, else the CPU.
+    """`cpu`, `cuda`, `cuda:1` or `1`; by default the first card (under torchrun this process's one), else the CPU.
 
     A card on a machine without any is an error or, with `fall_back`, the CPU, which is said.
     """
+    processes, rank = (
+        int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+    )
     if asked is None:
-        return torch.device("cuda:0" if has_cuda() else "cpu")
+        return torch.device(f"cuda:{rank if processes > 1 else 0}" if has_cuda() else "cpu")
+    if processes > 1 and asked != "cpu" and has_cuda():
+        raise UserError(f"--device {asked} and torchrun: each process takes the card of its number; drop --device")
     try:
         device = torch.device(f"cuda:{asked}" if asked.isdigit() else asked)
     except RuntimeError:

@@ -11,6 +11,7 @@ from datasets import Dataset
 
 from utils.batches import IGNORED
 from utils.errors import UserError, say
+from utils.questions import Question, make_questions, name_of
 from utils.tokens import Limits, encode_row, fit
 
 
@@ -105,22 +106,26 @@ def make_rows(codec, template: dict, records: list[dict], max_len: int, max_src_
     )
 
 
-def make_questions(codec, template: dict, records: list[dict], max_src_len: int) -> list[list[int]]:
-    """The prompts of all records; says how many texts were cut. UserError naming a record that cannot be asked."""
-    prompts, shortened = [], 0
-    for index, record in enumerate(records):
+def ask(codec, template: dict, records: list[dict], max_src_len: int, split: bool = False) -> list[Question]:
+    """The questions about all records; a text that is too long is `split` into several, or cut, which is said."""
+    shortened = 0
+
+    def encode(record: dict) -> list[int]:
+        nonlocal shortened
         ids, cut = encode_question(codec, template, record, max_src_len)
         if ids is None:
-            raise UserError(
-                f"--max_src_len {max_src_len}: the instruction of the record {name_of(record, index)} is longer; "
-                "raise it"
-            )
-        prompts.append(ids)
+            raise UserError(f"its instruction is longer than --max_src_len {max_src_len}; raise it")
         shortened += cut
+        return ids
+
+    def fits(record: dict) -> bool:
+        ids, cut = encode_question(codec, template, record, max_src_len)
+        return ids is not None and not cut
+
+    questions = make_questions(records, encode, fits if split else None)
     if shortened:
-        say(f"warning: {shortened} of {len(records)} texts lost their end to fit --max_src_len {max_src_len}")
-    return prompts
-
-
-def name_of(record: dict, index: int) -> str:
-    return f"id {record['id']}" if "id" in record else f"number {index + 1}"
+        say(
+            f"warning: {shortened} of {len(records)} texts lost their end to fit --max_src_len {max_src_len}; "
+            "--window splits them instead"
+        )
+    return questions

@@ -16,8 +16,9 @@ from utils import manifest
 from utils.batches import IGNORED
 from utils.engine import process, total
 from utils.errors import UserError, say
+from utils.order import plan_epoch
 from utils.records import to_line
-from utils.training import LengthGrouped, draw_curve, keep_log
+from utils.training import draw_curve, keep_log
 
 
 class Plan(NamedTuple):
@@ -30,25 +31,6 @@ class Plan(NamedTuple):
 def make_plan(records: int, args, processes: int) -> Plan:
     an_epoch = math.ceil(records / (args.train_batch_size * args.gradient_accumulation_steps * processes))
     return Plan(an_epoch, args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * an_epoch))
-
-
-def plan_epoch(lengths: list[int], micro: int, passes: int, processes: int, seed: int, epoch: int) -> list:
-    """Of every step of an epoch, of each of its `passes`, of each process: the rows (at most `micro`) it works on.
-
-    Records of like length come together. Only the last step may hold fewer rows, or for some process none.
-    """
-    sampler = LengthGrouped(lengths, micro * passes * processes, seed)
-    sampler.set_epoch(epoch)
-    order = list(sampler)
-    size = micro * processes
-    step = size * passes
-    return [
-        [
-            [order[start:end][at : at + micro] for at in range(turn * size, (turn + 1) * size, micro)]
-            for turn in range(passes)
-        ]
-        for start, end in ((start, start + step) for start in range(0, len(order), step))
-    ]
 
 
 def learning_rates(args, steps: int):

@@ -86,9 +86,12 @@ class Codec:
         """A function from rows to the model's arguments, padded to a multiple of `width_of`."""
         return make_collator(self.pad_id, width_of)
 
-    def answer(self, model, prompts: list, max_new_tokens: int, num_beams: int = 1) -> list[generating.Answer]:
-        """The model's answers to one batch of prompts, as `encode` gave them, in their order."""
-        return generating.generate(model, self, prompts, max_new_tokens, num_beams)
+    def answer(self, model, prompts: list, rules: generating.Rules, numbers=None) -> list[generating.Answer]:
+        """The model's answers to one batch of prompts, as `encode` gave them, in their order.
+
+        `numbers`: of the prompts, which seed what is drawn; default: their places in the batch.
+        """
+        return generating.generate(model, self, prompts, rules, numbers)
 
     def _parts(self, pieces: list[Piece]) -> list[str | int]:
         """The pieces as stretches of text (neighbours joined) and ids of special tokens."""

@@ -6,20 +6,22 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+from accelerate.data_loader import DataLoaderShard
 from accelerate.utils import gather_object
-from torch.utils.data import Sampler
+from accelerate.utils.constants import FSDP_MODEL_NAME
+from peft import PeftModel, get_peft_model_state_dict
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from utils import manifest
-from utils.batches import real_tokens
 from utils.cache import cached_rows
 from utils.errors import UserError, say
-from utils.generating import plan_batches
+from utils.generating import Rules, plan_batches
+from utils.order import Share, with_empty
 from utils.prompter import prompt
 from utils.records import write
 from utils.score import score
+from utils.sharding import gather_trained, split_on_cpu
 from utils.tokens import Limits, check_context
 
 
@@ -71,21 +73,11 @@ def _flags(row: int | None, prompt: int | None, answer: int | None) -> str:
     return " ".join(f"--{name} {size}" for name, size in flags if size)
 
 
-class LengthGrouped(Sampler):
-    """Records of like length together, in an order that seed and epoch alone decide: a resumed run repeats it."""
-
-    def __init__(self, lengths: list[int], batch_size: int, seed: int):
-        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self):
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+def real_tokens(batch: dict):
+    """How many tokens of a batch are no padding: a mask, lengths (CPM-Bee), or a packed row, which has none."""
+    if "attention_mask" in batch:
+        return batch["attention_mask"].count_nonzero()
+    return batch["length"].sum() if "length" in batch else batch["input_ids"].numel()
 
 
 class TripleTrainer(Trainer):
@@ -95,9 +87,29 @@ class TripleTrainer(Trainer):
     eval_collator = None  # of batches that are evaluated: padded, so that each counts as its number of records
     tokens = 0  # real ones that this process has trained on; on a card a tensor, so that nothing waits for it
 
+    def create_accelerator_and_postprocess(self):
+        if self.args.fsdp and self.args.device.type == "cpu":
+            split_on_cpu()
+        super().create_accelerator_and_postprocess()
+
+    def get_batch_samples(self, *args, **kwargs):
+        samples, learnt = super().get_batch_samples(*args, **kwargs)
+        # A tensor handed to a split model would be rounded to 16 bits there: 265 tokens would become 266.
+        return samples, int(learnt) if self.is_fsdp_enabled and learnt is not None else learnt
+
     def training_step(self, model, inputs, *args, **kwargs):
         self.tokens = self.tokens + real_tokens(inputs)
         return super().training_step(model, inputs, *args, **kwargs)
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        if self.is_fsdp_enabled and isinstance(self.model, PeftModel):  # the Trainer would gather the frozen base, too
+            return self._save(output_dir or self.args.output_dir, state_dict=gather_trained(self.model))
+        return super().save_model(output_dir, _internal_call)
+
+    def gather_adapter(self) -> dict[str, torch.Tensor]:
+        """The adapter's tensors by their names in its file; of a split model on the first process only."""
+        state = gather_trained(self.model) if self.is_fsdp_enabled else None
+        return get_peft_model_state_dict(self.model, state_dict=state)
 
     def count_tokens(self) -> int:
         return int(self.tokens)
@@ -109,11 +121,17 @@ class TripleTrainer(Trainer):
         finally:
             self.data_collator = training
 
-    def _get_train_sampler(self, train_dataset=None):
-        if self.args.train_sampling_strategy != "group_by_length":
-            return super()._get_train_sampler(train_dataset)
-        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return LengthGrouped(list(self.train_dataset["length"]), batch, self.args.seed)
+    def get_train_dataloader(self):
+        # Not the Trainer's own: accelerate fills the last batches of an epoch up with records of the first ones.
+        lengths = list(self.train_dataset["length"])
+        return DataLoaderShard(
+            self.train_dataset,
+            device=self.args.device,
+            batch_sampler=Share(lengths, self.args),
+            collate_fn=with_empty(self.data_collator, self.train_dataset[lengths.index(min(lengths))]),
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
 
     def evaluate(self, *args, **kwargs):
         metrics = super().evaluate(*args, **kwargs)
@@ -143,7 +161,7 @@ def make_score_answers(codec, template: dict, records: list[dict], batch_size: i
                 leave=False,
                 disable=args.process_index > 0,
             ):
-                made = codec.answer(model, [prompts[index] for index in batch], max_new_tokens)
+                made = codec.answer(model, [prompts[index] for index in batch], Rules(max_new_tokens))
                 answers += [(index, answer.text) for index, answer in zip(batch, made, strict=True)]
         model.config.use_cache = used_cache
         model.train(was_training)
@@ -214,18 +232,26 @@ def choose_resume(args) -> str | None:
     if asked == "auto":
         if not finished:
             say(f"resume: {there}" if there else "resume: no whole checkpoint yet, starting at step 0")
-        return there
+        return check_split_alike(there, args.fsdp)
     if asked:
         if not (Path(asked) / "trainer_state.json").is_file():
             newest = there or "none"
             raise UserError(f"--resume_from_checkpoint {asked}: no whole checkpoint; --output_dir's newest is {newest}")
-        return asked
+        return check_split_alike(asked, args.fsdp)
     if (there or finished) and not args.overwrite_output_dir:
         raise UserError(
             f"--output_dir {out} holds a run already ({'finished' if finished else Path(there).name}); give another "
             "folder, --resume_from_checkpoint auto to go on with it, or --overwrite_output_dir to start anew"
         )
     return None
+
+
+def check_split_alike(checkpoint: str | None, split: bool) -> str | None:
+    """The checkpoint itself; UserError when it is of a split model and this run's is whole, or the other way round."""
+    if checkpoint and (Path(checkpoint) / f"{FSDP_MODEL_NAME}.bin").is_file() != bool(split):
+        how, do = ("without", "drop it") if split else ("with", "add it")
+        raise UserError(f"--resume_from_checkpoint {checkpoint}: written {how} --fsdp; {do}")
+    return checkpoint
 
 
 def is_done(args, run: dict, resume: str | None) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 from models.cpmbee import CpmBeeConfig, collate, convert, escape, generate, load_tokenizer, training_features, unescape
 from models.cpmbee.data import ANSWER
 from utils.batches import IGNORED
-from utils.generating import Answer
+from utils.generating import Answer, Rules, end_loop
 from utils.prompter import Piece, prompt
 from utils.tokens import Codec, Limits, fit
 
@@ -61,9 +61,11 @@ class TreeCodec(Codec):
 
         return batch
 
-    def answer(self, model, prompts: list[Prompt], max_new_tokens: int, num_beams: int = 1) -> list[Answer]:
-        made = generate(model, self.tokenizer, [one.data for one in prompts], max_new_tokens, num_beams)
-        return [Answer(unescape(one.data[ANSWER] or "").strip(), one.finish_reason, one.tokens) for one in made]
+    def answer(self, model, prompts: list[Prompt], rules: Rules, numbers=None) -> list[Answer]:
+        data = [one.data for one in prompts]
+        made = generate(model, self.tokenizer, data, rules.max_new_tokens, rules.num_beams, rules.repetition_penalty)
+        answers = [Answer(unescape(one.data[ANSWER] or "").strip(), one.finish_reason, one.tokens) for one in made]
+        return [end_loop(answer, rules.max_repeats) for answer in answers]
 
 
 def load(folder: Path) -> TreeCodec:

@@ -1,0 +1,174 @@
+"""The engine `vllm`: the same prompts, adapter and end of answer, answered by vLLM (requirements-vllm.txt).
+
+vLLM gets token ids and gives token ids; texts are made and read by this project's codec alone.
+"""
+
+import importlib.util
+import os
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from utils.choosing import seed_of
+from utils.errors import UserError, say
+from utils.generating import Failure, Rules, cut_answer
+from utils.loading import read_adapter_config
+from utils.precision import Precision
+
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # of adapters that vLLM has kernels for; a smaller adapter takes the next
+FIRST_GROUP = 256  # prompts that are handed over together at first
+GROUP_SECONDS = 60  # then as many as take about so long: what a kill may lose
+TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
+
+
+class Served(NamedTuple):
+    """What `answers` takes for a model."""
+
+    llm: object  # vllm.LLM
+    adapter: object | None  # vllm's LoRARequest
+    room: int  # most tokens of prompt and answer
+
+
+def check(args, bits: int, device: torch.device, processes: int) -> None:
+    """UserError for what cannot be had with vLLM, before anything is loaded."""
+    flags = {
+        f"--num_beams {args.num_beams}": (args.num_beams > 1, "beam search is for the engine batch"),
+        "--merge_lora": (args.merge_lora, "vLLM applies the adapter as it runs"),
+        "--bits 8": (bits == 8, "vLLM quantises to 4 bits only; give --bits 4 or 16"),
+    }
+    for flag, (given, why) in flags.items():
+        if given:
+            raise UserError(f"--engine vllm and {flag} do not go together: {why}; drop one of them")
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError(
+            "--engine vllm: the package vllm is not installed; pip install -r requirements-vllm.txt, in an environment "
+            "of its own (it brings its own torch), or drop the flag"
+        )
+    if device.type != "cuda":
+        raise UserError("--engine vllm needs a GPU; drop the flag")
+    if args.data_parallel_size not in (None, processes):
+        raise UserError(
+            f"--data_parallel_size {args.data_parallel_size}: vLLM starts one model a process; start as many with "
+            f"torchrun --nproc_per_node={args.data_parallel_size}, and --tensor_parallel_size cards for each"
+        )
+    cards, size = torch.cuda.device_count(), args.tensor_parallel_size
+    if size * int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > cards:
+        raise UserError(f"--tensor_parallel_size {size}: this machine shows {cards} cards for all processes together")
+
+
+def load(base, adapter: Path | None, precision: Precision, longest: int, context: int | None, args, model_args):
+    """The base in vLLM, on this process's cards. `longest`: tokens of the longest prompt and its answer.
+
+    `context`: positions the base has; vLLM gives no answer beyond them.
+    """
+    from vllm import LLM
+    from vllm.lora.request import LoRARequest
+
+    room = min(longest, context or longest)
+    options = {
+        "model": str(base),
+        "skip_tokenizer_init": True,
+        "generation_config": "vllm",  # none of the repository's: old ones stop at the wrong token
+        "dtype": precision.name,
+        "trust_remote_code": model_args.trust_remote_code,
+        "tensor_parallel_size": args.tensor_parallel_size,
+        "max_model_len": room,
+    }
+    if precision.bits == 4:
+        options["quantization"] = "bitsandbytes"
+    if args.batch_size:
+        options["max_num_seqs"] = args.batch_size
+    if model_args.max_memory_MB:
+        total = torch.cuda.get_device_properties(0).total_memory
+        options["gpu_memory_utilization"] = round(min(0.95, model_args.max_memory_MB * 2**20 / total), 3)
+    if adapter:
+        options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank_for(adapter)}
+    with own_cards(args.tensor_parallel_size):
+        try:
+            llm = LLM(**options)
+        except (ValueError, NotImplementedError) as error:  # of its own, about architectures and settings
+            reason = str(error).strip().split("\n")[-1][:500]
+            raise UserError(f"--engine vllm: vLLM cannot serve {base} ({reason}); drop the flag") from error
+    say(f"vLLM: at most {room} tokens of prompt and answer, {args.tensor_parallel_size} cards a process")
+    return Served(llm, LoRARequest("adapter", 1, str(adapter)) if adapter else None, room)
+
+
+def rank_for(adapter: Path) -> int:
+    """The smallest rank vLLM allows for an adapter; UserError for one it cannot apply."""
+    settings = read_adapter_config(adapter)
+    rank = max([settings.get("r", 8), *(settings.get("rank_pattern") or {}).values()])
+    unfit = [name for name in ("use_dora", "modules_to_save", "alpha_pattern") if settings.get(name)]
+    if settings["peft_type"] != "LORA" or unfit or rank > RANKS[-1]:
+        what = f"has {unfit[0]}" if unfit else f"is {settings['peft_type']} of rank {rank}"
+        raise UserError(f"--engine vllm: the adapter {adapter} {what}, which vLLM cannot apply; drop the flag")
+    return next(allowed for allowed in RANKS if allowed >= rank)
+
+
+@contextmanager
+def own_cards(each: int):
+    """Show vLLM this process's cards alone, and nothing of torchrun: it would take that for its own."""
+    kept = {name: os.environ.get(name) for name in (*TORCHRUN, "CUDA_VISIBLE_DEVICES")}
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        first = int(os.environ["LOCAL_RANK"]) * each
+        shown = (kept["CUDA_VISIBLE_DEVICES"] or ",".join(map(str, range(torch.cuda.device_count())))).split(",")
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(shown[first : first + each])
+        # A fork would inherit torch's process group.
+        os.environ.setdefault("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn")
+        for name in TORCHRUN:
+            os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        for name, value in kept.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def answers(model: Served, codec, waiting: dict, rules: Rules):
+    """The engine (answering.py says what one is). Loops are cut off when an answer is whole."""
+    long = {number: len(ids) for number, ids in waiting.items() if len(ids) >= model.room}
+    if long:
+        what = f"tokens leaves no room in the context of {model.room}; --window splits its text"
+        yield {number: Failure(f"its prompt of {length} {what}") for number, length in long.items()}
+    left, size = [number for number in waiting if number not in long], FIRST_GROUP
+    while left:
+        group, left, began = left[:size], left[size:], time.time()
+        made = model.llm.generate(
+            [{"prompt_token_ids": list(waiting[number])} for number in group],
+            [sampling(rules, codec, number) for number in group],
+            use_tqdm=False,
+            lora_request=model.adapter,
+        )
+        yield {number: read(one.outputs[0], codec, rules) for number, one in zip(group, made, strict=True)}
+        size = max(FIRST_GROUP, int(len(group) * GROUP_SECONDS / max(0.001, time.time() - began)))
+
+
+def sampling(rules: Rules, codec, number: int):
+    """What vLLM is told about one prompt: `rules`, and that only this project's end of answer ends it."""
+    from vllm import SamplingParams
+
+    drawing = {"temperature": 0.0}
+    if rules.do_sample:
+        drawing = {"temperature": rules.temperature, "top_k": rules.top_k or -1, "top_p": rules.top_p}
+        drawing["seed"] = seed_of(rules.seed, number)
+    return SamplingParams(
+        max_tokens=rules.max_new_tokens,
+        repetition_penalty=rules.repetition_penalty,
+        stop_token_ids=[codec.eos_id],
+        ignore_eos=True,
+        detokenize=False,
+        **drawing,
+    )
+
+
+def read(output, codec, rules: Rules):
+    """vLLM's answer as this project's; the token that ended it counts, whether vLLM gives it or not."""
+    ids = list(output.token_ids)
+    if output.finish_reason == "stop" and codec.eos_id not in ids:
+        ids.append(codec.eos_id)
+    return cut_answer(codec, ids, rules.max_repeats)
