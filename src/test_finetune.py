@@ -109,15 +109,16 @@ def main(argv=None) -> None:
         base_precision = base_precision._replace(name="float32")
     code = model_args.trust_remote_code
     model = load_base(model_args.model_name_or_path, base_precision, device, codec, code, split=args.fsdp)
+    sizes = {"weights": model.num_parameters()}  # as many as before they were quantised
     if not lora_args.full_finetune:
         shape = (lora_args.lora_r, lora_args.lora_alpha, lora_args.lora_dropout)
         model = add_lora(model, targets, *shape, autocast=args.fp16 or args.bf16)
     model.config.use_cache = False
     if packed and device.type == "cuda":
         packing.use_packed_attention(model)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    sizes["trained_weights"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
     what = "all of them" if lora_args.full_finetune else f"LoRA r {lora_args.lora_r} on {', '.join(targets)}"
-    say(f"trained: {trained:,} weights ({what})")
+    say(f"trained: {sizes['trained_weights']:,} weights ({what})")
 
     padded = codec.collator(8 if device.type == "cuda" else 1)
     trainer = TripleTrainer(
@@ -144,7 +145,7 @@ def main(argv=None) -> None:
 
     trainer.save_model(str(out))
     weights = check_result(trainer, lora_args.full_finetune)
-    pace = measure(trainer, run, watch, rate)
+    pace = measure(trainer, run, watch, rate, sizes)
     if args.process_index == 0:
         save_tokenizer(codec, family, model_args.model_name_or_path, out)
         finish(trainer, run, result, time.time() - started, resumed_at, weights, pace, rate)
@@ -292,7 +293,7 @@ def finish(trainer, run, result, seconds, resumed_at, weights, pace, rate) -> No
     )
 
 
-def measure(trainer, run, watch, rate) -> dict:
+def measure(trainer, run, watch, rate, sizes) -> dict:
     """Samples/s and real tokens/s of all processes, and the MFU of one, over the steps that were timed by the first.
 
     Every process must call it.
@@ -300,15 +301,11 @@ def measure(trainer, run, watch, rate) -> dict:
     processes = trainer.args.world_size
     seconds = watch.seconds or float("inf")
     tokens = trainer.accelerator.reduce(torch.tensor(watch.tokens, device=trainer.args.device)).item() / seconds
-    base = trainer.accelerator.unwrap_model(trainer.model)
-    shape = memory.read_shape(run["base"])
-    weights = shape.linear + shape.other if shape else sum(p.numel() for p in base.parameters())
     return {
         "samples_per_second": round(watch.steps * run["training"]["records_a_step"] / seconds, 2),
         "tokens_per_second": round(tokens, 1),
-        "mfu": round(speed.mfu(weights, tokens / processes, rate, run["lora"] is None), 4),
-        "weights": weights,
-        "trained_weights": sum(p.numel() for p in base.parameters() if p.requires_grad),
+        "mfu": round(speed.mfu(sizes["weights"], tokens / processes, rate, run["lora"] is None), 4),
+        **sizes,
         "timed_steps": watch.steps,
     }
 

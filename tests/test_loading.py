@@ -249,6 +249,7 @@ def test_every_bits_and_dtype_trains_and_predicts(tmp_path, bits, dtype):
     assert any(tensor.any() for name, tensor in adapter.items() if "lora_B" in name)
     run = manifest.read(out)
     assert run["precision"] == {"name": {"fp16": "float32", "bf16": "bfloat16"}.get(dtype, "float32"), "bits": bits}
+    assert run["results"]["weights"] == 333_760  # of four bits each, too, which lie in half as many bytes
     flags = ["--lora_weights", out, "--input_file", VALID, "--output_file", tmp_path / "out.json"]
     inference.main([str(flag) for flag in [*flags, "--max_new_tokens", 3, "--batch_size", 12]])
     assert len((tmp_path / "out.json").read_text(encoding="utf-8").splitlines()) == 12
