@@ -73,8 +73,9 @@ def answer_records(model, codec, records, questions, settings, args, cap: int | 
         settings["batch_size"] = min(ranks.gather(size))
         say(f"batch_size: {settings['batch_size']} (what the memory holds)")
 
-    failed, tokens, seconds = predict(model, codec, asked, settings, args, ranks)
-    parts = ranks.gather((failed, tokens, seconds))
+    failed, count, tokens, seconds = predict(model, codec, asked, settings, args, ranks)
+    peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0
+    parts = ranks.gather((failed, count, tokens, seconds, peak))
     if ranks.rank > 0:
         return
     failed = {n: question.reason for n, question in enumerate(questions) if not question.ids}
@@ -85,11 +86,17 @@ def answer_records(model, codec, records, questions, settings, args, cap: int | 
     partial.finish(args.output_file, rows)
     counts = {reason: sum(row["finish_reason"] == reason for row in rows) for reason in ("eos", "length", "loop")}
     most = f"--max_new_tokens {args.max_new_tokens}" + (" and again at twice as many" if args.retry_length else "")
-    tokens, seconds = sum(part[1] for part in parts), max(part[2] for part in parts)
+    count, tokens = (sum(part[place] for part in parts) for place in (1, 2))
+    seconds, peak = (max(part[place] for part in parts) for place in (3, 4))
     say(
         f"\n{args.output_file}: {len(records)} records, {counts['eos']} ended by the model, "
         f"{counts['length']} stopped at {most}, {counts['loop']} repeating a triple (--max_repeats)"
-        + (f"\n{tokens / seconds:.1f} new tokens/s while predicting" if tokens else "\nnothing was left to predict")
+        + (
+            f"\n{count / seconds:.2f} answers/s, {tokens / seconds:.1f} new tokens/s while predicting"
+            if tokens
+            else "\nnothing was left to predict"
+        )
+        + (f", peak {peak:.1f} GiB of a card" if peak else "")
         + f", {time.time() - started:.0f} s in all"
     )
 
@@ -97,8 +104,8 @@ def answer_records(model, codec, records, questions, settings, args, cap: int | 
 def predict(model, codec, asked: dict[int, list[int]], settings, args, ranks: Ranks):
     """Answer this process's share of the questions `asked` (number -> prompt) that no earlier run has answered.
 
-    Every answer is in a partial file before the next group of them begins. What failed (number -> reason), and the new
-    tokens and seconds it took.
+    Every answer is in a partial file before the next group of them begins. What failed (number -> reason), how many
+    were answered, and the new tokens and seconds it took.
     """
     done = partial.resume(args.output_file, settings, ranks.rank)
     if done:
@@ -107,10 +114,10 @@ def predict(model, codec, asked: dict[int, list[int]], settings, args, ranks: Ra
     # Shares depend on the questions alone: processes that see each other's answers early or late agree about them.
     mine = [numbers[at] for batch in plan_batches(lengths, 1) for at in batch][ranks.rank :: ranks.count]
     rules = rules_of(args, settings["batch_size"] or 1)
-    failed, tokens, start = {}, 0, time.time()
+    failed, count, tokens, start = {}, 0, 0, time.time()
 
     def ask(waiting: list[int], rules: Rules, what: str) -> None:
-        nonlocal tokens
+        nonlocal count, tokens
         if not waiting:
             return
         begun, hidden = len(mine) - len(waiting), ranks.rank > 0
@@ -123,6 +130,7 @@ def predict(model, codec, asked: dict[int, list[int]], settings, args, ranks: Ra
                     rows = {number: row_of(answer, rules) for number, answer in answers.items()}
                     partial.append(args.output_file, rows, ranks.rank)
                     done.update(rows)
+                count += len(answers)
                 tokens += sum(answer.tokens for answer in answers.values())
                 bar.update(len(made))
 
@@ -130,7 +138,7 @@ def predict(model, codec, asked: dict[int, list[int]], settings, args, ranks: Ra
     if args.retry_length:
         longer = rules._replace(max_new_tokens=2 * rules.max_new_tokens, batch_size=max(1, rules.batch_size // 2))
         ask([n for n in mine if cut_short(done.get(n), asked[n], codec, rules)], longer, "asking again")
-    return failed, tokens, time.time() - start
+    return failed, count, tokens, time.time() - start
 
 
 def rules_of(args, batch_size: int = 1) -> Rules:
