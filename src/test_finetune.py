@@ -204,7 +204,7 @@ def fit_memory(model_args, lora_args, args, rows, targets, device, max_target_le
     choices = {"may_skip": args.may_skip_checkpointing, "may_regroup": args.may_regroup}
     cap = model_args.max_memory_MB
     plan = memory.fit_training(shape, rows, asked, trained, full, args.optim, device, cap, **choices)
-    if args.may_skip_checkpointing:
+    if shape and args.may_skip_checkpointing:
         how = "on (to fit the memory)" if plan.recompute else "off (the memory holds all activations)"
         say(f"gradient checkpointing: {how}")
     if plan.batch != asked.batch:

@@ -34,8 +34,9 @@ def test_every_number_of_places_answers_as_one_at_a_time(tiny, more, monkeypatch
         rules = Rules(40, **more)
         alone = [generate(model, own, [ids], rules)[0] for ids in prompts]
         for size in (1, 2, 3, 7):
-            for steps in (16, 3):
+            for steps, tokens in ((16, 8192), (3, 1)):  # prompts computed together, and each by itself
                 monkeypatch.setattr(decoding, "STEPS", steps)
+                monkeypatch.setattr(decoding, "PASS", tokens)
                 assert fast(model, own, prompts, rules._replace(batch_size=size)) == alone, (size, steps)
     model.generation_config.eos_token_id = codec.eos_id
     assert len({answer.tokens for answer in alone}) > 1

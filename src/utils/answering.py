@@ -14,7 +14,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 from utils import decoding, vllm_engine
 from utils.errors import UserError, say
-from utils.generating import Failure, Rules, choose_batch_size
+from utils.generating import Failure, Rules, choose_batch_size, reason_of
 
 
 def choose_engine(asked: str, family, args, device: torch.device) -> str:
@@ -87,12 +87,6 @@ def _try(model, codec, waiting: dict, batch: list[int], rules: Rules):
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return None
-
-
-def reason_of(error: Exception) -> str:
-    """What went wrong, in one line."""
-    text = str(error).strip().split("\n")[0][:200]
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
 
 class Engine(NamedTuple):

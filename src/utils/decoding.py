@@ -11,8 +11,9 @@ import torch
 from transformers import DynamicCache
 
 from utils.errors import UserError, say
-from utils.generating import Failure, Rules, cut_answer
+from utils.generating import Failure, Rules, cut_answer, reason_of
 from utils.loops import loops
+from utils.memory import kept_shape
 from utils.packing import why_unknown
 
 STEPS = 16  # tokens made between two looks at what is finished
@@ -32,13 +33,9 @@ class Places:
     """Keys and values of `size` rows of at most `width` tokens, as a model's attention asks for them."""
 
     def __init__(self, model, size: int, width: int):
-        config = model.config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        per_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        layers, heads, per_head = kept_shape(model.config.get_text_config())
         shape, like = (size, heads, width, per_head), {"device": model.device, "dtype": model.dtype}
-        self.layers = [
-            (torch.zeros(shape, **like), torch.zeros(shape, **like)) for _ in range(config.num_hidden_layers)
-        ]
+        self.layers = [(torch.zeros(shape, **like), torch.zeros(shape, **like)) for _ in range(layers)]
         self.rows = torch.arange(size, device=model.device)
         self.tokens = torch.zeros_like(self.rows)  # the newest one of each row, without keys and values yet
         self.positions = torch.zeros_like(self.rows)  # where it stands
@@ -57,19 +54,21 @@ def answers(model, codec, waiting: dict[int, list[int]], rules: Rules):
     """The engine: see utils/answering.py."""
     if reason := why_unknown(model.config.get_text_config()):
         raise UserError(f"--engine fast: {reason}; use --engine batch")
+    if not waiting:
+        return
     queue = deque(waiting)
     budgets = {n: min(rules.max_new_tokens, (codec.context or 10**9) - len(ids)) for n, ids in waiting.items()}
-    width = max((len(ids) + budgets[number] for number, ids in waiting.items()), default=0) + STEPS
-    places = _make_places(model, min(rules.batch_size, len(waiting)), width) if waiting else None
+    width = max(len(ids) + budgets[number] for number, ids in waiting.items()) + STEPS
+    places = _make_places(model, min(rules.batch_size, len(waiting)), width)
+    size = len(places.rows)
     graphs, busy, said = {}, {}, {}  # busy: row -> number; said: number -> its new tokens
     while queue or busy:
-        free = [row for row in places.rows.tolist() if row not in busy]
-        if queue and len(free) * 8 >= len(places.rows):
-            for number, first in _start(model, codec, waiting, queue, places, free):
+        free = [row for row in range(size) if row not in busy]
+        if queue and len(free) * 8 >= size:
+            for number, row, first in _start(model, codec, waiting, queue, places, free):
                 if isinstance(first, Failure):
                     yield {number: first}
                 else:
-                    row = free.pop(0)
                     busy[row], said[number] = number, [first]
         if not busy:
             continue
@@ -104,9 +103,9 @@ def _make_places(model, size: int, width: int) -> Places:
 
 
 def _start(model, codec, waiting: dict, queue: deque, places: Places, free: list[int]):
-    """Compute the next prompts of the queue into the `free` rows: (number, first new token or Failure) of each.
+    """Compute the next prompts of the queue into the `free` rows: (number, row, first new token or Failure) of each.
 
-    Whoever fails takes no row; the others take them in order.
+    Whoever fails takes no row.
     """
     taken, room = 0, PASS
     while queue and taken < len(free):
@@ -120,13 +119,13 @@ def _start(model, codec, waiting: dict, queue: deque, places: Places, free: list
             raise  # the card takes no further orders from this process
         except Exception as error:  # noqa: BLE001 - whatever one record makes a model raise, the others shall be answered
             if len(group) == 1:
-                yield group[0], Failure(f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}")
+                yield group[0], None, Failure(reason_of(error))
                 continue
             queue.extendleft(reversed(group))
             room = len(waiting[group[0]]) * (len(group) // 2)  # at last each alone
             continue
         taken += len(group)
-        yield from zip(group, firsts, strict=True)
+        yield from zip(group, rows, firsts, strict=True)
 
 
 @torch.inference_mode()

@@ -7,6 +7,7 @@ import torch
 from transformers import StoppingCriteriaList
 
 from utils.choosing import StopLoops, processors
+from utils.errors import UserError
 from utils.loops import loop_end
 from utils.memory import cached_numbers
 
@@ -22,6 +23,12 @@ class Failure(NamedTuple):
     """What takes an answer's place when a record cannot be answered."""
 
     reason: str
+
+
+def reason_of(error: Exception) -> str:
+    """What went wrong, in one line."""
+    text = str(error).strip().split("\n")[0][:200]
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
 
 class Rules(NamedTuple):

@@ -4,6 +4,7 @@ The estimate is that of torch's allocator at its peak, in bytes. Its constants w
 LLaMA-shaped models (docs/memory.md) and checked against others there.
 """
 
+import math
 from itertools import product
 from typing import NamedTuple
 
@@ -80,14 +81,19 @@ def read_shape(model_path, trust_remote_code: bool = False) -> Shape | None:
     )
 
 
-def cached_numbers(config) -> int:
-    """Numbers kept of one token for generation: keys and values in every layer (2 · layers · kv heads · head size).
+def kept_shape(config) -> tuple[int, int, int]:
+    """(layers, heads of keys and values, numbers a head): what generation keeps of a token, once for keys and values.
 
     A model without attention counts as one of a single head.
     """
     heads = getattr(config, "num_attention_heads", 1)
     head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return 2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or heads) * head_size
+    return config.num_hidden_layers, getattr(config, "num_key_value_heads", None) or heads, head_size
+
+
+def cached_numbers(config) -> int:
+    """Numbers kept of one token for generation: keys and values in every layer (2 · layers · kv heads · head size)."""
+    return 2 * math.prod(kept_shape(config))
 
 
 def linear_size(module) -> tuple[int, int] | None:

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from utils import triples
-from utils.answering import reason_of
 from utils.errors import UserError, say
 from utils.families import read_config
+from utils.generating import reason_of
 from utils.windows import windows
 
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length")  # of config.json
