@@ -8,7 +8,7 @@ import torch
 from conftest import GOLDEN
 from hypothesis import given
 from hypothesis import strategies as st
-from test_inference import RECORDS, flags, loaded, rows
+from test_inference import RECORDS, flags, interrupted_at, loaded, rows
 from transformers import GenerationConfig
 
 import inference
@@ -261,17 +261,9 @@ def test_without_the_flag_nothing_is_asked_again(tmp_path, budgets):
 def test_drawing_goes_on_after_an_interruption_as_if_there_had_been_none(tmp_path, random_base, monkeypatch):
     more = {"model_name_or_path": random_base, "lora_weights": None, "temperature": 2, "seed": 5}
     inference.main(flags(tmp_path / "whole.json", "--do_sample", batch_size=5, **more))
-    real, calls = generating.generate, []
-
-    def second_call_fails(*arguments):
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
     out = tmp_path / "cut.json"
     with monkeypatch.context() as patch:
-        patch.setattr(generating, "generate", second_call_fails)
+        patch.setattr(generating, "generate", interrupted_at(2)[0])
         with pytest.raises(KeyboardInterrupt):
             inference.main(flags(out, "--do_sample", batch_size=5, **more))
     with pytest.raises(UserError, match="seed: 5 there, 6 now"):

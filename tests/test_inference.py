@@ -38,6 +38,19 @@ def flags(output, *more, **values):
     return [*more, *(str(part) for name, value in chosen.items() if value for part in (f"--{name}", value))]
 
 
+def interrupted_at(number):
+    """`generating.generate`, whose call of this number is interrupted; and a list with one entry a call."""
+    real, calls = generating.generate, []
+
+    def generate(*arguments):
+        calls.append(1)
+        if len(calls) == number:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    return generate, calls
+
+
 def rows(file):
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
@@ -97,14 +110,7 @@ def test_merging_and_beams_run_and_merging_changes_no_answer(tmp_path):
 
 def test_interrupted_and_started_again_the_file_is_the_same(tmp_path, monkeypatch, capsys):
     inference.main(flags(tmp_path / "whole.json", batch_size=2))
-    real, calls = generating.generate, []
-
-    def third_call_fails(*arguments):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
+    third_call_fails, calls = interrupted_at(3)
     monkeypatch.setattr(generating, "generate", third_call_fails)
     with pytest.raises(KeyboardInterrupt):
         inference.main(flags(tmp_path / "cut.json", batch_size=2))
