@@ -149,6 +149,9 @@ def main(argv=None) -> None:
     if args.process_index == 0:
         save_tokenizer(codec, family, model_args.model_name_or_path, out)
         finish(trainer, run, result, time.time() - started, resumed_at, weights, pace, rate)
+    # A process that ends while another still works can abort, and torchrun would then stop that one.
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
 
 
 def choose_limits(data_args, family, codec) -> Limits:
