@@ -11,7 +11,7 @@ RECORDS=${RECORDS:-1024}
 TOKENS=${TOKENS:-128}
 BASE=models/random-$MODEL
 OUT=results/bench
-ROWS=${ROWS:-one batch-16 batch-64 batch-128 fast fast-merged vllm}
+ROWS=${ROWS-one batch-16 batch-64 batch-128 fast fast-merged vllm}
 
 declare -A more=(
     [one]="--engine batch --batch_size 1" # of 16 records, the original way

@@ -13,7 +13,8 @@ GOLDEN = ROOT / "tests" / "golden" / "llama"
 CHATGLM = ROOT / "tests" / "golden" / "chatglm"
 EMBEDDED = ROOT / "models" / "smollm2-135m-instruct"
 
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests are about the CPU, on any machine
+if not os.environ.get("TEST_ON_CARD"):  # of tests/test_on_card.py; all others are about the CPU, on any machine
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["HF_DATASETS_CACHE"] = ROWS = tempfile.mkdtemp()  # rows of earlier tests, not those of the person's own runs

@@ -99,6 +99,6 @@ class Engine(NamedTuple):
 ENGINES = {
     "batch": Engine(in_batches, choose_batch_size, lambda args, device: True),
     # auto does not choose it before its speed has been measured on a card.
-    "fast": Engine(decoding.answers, choose_batch_size, lambda args, device: False),
+    "fast": Engine(decoding.answers, decoding.choose_rows, lambda args, device: False),
     "vllm": Engine(vllm_engine.answers, None, lambda args, device: False),
 }

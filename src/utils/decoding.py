@@ -1,24 +1,31 @@
 """The engine `fast`: many records decoded side by side, a finished one's place given to a waiting one at once.
 
-Keys and values of every place lie in one tensor a layer, made once. So a step always has the same shapes, and on a card
-it is captured as a CUDA graph and replayed without the CPU. Greedy answers only.
+Keys and values of all records lie one behind the other in one tensor a layer, made once. So a step always has the same
+shapes, and on a card it is captured as a CUDA graph and replayed without the CPU. Greedy answers only.
 """
 
 import gc
 from collections import deque
+from typing import NamedTuple
 
 import torch
-from transformers import DynamicCache
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+from transformers.integrations.liger import apply_liger_kernel
+from transformers.utils import is_liger_kernel_available
 
 from utils.errors import UserError, say
-from utils.generating import Failure, Rules, cut_answer, reason_of
+from utils.generating import Failure, Rules, choose_batch_size, cut_answer, reason_of
 from utils.loops import loops
-from utils.memory import kept_shape
-from utils.packing import why_unknown
+from utils.memory import MB, SAFE, cached_numbers, kept_shape
+from utils.packing import why_not
 
+NAME = "kept"  # of the attention, among those of transformers
 STEPS = 16  # tokens made between two looks at what is finished
-BLOCK = 64  # attention reads as many positions as the longest row has, in multiples of this; loops are sought as often
-PASS = 8192  # tokens, padding included, of one pass over new prompts
+BLOCK = 64  # new tokens of a record between two looks for loops
+PASS = 8192  # tokens of one pass over new prompts
+WAIT = 16  # new prompts are computed when they are one in so many of the rows, so that passes are not too small
+MOST = 512  # rows on a card
 
 
 def check(args) -> None:
@@ -29,70 +36,154 @@ def check(args) -> None:
         raise UserError(f"--engine fast and {', '.join(wrong)}: it answers greedily, on one card; drop one of them")
 
 
-class Places:
-    """Keys and values of `size` rows of at most `width` tokens, as a model's attention asks for them."""
+def choose_rows(config, lengths, max_new_tokens: int, num_beams: int, device: torch.device, cap: int | None) -> int:
+    """How many records of average length fit into the free memory (of `cap` MB), at most MOST, or 32 on a CPU."""
+    if device.type != "cuda":
+        return choose_batch_size(config, lengths, max_new_tokens, num_beams, device, cap)
+    config = config.get_text_config()
+    free = torch.cuda.mem_get_info(device)[0]
+    if cap:
+        free = min(free, cap * MB - torch.cuda.memory_allocated(device))
+    free = SAFE * free - PASS * config.hidden_size * 16 * 4  # the activations of a pass, 16 floats a hidden unit
+    tokens = free / (2 * cached_numbers(config))  # in 16 bits: the engine has no others on a card
+    return max(1, min(MOST, len(lengths), int(tokens / (sum(lengths) / len(lengths) + max_new_tokens))))
 
-    def __init__(self, model, size: int, width: int):
+
+class Spans(NamedTuple):
+    """What the tokens of a pass see: those of record i, queries[i] to queries[i + 1], see the `seen[i]` kept ones from
+    keys[i] on, their own the last of them. All int32; `keys`, too, has one number more than there are records.
+    """
+
+    queries: torch.Tensor
+    keys: torch.Tensor
+    seen: torch.Tensor
+    most: int  # tokens of one record in the pass
+
+
+class Kept:
+    """Keys and values of `count` tokens, one behind the other: what a model takes for its cache."""
+
+    def __init__(self, model, count: int):
         layers, heads, per_head = kept_shape(model.config.get_text_config())
-        shape, like = (size, heads, width, per_head), {"device": model.device, "dtype": model.dtype}
+        shape, like = (count, heads, per_head), {"device": model.device, "dtype": model.dtype}
         self.layers = [(torch.zeros(shape, **like), torch.zeros(shape, **like)) for _ in range(layers)]
-        self.rows = torch.arange(size, device=model.device)
-        self.tokens = torch.zeros_like(self.rows)  # the newest one of each row, without keys and values yet
-        self.positions = torch.zeros_like(self.rows)  # where it stands
-        self.shown = width  # positions that attention reads
+        self.at = None  # where those of the pass's tokens go
 
     def update(self, key, value, layer: int, *_, **__):
         for kept, new in zip(self.layers[layer], (key, value), strict=True):
-            kept[self.rows, :, self.positions] = new[:, :, 0].to(kept.dtype)
-        return tuple(kept[:, :, : self.shown] for kept in self.layers[layer])
+            kept.index_copy_(0, self.at, new[0].transpose(0, 1).to(kept.dtype))
+        return tuple(kept.transpose(0, 1)[None] for kept in self.layers[layer])
 
     def get_seq_length(self, *_) -> int:
         return 0
 
 
+class Place(NamedTuple):
+    row: int
+    start: int  # of its stretch of the kept tokens
+    end: int
+
+
+class Places:
+    """`size` rows, each with a stretch of the kept tokens; a row without a record has one token, behind the others."""
+
+    def __init__(self, model, size: int, count: int):
+        self.kept, self.count = Kept(model, count + size), count
+        self.tokens = torch.zeros(size, dtype=torch.long, device=model.device)  # the newest, not kept yet
+        self.positions = torch.zeros_like(self.tokens)  # where it stands in its record
+        self.each = torch.arange(size + 1, dtype=torch.int32, device=model.device)
+        self.starts = torch.zeros_like(self.tokens)  # of the row's stretch
+        self.last = torch.zeros_like(self.tokens)  # position that the stretch has room for
+        self.taken = {}  # row -> Place
+        self.clear(list(range(size)))
+
+    def clear(self, rows: list[int]) -> None:
+        for row in rows:
+            self.taken.pop(row, None)
+        where = torch.tensor(rows, device=self.tokens.device)
+        self.starts[where] = self.count + where
+        self.positions[where], self.last[where] = 0, 0
+
+    def find(self, needs: list[int]) -> list[Place]:
+        """Where records of so many tokens go, in their order, while there are rows and room."""
+        found = []
+        for row, need in zip((row for row in range(len(self.tokens)) if row not in self.taken), needs, strict=False):
+            start = 0
+            for other in sorted([*self.taken.values(), *found], key=lambda place: place.start):
+                if other.start - start >= need:
+                    break
+                start = other.end
+            else:
+                if self.count - start < need:
+                    break
+            found.append(Place(row, start, start + need))
+        return found
+
+
 def answers(model, codec, waiting: dict[int, list[int]], rules: Rules):
     """The engine: see utils/answering.py."""
-    if reason := why_unknown(model.config.get_text_config()):
-        raise UserError(f"--engine fast: {reason}; use --engine batch")
     if not waiting:
         return
+    if reason := _why_not(model):
+        raise UserError(f"--engine fast: {reason}; use --engine batch")
+    before = model.config._attn_implementation
+    if model.device.type == "cuda" and is_liger_kernel_available():
+        apply_liger_kernel(model, {"fused_linear_cross_entropy": False, "cross_entropy": False})
+    AttentionInterface.register(NAME, _attention)
+    model.set_attn_implementation(NAME)
+    try:
+        yield from _answers(model, codec, waiting, rules)
+    finally:
+        model.set_attn_implementation(before)
+
+
+def _why_not(model) -> str | None:
+    config = model.config.get_text_config()
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope in ("dynamic", "longrope"):
+        return f"rope_type {rope} turns all records of a pass as the longest of them asks for"
+    return why_not(config, model.device, model.dtype)
+
+
+def _answers(model, codec, waiting: dict[int, list[int]], rules: Rules):
     queue = deque(waiting)
     budgets = {n: min(rules.max_new_tokens, (codec.context or 10**9) - len(ids)) for n, ids in waiting.items()}
-    width = max(len(ids) + budgets[number] for number, ids in waiting.items()) + STEPS
-    places = _make_places(model, min(rules.batch_size, len(waiting)), width)
-    size = len(places.rows)
-    graphs, busy, said = {}, {}, {}  # busy: row -> number; said: number -> its new tokens
+    needs = {number: len(ids) + budgets[number] for number, ids in waiting.items()}
+    places = _make_places(model, min(rules.batch_size, len(waiting)), list(needs.values()))
+    step = None
+    busy, said = {}, {}  # row -> number; number -> its new tokens
     while queue or busy:
-        free = [row for row in range(size) if row not in busy]
-        if queue and len(free) * 8 >= size:
-            for number, row, first in _start(model, codec, waiting, queue, places, free):
+        found = places.find([needs[number] for number in queue])
+        if found and (len(found) * WAIT >= len(places.tokens) or len(found) == len(queue) or not busy):
+            for number, place, first in _start(model, waiting, queue, places, found):
                 if isinstance(first, Failure):
                     yield {number: first}
                 else:
-                    busy[row], said[number] = number, [first]
+                    busy[place.row], said[number] = number, [first]
         if not busy:
             continue
-        longest = max(len(waiting[number]) + len(said[number]) for number in busy.values())
-        places.shown = min(width, -(-(longest + STEPS) // BLOCK) * BLOCK)
-        made = _decode(model, places, graphs)
-        finished = {}
-        for row, number in list(busy.items()):
+        step = step or _make_step(model, places)
+        made = _decode(places, step)
+        finished, free = {}, []
+        for row, number in busy.items():
             before = len(said[number])
-            said[number] = (said[number] + made[row])[: budgets[number]]
-            ids = said[number]
+            said[number] = ids = (said[number] + made[row])[: budgets[number]]
             looked = before // BLOCK < len(ids) // BLOCK and loops(codec.decode(ids), rules.max_repeats)
             if codec.eos_id in ids or len(ids) == budgets[number] or looked:
                 finished[number] = cut_answer(codec, ids, rules.max_repeats)
-                del busy[row], said[number]
+                free.append(row)
         if finished:
+            places.clear(free)
+            for row in free:
+                del said[busy.pop(row)]
             yield finished
 
 
-def _make_places(model, size: int, width: int) -> Places:
-    """As many places as the memory holds, `size` at most."""
+def _make_places(model, size: int, needs: list[int]) -> Places:
+    """Places for `size` records of average length, or as many as the memory holds, but for the longest at least."""
     while True:
         try:
-            return Places(model, size, width)
+            return Places(model, size, max(*needs, size * sum(needs) // len(needs)))
         except torch.OutOfMemoryError:
             if size == 1:
                 raise
@@ -102,19 +193,21 @@ def _make_places(model, size: int, width: int) -> Places:
         say(f"batch_size: {size} (out of memory with {2 * size})")
 
 
-def _start(model, codec, waiting: dict, queue: deque, places: Places, free: list[int]):
-    """Compute the next prompts of the queue into the `free` rows: (number, row, first new token or Failure) of each.
+def _start(model, waiting: dict, queue: deque, places: Places, found: list[Place]):
+    """Compute the next prompts of the queue into the places `found`: (number, place, first new token or Failure) each.
 
-    Whoever fails takes no row.
+    Whoever fails takes no place.
     """
-    taken, room = 0, PASS
-    while queue and taken < len(free):
+    most = PASS
+    while queue and found:
         group = [queue.popleft()]
-        while queue and len(group) < min(len(free) - taken, room // len(waiting[group[0]])):
+        room = most - len(waiting[group[0]])
+        while queue and len(group) < len(found) and room >= len(waiting[queue[0]]):
+            room -= len(waiting[queue[0]])
             group.append(queue.popleft())
-        rows = free[taken : taken + len(group)]
+        prompts, taken = [waiting[number] for number in group], found[: len(group)]
         try:
-            firsts = _compute(model, codec, [waiting[number] for number in group], places, rows)
+            firsts = _compute(model, places, prompts, taken)
         except torch.AcceleratorError:
             raise  # the card takes no further orders from this process
         except Exception as error:  # noqa: BLE001 - whatever one record makes a model raise, the others shall be answered
@@ -122,67 +215,104 @@ def _start(model, codec, waiting: dict, queue: deque, places: Places, free: list
                 yield group[0], None, Failure(reason_of(error))
                 continue
             queue.extendleft(reversed(group))
-            room = len(waiting[group[0]]) * (len(group) // 2)  # at last each alone
+            most = sum(map(len, prompts)) // 2  # at last each alone
             continue
-        taken += len(group)
-        yield from zip(group, rows, firsts, strict=True)
+        found = found[len(group) :]
+        yield from zip(group, taken, firsts, strict=True)
 
 
 @torch.inference_mode()
-def _compute(model, codec, prompts: list[list[int]], places: Places, rows: list[int]) -> list[int]:
-    """Keys and values of prompts into `rows`, and the token that follows each. Padding stands behind, unseen."""
-    ids = torch.full((len(prompts), max(map(len, prompts))), codec.pad_id if codec.pad_id >= 0 else 0)
-    for index, prompt in enumerate(prompts):
-        ids[index, : len(prompt)] = torch.tensor(prompt)
-    cache, last = DynamicCache(), torch.tensor([len(prompt) - 1 for prompt in prompts], device=model.device)
-    out = model(input_ids=ids.to(model.device), past_key_values=cache, use_cache=True, logits_to_keep=last)
-    firsts = out.logits.diagonal(dim1=0, dim2=1).argmax(0)
-    where = torch.tensor(rows, device=model.device)
-    for layer, (keys, values) in enumerate(places.layers):
-        keys[where, :, : ids.shape[1]] = cache.layers[layer].keys.to(keys.dtype)
-        values[where, :, : ids.shape[1]] = cache.layers[layer].values.to(values.dtype)
-    places.tokens[where], places.positions[where] = firsts, last + 1
+def _compute(model, places: Places, prompts: list[list[int]], taken: list[Place]) -> list[int]:
+    """Keys and values of prompts into the places `taken`, and the token that follows each."""
+    device = places.tokens.device
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    rows, starts, ends = torch.tensor(taken).T
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    bounds = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+    at = positions + starts.repeat_interleave(lengths)
+    ids = torch.tensor([token for prompt in prompts for token in prompt])
+    keys = torch.nn.functional.pad(starts, (0, 1))
+    parts = (part.to(device, torch.int32) for part in (bounds, keys, lengths))
+    logits = _pass(
+        model, places.kept, ids.to(device), positions.to(device), at.to(device), Spans(*parts, int(max(lengths))),
+        logits_to_keep=(bounds[1:] - 1).to(device),
+    )  # fmt: skip
+    firsts = logits.argmax(-1)
+    rows = rows.to(device)
+    places.tokens[rows], places.positions[rows] = firsts, lengths.to(device)
+    places.starts[rows], places.last[rows] = starts.to(device), (ends - starts - 1).to(device)
+    places.taken |= {place.row: place for place in taken}
     return firsts.tolist()
 
 
+def _pass(model, kept: Kept, ids, positions, at, spans: Spans, **more):
+    """The logits of tokens (each argument one number a token) whose keys and values go to `at`."""
+    kept.at = at
+    given = {"input_ids": ids[None], "position_ids": positions[None], "past_key_values": kept, "use_cache": True}
+    return model(**given, spans=spans, **more).logits[0]
+
+
+def _attention(module, query, key, value, mask, scaling=None, spans: Spans | None = None, **more):
+    """transformers' contract: (1, heads, tokens, size) in, (1, tokens, heads, size) and no weights out."""
+    parts = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    if query.device.type != "cuda":
+        return _attend_each(*parts, spans, scaling)[None], None
+    size = query.shape[-1]
+    if spans.most == 1 and query.shape[1] == key.shape[1] and size & (size - 1) == 0:
+        from utils.decode_attention import attend  # Triton, which comes with torch where there are cards
+
+        return attend(*parts, spans.keys, spans.seen, scaling)[None], None
+    bounds = spans.queries, spans.keys, spans.most, key.shape[2]
+    seen = {"scale": scaling, "seqused_k": spans.seen}
+    return torch.ops.aten._flash_attention_forward(*parts, *bounds, 0.0, True, False, **seen)[0][None], None
+
+
+def _attend_each(query, key, value, spans: Spans, scale: float | None):
+    """On a CPU: one record after the other."""
+    out, first = torch.empty_like(query), 0
+    bounds = (part.tolist() for part in (spans.queries[1:], spans.keys[:-1], spans.seen))
+    for last, start, seen in zip(*bounds, strict=True):
+        parts = query[first:last], key[start : start + seen], value[start : start + seen]
+        parts = (part.transpose(0, 1)[None] for part in parts)
+        made = scaled_dot_product_attention(*parts, is_causal=last - first > 1, scale=scale, enable_gqa=True)
+        out[first:last] = made[0].transpose(0, 1)
+        first = last
+    return out
+
+
 @torch.inference_mode()
-def _decode(model, places: Places, graphs: dict) -> list[list[int]]:
-    """STEPS more tokens of every row, the idle ones' among them, which mean nothing."""
-    if model.device.type == "cuda" and places.shown not in graphs:
-        graphs[places.shown] = _capture(model, places, graphs)
+def _decode(places: Places, step) -> list[list[int]]:
+    """STEPS more tokens of every row, those without a record among them, which mean nothing."""
     new = []
     for _ in range(STEPS):
-        if graphs:
-            graphs[places.shown].replay()
-        else:
-            _step(model, places)
+        step()
         new.append(places.tokens.clone())
     return torch.stack(new, 1).tolist()
 
 
-def _step(model, places: Places) -> None:
-    """One token of every row: `tokens` and `positions` move on."""
-    seen = torch.arange(places.shown, device=model.device) <= places.positions[:, None]
-    mask = torch.zeros(seen.shape, dtype=model.dtype, device=model.device)
-    mask = mask.masked_fill_(~seen, torch.finfo(model.dtype).min)[:, None, None]
-    at = {"position_ids": places.positions[:, None], "attention_mask": mask, "past_key_values": places}
-    logits = model(input_ids=places.tokens[:, None], use_cache=True, **at).logits[:, -1]
-    places.tokens.copy_(logits.argmax(-1))
-    places.positions.add_(1).clamp_(max=places.layers[0][0].shape[2] - 1)
+@torch.inference_mode()
+def _make_step(model, places: Places):
+    """A function that makes one token of every row; on a card the replay of a CUDA graph."""
 
+    def step() -> None:
+        keys = torch.nn.functional.pad(places.starts, (0, 1)).int()
+        spans = Spans(places.each, keys, (places.positions + 1).int(), 1)
+        at = places.starts + places.positions
+        logits = _pass(model, places.kept, places.tokens, places.positions, at, spans)
+        places.tokens.copy_(logits.argmax(-1))
+        places.positions.copy_(torch.minimum(places.positions + 1, places.last))
 
-def _capture(model, places: Places, graphs: dict) -> torch.cuda.CUDAGraph:
-    """The step as a graph; what trying it changes is put back."""
+    if places.tokens.device.type != "cuda":
+        return step
     before = places.tokens.clone(), places.positions.clone()
-    pool = next(iter(graphs.values())).pool() if graphs else None
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        _step(model, places)  # kernels are loaded, workspaces made
+        step()  # kernels are loaded, workspaces made
     torch.cuda.current_stream().wait_stream(stream)
-    places.tokens.copy_(before[0])
+    places.tokens.copy_(before[0])  # what trying it changed is put back
     places.positions.copy_(before[1])
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
-        _step(model, places)
-    return graph
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay

@@ -220,13 +220,13 @@ def choose_device(asked: str | None, fall_back: bool = False) -> torch.device:
     if processes > 1 and asked != "cpu" and has_cuda():
         raise UserError(f"--device {asked} and torchrun: each process takes the card of its number; drop --device")
     try:
-        device = torch.device(f"cuda:{asked}" if asked.isdigit() else asked)
+        device = torch.device({"cuda": "cuda:0"}.get(asked, f"cuda:{asked}" if asked.isdigit() else asked))
     except RuntimeError:
         raise UserError(f"--device {asked}: expected cpu, cuda, cuda:N or N") from None
     if fall_back and device.type == "cuda" and not has_cuda():
         say(f"device: cpu (--device {asked}: no GPU)")
         return torch.device("cpu")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if device.type == "cuda" and device.index >= torch.cuda.device_count():
         raise UserError(
             f"--device {asked}: this machine shows {torch.cuda.device_count()} cards; drop it, or use --device cpu"
         )
