@@ -1,49 +1,67 @@
 #!/usr/bin/env bash
-# Speed and memory of prediction, side by side: LLaMA-7B's shape with random weights, a LoRA adapter, prompts of up to 512
-# tokens, TOKENS new ones a record. Needs a card; MODEL=llama-tiny RECORDS=16 TOKENS=16 tries it without one.
-# ROWS="batch-64 fast" runs some of the rows only. What each run printed stands in results/bench/*.log.
+# Speed and memory of prediction, side by side: LLaMA-7B's shape with random weights, a LoRA adapter, prompts of 120 to
+# 512 tokens, answers of exactly 128 tokens; in the rows `ragged-` of 20 to 400. Needs a card; MODEL=llama-tiny RECORDS=16
+# tries it without one. ROWS="batch-64 fast" runs some of the rows only. What each run printed stands in results/bench/*.log.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [ -d .venv ] && export PATH="$PWD/.venv/bin:$PATH"
 
 MODEL=${MODEL:-llama-7b}
 RECORDS=${RECORDS:-1024}
-TOKENS=${TOKENS:-128}
-BASE=models/random-$MODEL
+BASE=models/counting-$MODEL
 OUT=results/bench
-ROWS=${ROWS-one batch-16 batch-64 batch-128 fast fast-merged vllm}
+ROWS=${ROWS-one batch-16 batch-64 batch-128 fast fast-merged vllm ragged-batch-64 ragged-fast ragged-vllm two-cards}
 
-declare -A more=(
-    [one]="--engine batch --batch_size 1" # of 16 records, the original way
-    [batch-16]="--engine batch --batch_size 16"
-    [batch-64]="--engine batch --batch_size 64"
-    [batch-128]="--engine batch --batch_size 128"
-    [fast]="--engine fast"
-    [fast-merged]="--engine fast --merge_lora"
-    [vllm]="--engine vllm"
-)
+declare -A most=([one]=8 [batch-16]=128 [batch-64]=512 [batch-128]=512 [ragged-batch-64]=256) # records of the rows that are slow
+cards=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
 mkdir -p "$OUT"
-[ -d "$BASE" ] || python scripts/random_base.py --model "$MODEL" --out "$BASE" --tokenizer tests/golden/llama/checkpoint
-python scripts/bench_records.py --base "$BASE" --out "$OUT/ask.json" --records "$RECORDS" 2>/dev/null
-head -n 16 "$OUT/ask.json" >"$OUT/ask-16.json"
-[ -f "$OUT/$MODEL-adapter/run.json" ] || python src/test_finetune.py --do_train --model_name_or_path "$BASE" --max_steps 1 \
-    --train_file "$OUT/ask-16.json" --output_dir "$OUT/$MODEL-adapter" --prompt_template_name plain --save_strategy no \
-    >"$OUT/adapter.log" 2>&1
+printf '{"description": "", "prompt_input": "{instruction}\\n{input}", "prompt_no_input": "", "response_split": "\\n"}' \
+    >"$OUT/ask-template.json"
+[ -d "$BASE" ] || python scripts/random_base.py --model "$MODEL" --counting --out "$BASE" --tokenizer tests/golden/llama/checkpoint
+for kind in "ask 400 400" "ragged 20 400"; do
+    read -r name least longest <<<"$kind"
+    python scripts/bench_records.py --base "$BASE" --out "$OUT/$name.json" --records "$RECORDS" \
+        --template "$OUT/ask-template.json" --answers "$least" "$longest" 2>/dev/null
+done
+[ -f "$OUT/counting-$MODEL-adapter/run.json" ] || python src/test_finetune.py --do_train --model_name_or_path "$BASE" --max_steps 1 \
+    --train_file "$OUT/ask.json" --output_dir "$OUT/counting-$MODEL-adapter" --prompt_template_name "$OUT/ask-template.json" \
+    --learning_rate 1e-5 --save_strategy no >"$OUT/adapter.log" 2>&1
+limit=$(python scripts/bench_limit.py "$BASE")
 
-printf '%-12s %s\n' row "answers, memory"
+printf '%-16s %10s %12s %9s %6s\n' row records/s "new tokens/s" "peak GiB" share
 for row in $ROWS; do
-    ask=$OUT/ask.json
-    [ "$row" = one ] && ask=$OUT/ask-16.json
-    if [ "$row" = vllm ] && ! python -c "import vllm" 2>/dev/null; then
-        printf '%-12s skipped: vllm is not installed (requirements-vllm.txt)\n' "$row"
+    ask=$OUT/ask.json tokens=128 start=python engine=${row#ragged-}
+    case $row in
+        ragged-*) ask=$OUT/ragged.json tokens=512 ;;
+        two-cards) start="torchrun --nproc_per_node=2 --master_port=${PORT:-1331}" engine=fast ;;
+    esac
+    case $engine in
+        one) flags="--engine batch --batch_size 1" ;; # the original way
+        batch-*) flags="--engine batch --batch_size ${engine#batch-}" ;;
+        fast-merged) flags="--engine fast --merge_lora" ;;
+        *) flags="--engine $engine" ;;
+    esac
+    if [ "$engine" = vllm ] && ! python -c "import vllm" 2>/dev/null; then
+        printf '%-16s skipped: vllm is not installed (requirements-vllm.txt)\n' "$row"
+        continue
+    elif [ "$row" = two-cards ] && [ "$cards" -lt 2 ]; then
+        printf '%-16s skipped: needs two cards, found %s\n' "$row" "$cards"
         continue
     fi
+    head -n "${most[$row]:-$RECORDS}" "$ask" >"$OUT/asked-$row.json"
     rm -f "$OUT/answers-$row.json"*
-    # shellcheck disable=SC2086  # the flags of a row are words
-    if python src/inference.py --lora_weights "$OUT/$MODEL-adapter" --input_file "$ask" --max_new_tokens "$TOKENS" \
-        --max_repeats 0 --output_file "$OUT/answers-$row.json" ${more[$row]} >"$OUT/infer-$row.log" 2>&1; then
-        printf '%-12s %s\n' "$row" "$(grep 'while predicting' "$OUT/infer-$row.log")"
+    # shellcheck disable=SC2086  # the flags of a row, and the words that start it
+    if $start src/inference.py --lora_weights "$OUT/counting-$MODEL-adapter" --input_file "$OUT/asked-$row.json" \
+        --max_new_tokens $tokens --max_repeats 0 --output_file "$OUT/answers-$row.json" $flags >"$OUT/infer-$row.log" 2>&1; then
+        python - "$row" "$OUT/infer-$row.log" "$limit" <<'PRINT'
+import re, sys
+row, log, limit = sys.argv[1], open(sys.argv[2]).read(), float(sys.argv[3])
+records, new = (float(found) for found in re.search(r"([\d.]+) answers/s, ([\d.]+) new tokens/s", log).groups())
+peak = re.search(r"peak ([\d.]+) GiB", log)
+share = (records * 380 + new) / limit / (2 if row == "two-cards" else 1)
+print(f"{row:16} {records:10.2f} {new:12,.0f} {peak[1] if peak else '-':>9} {share:6.3f}")
+PRINT
     else
-        printf '%-12s failed: %s\n' "$row" "$(tail -n 1 "$OUT/infer-$row.log")"
+        printf '%-16s failed: %s\n' "$row" "$(tail -n 1 "$OUT/infer-$row.log")"
     fi
 done

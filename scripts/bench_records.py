@@ -1,6 +1,8 @@
 """Records of given lengths to measure speed on: tokens drawn from a normal distribution, text from the sample.
 
 python scripts/bench_records.py --base models/random-7b --out results/bench/train.json
+python scripts/bench_records.py --base models/counting-7b --out results/bench/ask.json --answers 20 400 \
+    --template results/bench/ask-template.json
 """
 
 import argparse
@@ -9,6 +11,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from random_base import COUNTED
 
 from utils.errors import run_script, say
 from utils.families import find_family
@@ -25,6 +29,14 @@ def main(argv=None) -> None:
     parser.add_argument("--out", required=True, help="file of the records")
     parser.add_argument("--records", type=int, default=1024)
     parser.add_argument("--template", default="plain", help="short, so that short rows are possible")
+    parser.add_argument(
+        "--answers",
+        type=int,
+        nargs=2,
+        metavar=("LEAST", "MOST"),
+        help="records to predict, whose answers a base of random_base.py --counting makes so many tokens long; the "
+        "template must end with the text",
+    )
     arguments = parser.parse_args(argv)
     family, _, _ = find_family(arguments.base)
     codec, template = load_codec(arguments.base, family), load_template(arguments.template)
@@ -37,12 +49,16 @@ def main(argv=None) -> None:
         record = {
             "id": number,
             "instruction": "抽取关系：类型。",
-            "output": sample[number % len(sample)]["output"][:40],
+            "output": "" if arguments.answers else sample[number % len(sample)]["output"][:40],
         }
         record["input"] = text[start : start + 600]
-        fitted = fit(codec, template, record, Limits(wanted))
-        rows.append({**record, "input": fitted.text})
+        fitted = fit(codec, template, record, Limits(wanted - 1 if arguments.answers else wanted))
+        record["input"] = fitted.text
         tokens += len(fitted.prompt) + len(fitted.answer)
+        if arguments.answers:
+            last = COUNTED[draw.randint(*arguments.answers) - 1]
+            record["input"] += "\n" + codec.tokenizer.convert_ids_to_tokens(last)
+        rows.append(record)
     write(arguments.out, rows)
     say(f"{arguments.out}: {len(rows)} records of {tokens / len(rows):.0f} tokens on average")
 

@@ -20,6 +20,8 @@ from models.moss import MossConfig
 from models.moss import load_tokenizer as moss_tokenizer
 from utils.errors import UserError, run_script, say
 
+COUNTED = range(900, 1400)  # ids of single characters in the tokenizer of tests/golden/llama
+
 SHAPES = {  # hidden, feed-forward, layers, heads, rows of the embedding (None: as many as the tokenizer has)
     "llama-tiny": (64, 176, 2, 4, 32000),
     "llama-1b": (2048, 5504, 16, 16, 32000),
@@ -86,11 +88,29 @@ def cpmbee(hidden, wide, layers, heads, vocabulary, tokenizer) -> CpmBeeConfig:
 CONFIGS = {"llama": llama, "chatglm": chatglm, "moss": moss, "cpmbee": cpmbee}
 
 
+@torch.no_grad()
+def make_counting(model) -> None:
+    """Each of the ids COUNTED is followed by the one below it, the first by eos; all weights stay random numbers."""
+    for layer in model.model.layers:  # of little weight beside the embedding
+        layer.self_attn.o_proj.weight.mul_(0.01)
+        layer.mlp.down_proj.weight.mul_(0.01)
+    ids = torch.tensor(COUNTED)
+    model.lm_head.weight[torch.where(ids == ids[0], model.config.eos_token_id, ids - 1)] = (
+        model.model.embed_tokens.weight[ids]
+    )
+    model.model.embed_tokens.weight.mul_(50)
+
+
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=SHAPES, default="llama-7b")
     parser.add_argument("--out", required=True, help="new folder of the checkpoint")
     parser.add_argument("--tokenizer", required=True, help="folder whose tokenizer files are copied")
+    parser.add_argument(
+        "--counting",
+        action="store_true",
+        help="llama: answers count down from the id of the prompt's last token, so that prompts decide their lengths",
+    )
     parser.add_argument("--layers", type=int, help="another number of layers than the model has")
     return parser.parse_args(argv)
 
@@ -106,6 +126,8 @@ def main(argv=None) -> None:
     torch.manual_seed(0)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float16)
+    if arguments.counting:
+        make_counting(model)
     model.save_pretrained(out)
     for pattern in ("*token*", "*.model", "vocab.*", "merges.txt"):
         for file in Path(arguments.tokenizer).glob(pattern):

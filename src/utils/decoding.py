@@ -9,7 +9,7 @@ from collections import deque
 from typing import NamedTuple
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.liger import apply_liger_kernel
 from transformers.utils import is_liger_kernel_available
@@ -21,10 +21,9 @@ from utils.memory import MB, SAFE, cached_numbers, kept_shape
 from utils.packing import why_not
 
 NAME = "kept"  # of the attention, among those of transformers
-STEPS = 16  # tokens made between two looks at what is finished
+STEPS = 8  # tokens made between two looks at what is finished
 BLOCK = 64  # new tokens of a record between two looks for loops
-PASS = 8192  # tokens of one pass over new prompts
-WAIT = 16  # new prompts are computed when they are one in so many of the rows, so that passes are not too small
+PASS = 12288  # tokens of one pass over new prompts
 MOST = 512  # rows on a card
 
 
@@ -65,7 +64,8 @@ class Kept:
 
     def __init__(self, model, count: int):
         layers, heads, per_head = kept_shape(model.config.get_text_config())
-        shape, like = (count, heads, per_head), {"device": model.device, "dtype": model.dtype}
+        self.device = model.device
+        shape, like = (count, heads, per_head), {"device": self.device, "dtype": model.dtype}
         self.layers = [(torch.zeros(shape, **like), torch.zeros(shape, **like)) for _ in range(layers)]
         self.at = None  # where those of the pass's tokens go
 
@@ -100,9 +100,17 @@ class Places:
     def clear(self, rows: list[int]) -> None:
         for row in rows:
             self.taken.pop(row, None)
-        where = torch.tensor(rows, device=self.tokens.device)
+        where = torch.tensor(rows, dtype=torch.long, device=self.tokens.device)
         self.starts[where] = self.count + where
         self.positions[where], self.last[where] = 0, 0
+
+    def admit(self, new: "Started") -> list[tuple[int, int, int]]:
+        """Records get their rows: (number, row, first new token) of each."""
+        rows, starts, ends = torch.tensor(new.places, device=self.tokens.device).T
+        self.tokens[rows], self.positions[rows] = new.firsts, torch.tensor(new.lengths, device=self.tokens.device)
+        self.starts[rows], self.last[rows] = starts, ends - starts - 1
+        self.taken |= {place.row: place for place in new.places}
+        return list(zip(new.numbers, (place.row for place in new.places), new.firsts.tolist(), strict=True))
 
     def find(self, needs: list[int]) -> list[Place]:
         """Where records of so many tokens go, in their order, while there are rows and room."""
@@ -150,33 +158,42 @@ def _answers(model, codec, waiting: dict[int, list[int]], rules: Rules):
     budgets = {n: min(rules.max_new_tokens, (codec.context or 10**9) - len(ids)) for n, ids in waiting.items()}
     needs = {number: len(ids) + budgets[number] for number, ids in waiting.items()}
     places = _make_places(model, min(rules.batch_size, len(waiting)), list(needs.values()))
-    step = None
-    busy, said = {}, {}  # row -> number; number -> its new tokens
+    beside = _stream_beside(places)
+    step, busy, said = None, {}, {}  # busy: row -> number; said: number -> its new tokens
     while queue or busy:
-        found = places.find([needs[number] for number in queue])
-        if found and (len(found) * WAIT >= len(places.tokens) or len(found) == len(queue) or not busy):
-            for number, place, first in _start(model, waiting, queue, places, found):
-                if isinstance(first, Failure):
-                    yield {number: first}
-                else:
-                    busy[place.row], said[number] = number, [first]
-        if not busy:
-            continue
-        step = step or _make_step(model, places)
-        made = _decode(places, step)
-        finished, free = {}, []
-        for row, number in busy.items():
+        if busy:
+            step = step or _make_step(model, places)
+            made = _decode(places, step)  # a card is not waited for: new prompts are computed meanwhile
+        with torch.cuda.stream(beside):  # None: no other one
+            finished, started = _start(model, waiting, queue, places, needs)
+        free = []
+        for row, new in zip(busy, made[list(busy)].tolist() if busy else [], strict=True):
+            number = busy[row]
             before = len(said[number])
-            said[number] = ids = (said[number] + made[row])[: budgets[number]]
+            said[number] = ids = (said[number] + new)[: budgets[number]]
             looked = before // BLOCK < len(ids) // BLOCK and loops(codec.decode(ids), rules.max_repeats)
             if codec.eos_id in ids or len(ids) == budgets[number] or looked:
                 finished[number] = cut_answer(codec, ids, rules.max_repeats)
                 free.append(row)
+        places.clear(free)
+        for row in free:
+            del said[busy.pop(row)]
+        if started:
+            if beside:
+                torch.cuda.current_stream().wait_stream(beside)
+            for number, row, first in places.admit(started):
+                busy[row], said[number] = number, [first]
         if finished:
-            places.clear(free)
-            for row in free:
-                del said[busy.pop(row)]
             yield finished
+
+
+def _stream_beside(places: Places):
+    """On a card, the stream on which prompts are computed while other records are decoded; else None."""
+    if places.tokens.device.type != "cuda":
+        return None
+    stream = torch.cuda.Stream(places.tokens.device)
+    stream.wait_stream(torch.cuda.current_stream())  # the places are there
+    return stream
 
 
 def _make_places(model, size: int, needs: list[int]) -> Places:
@@ -193,56 +210,51 @@ def _make_places(model, size: int, needs: list[int]) -> Places:
         say(f"batch_size: {size} (out of memory with {2 * size})")
 
 
-def _start(model, waiting: dict, queue: deque, places: Places, found: list[Place]):
-    """Compute the next prompts of the queue into the places `found`: (number, place, first new token or Failure) each.
+class Started(NamedTuple):
+    """Records whose prompts are computed, and the token that follows each of these."""
 
-    Whoever fails takes no place.
-    """
-    most = PASS
-    while queue and found:
-        group = [queue.popleft()]
-        room = most - len(waiting[group[0]])
-        while queue and len(group) < len(found) and room >= len(waiting[queue[0]]):
+    numbers: list[int]
+    places: list[Place]
+    lengths: list[int]
+    firsts: torch.Tensor
+
+
+def _start(model, waiting: dict, queue: deque, places: Places, needs: dict) -> tuple[dict, Started | None]:
+    """Compute the next prompts of the queue, at most PASS tokens, where there is room; (failures, the rest)"""
+    failed, most = {}, PASS
+    while found := places.find([needs[number] for number in queue]):
+        numbers = [queue.popleft()]
+        room = most - len(waiting[numbers[0]])
+        while queue and len(numbers) < len(found) and room >= len(waiting[queue[0]]):
             room -= len(waiting[queue[0]])
-            group.append(queue.popleft())
-        prompts, taken = [waiting[number] for number in group], found[: len(group)]
+            numbers.append(queue.popleft())
+        prompts, taken = [waiting[number] for number in numbers], found[: len(numbers)]
         try:
-            firsts = _compute(model, places, prompts, taken)
+            return failed, Started(
+                numbers, taken, list(map(len, prompts)), _compute(model, places.kept, prompts, taken)
+            )
         except torch.AcceleratorError:
             raise  # the card takes no further orders from this process
         except Exception as error:  # noqa: BLE001 - whatever one record makes a model raise, the others shall be answered
-            if len(group) == 1:
-                yield group[0], None, Failure(reason_of(error))
+            if len(numbers) == 1:
+                failed[numbers[0]] = Failure(reason_of(error))
                 continue
-            queue.extendleft(reversed(group))
+            queue.extendleft(reversed(numbers))
             most = sum(map(len, prompts)) // 2  # at last each alone
-            continue
-        found = found[len(group) :]
-        yield from zip(group, taken, firsts, strict=True)
+    return failed, None
 
 
 @torch.inference_mode()
-def _compute(model, places: Places, prompts: list[list[int]], taken: list[Place]) -> list[int]:
-    """Keys and values of prompts into the places `taken`, and the token that follows each."""
-    device = places.tokens.device
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
-    rows, starts, ends = torch.tensor(taken).T
+def _compute(model, kept: Kept, prompts: list[list[int]], taken: list[Place]) -> torch.Tensor:
+    """Keys and values of prompts into the places `taken`; the tokens that follow."""
+    lengths, starts = torch.tensor([[len(prompt), place.start] for prompt, place in zip(prompts, taken, strict=True)]).T
     positions = torch.cat([torch.arange(length) for length in lengths])
-    bounds = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
-    at = positions + starts.repeat_interleave(lengths)
-    ids = torch.tensor([token for prompt in prompts for token in prompt])
-    keys = torch.nn.functional.pad(starts, (0, 1))
-    parts = (part.to(device, torch.int32) for part in (bounds, keys, lengths))
-    logits = _pass(
-        model, places.kept, ids.to(device), positions.to(device), at.to(device), Spans(*parts, int(max(lengths))),
-        logits_to_keep=(bounds[1:] - 1).to(device),
-    )  # fmt: skip
-    firsts = logits.argmax(-1)
-    rows = rows.to(device)
-    places.tokens[rows], places.positions[rows] = firsts, lengths.to(device)
-    places.starts[rows], places.last[rows] = starts.to(device), (ends - starts - 1).to(device)
-    places.taken |= {place.row: place for place in taken}
-    return firsts.tolist()
+    bounds = pad(lengths.cumsum(0), (1, 0))
+    given = torch.tensor([token for prompt in prompts for token in prompt]), positions
+    given = (part.to(kept.device) for part in (*given, positions + starts.repeat_interleave(lengths)))
+    spans = (part.to(kept.device, torch.int32) for part in (bounds, pad(starts, (0, 1)), lengths))
+    last = (bounds[1:] - 1).to(kept.device)
+    return _pass(model, kept, *given, Spans(*spans, int(max(lengths))), logits_to_keep=last).argmax(-1)
 
 
 def _pass(model, kept: Kept, ids, positions, at, spans: Spans, **more):
@@ -281,13 +293,13 @@ def _attend_each(query, key, value, spans: Spans, scale: float | None):
 
 
 @torch.inference_mode()
-def _decode(places: Places, step) -> list[list[int]]:
-    """STEPS more tokens of every row, those without a record among them, which mean nothing."""
+def _decode(places: Places, step) -> torch.Tensor:
+    """STEPS more tokens of every row, (rows, STEPS); those of rows without a record mean nothing."""
     new = []
     for _ in range(STEPS):
         step()
         new.append(places.tokens.clone())
-    return torch.stack(new, 1).tolist()
+    return torch.stack(new, 1)
 
 
 @torch.inference_mode()
@@ -295,7 +307,7 @@ def _make_step(model, places: Places):
     """A function that makes one token of every row; on a card the replay of a CUDA graph."""
 
     def step() -> None:
-        keys = torch.nn.functional.pad(places.starts, (0, 1)).int()
+        keys = pad(places.starts, (0, 1)).int()
         spans = Spans(places.each, keys, (places.positions + 1).int(), 1)
         at = places.starts + places.positions
         logits = _pass(model, places.kept, places.tokens, places.positions, at, spans)
