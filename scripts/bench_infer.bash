@@ -26,7 +26,7 @@ done
 [ -f "$OUT/counting-$MODEL-adapter/run.json" ] || python src/test_finetune.py --do_train --model_name_or_path "$BASE" --max_steps 1 \
     --train_file "$OUT/ask.json" --output_dir "$OUT/counting-$MODEL-adapter" --prompt_template_name "$OUT/ask-template.json" \
     --learning_rate 1e-5 --save_strategy no >"$OUT/adapter.log" 2>&1
-limit=$(python scripts/bench_limit.py "$BASE")
+limit=$(python scripts/bench_limit.py --base "$BASE")
 
 printf '%-16s %10s %12s %9s %6s\n' row records/s "new tokens/s" "peak GiB" share
 for row in $ROWS; do

@@ -1,8 +1,9 @@
-"""Tokens a second that a card's matrix products allow a base: 2 operations a weight and token. Prints the number.
+"""Tokens a second that this machine's matrix products allow a base: 2 operations a weight and token.
 
-python scripts/bench_limit.py models/counting-llama-7b
+python scripts/bench_limit.py --base models/counting-llama-7b
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -10,11 +11,22 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+from utils.errors import UserError, run_script
 from utils.memory import read_shape
 from utils.speed import product_rate
 
-if __name__ == "__main__":
-    shape = read_shape(sys.argv[1])
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", required=True, help="folder of a checkpoint")
+    base = parser.parse_args(argv).base
+    shape = read_shape(base)
+    if shape is None:
+        raise UserError(f"--base {base}: the number of its weights cannot be told from its config.json")
     card = torch.cuda.is_available()
     rate = product_rate(torch.device("cuda" if card else "cpu"), torch.bfloat16 if card else torch.float32)
     print(rate / 2 / (shape.linear + shape.other))
+
+
+if __name__ == "__main__":
+    run_script(main)

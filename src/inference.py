@@ -9,7 +9,7 @@ import time
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from utils import manifest, memory, vllm_engine
+from utils import decoding, manifest, memory, vllm_engine
 from utils.answering import choose_engine
 from utils.args_predict import parse_inference
 from utils.errors import UserError, run_script
@@ -56,7 +56,8 @@ def main(argv=None) -> None:
     records = load(args.input_file, needs=("instruction", "input"))
     device = choose_device(args.device)
     precision = choose_precision(model_args, args, run.get("precision", {}), device.type == "cpu")
-    args.engine = choose_engine(args.engine, family, args, device)
+    why_not = decoding.why_not(args, base, precision, device, model_args.trust_remote_code)
+    args.engine = choose_engine(args.engine, family, args, why_not)
     if args.engine == "vllm":
         vllm_engine.check(args, precision.bits, device, ranks.count)
     whole_files(base, "model_name_or_path")

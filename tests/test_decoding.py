@@ -1,14 +1,18 @@
 """The engine `fast`: the answers of one record at a time, whoever shares the places; one that fails fails alone."""
 
+import json
+
 import pytest
 import torch
 from test_answers import tiny  # noqa: F401 - a fixture
-from test_inference import flags
+from test_inference import BASE, flags
 
 import inference
 from utils import decoding
+from utils.args_predict import parse_inference
 from utils.errors import UserError
 from utils.generating import Failure, Rules, generate
+from utils.precision import Precision
 from utils.tokens import Codec
 
 
@@ -57,12 +61,41 @@ def test_a_prompt_that_raises_fails_alone(tiny):  # noqa: F811
     assert made == [generate(model, codec, [ids], Rules(6))[0] for ids in prompts]
 
 
-def test_the_script_writes_what_the_engine_batch_writes(tmp_path):
-    for engine in ("batch", "fast"):
-        inference.main(flags(tmp_path / f"{engine}.json", "--engine", engine, max_new_tokens=24))
-    assert (tmp_path / "fast.json").read_bytes() == (tmp_path / "batch.json").read_bytes()
+def test_the_script_writes_what_the_engine_batch_writes(tmp_path, capsys):
+    for engine in ("batch", "fast", "auto"):
+        inference.main(flags(tmp_path / f"{engine}.json", engine=engine, max_new_tokens=24))
+    assert "engine: fast (it knows this base)" in capsys.readouterr().err
+    texts = {(tmp_path / f"{engine}.json").read_bytes() for engine in ("batch", "fast", "auto")}
+    assert len(texts) == 1
 
 
-def test_what_it_cannot_do_is_refused(tmp_path):
-    with pytest.raises(UserError, match="--engine fast and --num_beams: it answers greedily"):
-        inference.main(flags(tmp_path / "x.json", "--engine", "fast", num_beams=2))
+def test_what_it_cannot_do_is_refused_and_auto_takes_the_other(tmp_path, capsys):
+    why = "it answers greedily, on one card, without --num_beams"
+    with pytest.raises(UserError, match=f"--engine fast: {why}; use --engine batch"):
+        inference.main(flags(tmp_path / "x.json", engine="fast", num_beams=2))
+    inference.main(flags(tmp_path / "x.json", engine="auto", num_beams=2))
+    assert f"engine: batch (fast: {why})" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "device", "bits", "why"),
+    [
+        ({"model_type": "gpt2"}, "cpu", 16, "model_type gpt2 is not known to keep records apart"),
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
+            "cpu",
+            16,
+            "rope_type dynamic",
+        ),
+        ({"model_type": "made-up"}, "cpu", 16, "made-up"),
+        ({}, "cuda", 4, "with --bits 4 it has not been measured on a card"),
+    ],
+)
+def test_a_base_that_it_does_not_know_is_named(tmp_path, changes, device, bits, why):
+    config = json.loads((BASE / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps(config | changes), encoding="utf-8")
+    _, args = parse_inference([])
+    for folder, expected in ((BASE, bits != 16), (tmp_path, True)):
+        found = decoding.why_not(args, folder, Precision("float32", bits), torch.device(device))
+        assert (found is not None) == expected
+    assert why in found

@@ -27,12 +27,14 @@ EXPECTED = json.loads((GOLDEN / "golden.json").read_text(encoding="utf-8"))["pre
 
 
 def flags(output, *more, **values):
+    """Most tests are about the engine batch; tests/test_decoding.py is about the other one, and about auto."""
     chosen = {
         "model_name_or_path": BASE,
         "lora_weights": ADAPTER,
         "input_file": VALID,
         "output_file": output,
         "max_new_tokens": 12,
+        "engine": None if "--engine" in more else "batch",
         **values,
     }
     return [*more, *(str(part) for name, value in chosen.items() if value for part in (f"--{name}", value))]

@@ -17,10 +17,10 @@ from utils.errors import UserError, say
 from utils.generating import Failure, Rules, choose_batch_size, reason_of
 
 
-def choose_engine(asked: str, family, args, device: torch.device) -> str:
-    """The name of the engine: the one asked for, or the first of the family's that serves these flags on this device.
+def choose_engine(asked: str, family, args, why_not_fast: str | None) -> str:
+    """The name of the engine: the one asked for, or with `auto` the fastest that needs no other package.
 
-    UserError for what the family cannot do.
+    `why_not_fast`: what the engine `fast` lacks for this run. UserError for what the family or the engine cannot do.
     """
     if not family.draws and (args.do_sample or args.repetition_penalty < 1):
         flag = "--do_sample" if args.do_sample else f"--repetition_penalty {args.repetition_penalty:g}"
@@ -28,14 +28,16 @@ def choose_engine(asked: str, family, args, device: torch.device) -> str:
             f"{flag}: not for family {family.name}, whose own generation is greedy or a beam search, with a penalty "
             "of 1 or more; drop it"
         )
+    if asked == "auto" and "fast" in family.engines:
+        say(f"engine: batch (fast: {why_not_fast})" if why_not_fast else "engine: fast (it knows this base)")
     if asked == "auto":
-        return next(name for name in family.engines if ENGINES[name].by_itself(args, device))
+        return "batch" if why_not_fast or "fast" not in family.engines else "fast"
     if asked not in family.engines:
         raise UserError(
             f"--engine {asked}: not for family {family.name} (it has {', '.join(family.engines)}); drop the flag"
         )
-    if asked == "fast":
-        decoding.check(args)
+    if asked == "fast" and why_not_fast:
+        raise UserError(f"--engine fast: {why_not_fast}; use --engine batch")
     return asked
 
 
@@ -93,12 +95,10 @@ class Engine(NamedTuple):
     answers: Callable
     # (config, lengths, max_new_tokens, num_beams, device, cap) -> the batch size it would take; None: it decides itself
     batch_size: Callable | None
-    by_itself: Callable  # (args, device) -> whether --engine auto may choose it
 
 
 ENGINES = {
-    "batch": Engine(in_batches, choose_batch_size, lambda args, device: True),
-    # auto does not choose it before its speed has been measured on a card.
-    "fast": Engine(decoding.answers, decoding.choose_rows, lambda args, device: False),
-    "vllm": Engine(vllm_engine.answers, None, lambda args, device: False),
+    "batch": Engine(in_batches, choose_batch_size),
+    "fast": Engine(decoding.answers, decoding.choose_rows),
+    "vllm": Engine(vllm_engine.answers, None),
 }

@@ -4,7 +4,6 @@ Those of prediction alone stand in args_predict.py, those of P-Tuning in args_pt
 """
 
 import argparse
-import importlib.util
 import os
 import sys
 from dataclasses import dataclass, field, fields
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field, fields
 import torch
 from transformers import HfArgumentParser, TrainingArguments
 
+from utils import fused
 from utils.errors import UserError, say
 from utils.families import NAMES
 from utils.flags import check_flags
@@ -221,13 +221,12 @@ class FinetuneArguments(TrainingArguments):
         # Left out, the memory estimate decides about it; until then, the side that needs less.
         self.may_skip_checkpointing = self.gradient_checkpointing is None and not self.use_cpu
         set_checkpointing(self, self.may_skip_checkpointing or bool(self.gradient_checkpointing))
-        installed = importlib.util.find_spec("liger_kernel") is not None
+        installed = fused.installed()
         if self.use_liger_kernel and not installed:
             raise UserError("--use_liger_kernel: the package is not installed; pip install liger-kernel, or drop it")
         if self.use_liger_kernel is None:
             self.use_liger_kernel = installed and not self.use_cpu
-        # Only its layers: logits are computed at the answers alone, which is more than its fused loss would save.
-        self.liger_kernel_config = {"fused_linear_cross_entropy": False, "cross_entropy": False}
+        self.liger_kernel_config = fused.KERNELS
         self.metric_for_best_model = "eval_contest" if self.predict_with_generate else "eval_loss"
         self.greater_is_better = self.predict_with_generate
         # Only where every checkpoint has been evaluated; TrainingArguments evaluates each --logging_steps by default.

@@ -20,7 +20,7 @@ class AnswerArguments:
     engine: str = option(
         "auto",
         "what makes the answers: batch (transformers' generate, in batches), fast (greedy; a finished record's place "
-        "is given to a waiting one at once) or vllm (requirements-vllm.txt); auto: batch",
+        "is given to a waiting one at once) or vllm (requirements-vllm.txt); auto: fast where it can serve, else batch",
         choices=["auto", "batch", "fast", "vllm"],
     )
     batch_size: int | None = option(None, "records at a time; default: what the memory holds")

@@ -10,15 +10,15 @@ from typing import NamedTuple
 
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AutoConfig
 from transformers.integrations.liger import apply_liger_kernel
-from transformers.utils import is_liger_kernel_available
 
-from utils.errors import UserError, say
+from utils import fused, packing
+from utils.errors import say
 from utils.generating import Failure, Rules, choose_batch_size, cut_answer, reason_of
 from utils.loops import loops
 from utils.memory import MB, SAFE, cached_numbers, kept_shape
-from utils.packing import why_not
+from utils.precision import Precision
 
 NAME = "kept"  # of the attention, among those of transformers
 STEPS = 8  # tokens made between two looks at what is finished
@@ -27,12 +27,22 @@ PASS = 12288  # tokens of one pass over new prompts
 MOST = 512  # rows on a card
 
 
-def check(args) -> None:
-    """UserError for flags that the engine does not know."""
+def why_not(args, base, precision: Precision, device: torch.device, trust_remote_code: bool = False) -> str | None:
+    """Why the engine cannot serve these flags and this base on this device; None: it can."""
     asked = {"num_beams": args.num_beams > 1, "do_sample": args.do_sample, "device_map": bool(args.device_map)}
     asked["repetition_penalty"] = args.repetition_penalty != 1
     if wrong := [f"--{name}" for name, there in asked.items() if there]:
-        raise UserError(f"--engine fast and {', '.join(wrong)}: it answers greedily, on one card; drop one of them")
+        return f"it answers greedily, on one card, without {', '.join(wrong)}"
+    try:
+        config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code).get_text_config()
+    except (OSError, ValueError, KeyError) as error:  # of a kind that transformers does not know
+        return reason_of(error)
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope in ("dynamic", "longrope"):
+        return f"rope_type {rope} turns all records of a pass as the longest of them asks for"
+    if device.type == "cuda" and precision.bits != 16:
+        return f"with --bits {precision.bits} it has not been measured on a card"
+    return packing.why_not(config, device, precision.dtype)
 
 
 def choose_rows(config, lengths, max_new_tokens: int, num_beams: int, device: torch.device, cap: int | None) -> int:
@@ -132,25 +142,17 @@ def answers(model, codec, waiting: dict[int, list[int]], rules: Rules):
     """The engine: see utils/answering.py."""
     if not waiting:
         return
-    if reason := _why_not(model):
-        raise UserError(f"--engine fast: {reason}; use --engine batch")
     before = model.config._attn_implementation
-    if model.device.type == "cuda" and is_liger_kernel_available():
-        apply_liger_kernel(model, {"fused_linear_cross_entropy": False, "cross_entropy": False})
+    if model.device.type == "cuda":
+        torch.cuda.set_device(model.device)  # which streams, graphs and Triton take
+        if fused.installed():
+            apply_liger_kernel(model, fused.KERNELS)
     AttentionInterface.register(NAME, _attention)
     model.set_attn_implementation(NAME)
     try:
         yield from _answers(model, codec, waiting, rules)
     finally:
         model.set_attn_implementation(before)
-
-
-def _why_not(model) -> str | None:
-    config = model.config.get_text_config()
-    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rope in ("dynamic", "longrope"):
-        return f"rope_type {rope} turns all records of a pass as the longest of them asks for"
-    return why_not(config, model.device, model.dtype)
 
 
 def _answers(model, codec, waiting: dict[int, list[int]], rules: Rules):
@@ -199,13 +201,14 @@ def _stream_beside(places: Places):
 def _make_places(model, size: int, needs: list[int]) -> Places:
     """Places for `size` records of average length, or as many as the memory holds, but for the longest at least."""
     while True:
+        gc.collect()  # of an earlier use, or attempt
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
         try:
             return Places(model, size, max(*needs, size * sum(needs) // len(needs)))
         except torch.OutOfMemoryError:
             if size == 1:
                 raise
-        gc.collect()
-        torch.cuda.empty_cache()
         size //= 2
         say(f"batch_size: {size} (out of memory with {2 * size})")
 

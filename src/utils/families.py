@@ -31,7 +31,7 @@ class Family:
     prompt_apart: bool = False  # prompt and answer are limited each by itself
     answer_only: bool = False  # a prompt sees itself whole, so that only the answer can be learnt
     refused: tuple[tuple[str, tuple, str], ...] = ()  # key of config.json, its values (() = any), what to say of them
-    engines: tuple[str, ...] = ("batch",)  # that answer for it (answering.ENGINES), the default one first
+    engines: tuple[str, ...] = ("batch",)  # that answer for it (answering.ENGINES)
     draws: bool = True  # whether --do_sample works; False: the family generates by itself
     own_prefix: str | None = None  # name of the model's own P-Tuning encoder; None: peft's prefix tuning
 
