@@ -95,7 +95,7 @@ def main(argv=None) -> None:
             model = load_adapter(model, adapter, args.merge_lora)
         model.eval()
         warn_context(model, codec, prompts, about, args)
-    answer_records(model, codec, records, questions, settings, args, model_args.max_memory_MB, ranks, started)
+    answer_records(model, codec, records, questions, settings, args, ranks, started)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def main(argv=None) -> None:
     trust = model_args.trust_remote_code
     model = load_trained(base, family, kind, args.model_dir, precision, device, codec, trust).eval()
     warn_context(model, codec, prompts, about, args)
-    answer_records(model, codec, records, questions, settings, args, model_args.max_memory_MB, ranks, started)
+    answer_records(model, codec, records, questions, settings, args, ranks, started)
 
 
 if __name__ == "__main__":

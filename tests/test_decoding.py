@@ -46,6 +46,31 @@ def test_every_number_of_places_answers_as_one_at_a_time(tiny, more, monkeypatch
     assert len({answer.tokens for answer in alone}) > 1
 
 
+@pytest.mark.parametrize("ahead", [1, 5, 30])
+def test_where_memory_is_short_an_answer_gets_more_room_when_it_needs_it(tiny, ahead, monkeypatch):  # noqa: F811
+    model, codec, prompts = tiny
+    monkeypatch.setattr(decoding, "room", lambda *_: 0)
+    monkeypatch.setattr(decoding, "AHEAD", ahead)
+    computed, real = [], decoding._compute
+    monkeypatch.setattr(decoding, "_compute", lambda *given: computed.extend(given[2]) or real(*given))
+    for new in (ahead, ahead + 1, ahead + 2, 40):
+        computed.clear()
+        rules = Rules(new, batch_size=3)
+        alone = [generate(model, codec, [ids], rules)[0] for ids in prompts]
+        assert {answer.tokens for answer in alone} == {new}
+        assert fast(model, codec, prompts, rules) == alone
+        again = [ids for ids in computed if ids not in prompts]
+        assert len(again) == (len(prompts) if new > ahead + 1 else 0)
+        assert {len(ids) - ahead - 1 for ids in again} <= {len(ids) for ids in prompts}
+
+
+def test_rows_are_those_of_whole_answers_or_where_few_fit_of_their_beginnings(monkeypatch):
+    card = torch.device("cuda")
+    for room, rows in ((10**6, 400), (90_000, 100), (27_000, 53), (2_700, 5), (10, 1)):
+        monkeypatch.setattr(decoding, "room", lambda *_, room=room: room)
+        assert decoding.choose_rows(None, [350, 410] * 200, 512, 1, card) == rows, room
+
+
 def test_an_answer_ends_where_the_positions_do(tiny):  # noqa: F811
     model, codec, prompts = tiny
     short = Codec(**{**vars(codec), "context": max(map(len, prompts)) + 5})

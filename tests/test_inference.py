@@ -203,12 +203,12 @@ def test_merging_without_an_adapter_is_an_error(tmp_path):
 
 
 def test_batch_size_follows_memory(monkeypatch):
-    from utils import generating
+    from utils import memory
 
     model, _ = loaded(BASE)
     sizes = []
     for free in (1, 10**7, 10**12):
-        monkeypatch.setattr(generating.psutil, "virtual_memory", lambda free=free: type("M", (), {"available": free}))
+        monkeypatch.setattr(memory.psutil, "virtual_memory", lambda free=free: type("M", (), {"available": free}))
         sizes.append(choose_batch_size(model.config, [300] * 1000, 200, 1, torch.device("cpu")))
     assert sizes[0] == 1
     assert sizes[0] < sizes[1] < sizes[2] == 32

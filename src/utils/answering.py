@@ -93,7 +93,7 @@ def _try(model, codec, waiting: dict, batch: list[int], rules: Rules):
 
 class Engine(NamedTuple):
     answers: Callable
-    # (config, lengths, max_new_tokens, num_beams, device, cap) -> the batch size it would take; None: it decides itself
+    # (config, lengths, max_new_tokens, num_beams, device) -> the batch size it would take; None: it decides itself
     batch_size: Callable | None
 
 

@@ -5,6 +5,7 @@ shapes, and on a card it is captured as a CUDA graph and replayed without the CP
 """
 
 import gc
+import math
 from collections import deque
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from utils import fused, packing
 from utils.errors import say
 from utils.generating import Failure, Rules, choose_batch_size, cut_answer, reason_of
 from utils.loops import loops
-from utils.memory import MB, SAFE, cached_numbers, kept_shape
+from utils.memory import SAFE, cached_numbers, free_bytes, kept_shape
 from utils.precision import Precision
 
 NAME = "kept"  # of the attention, among those of transformers
@@ -25,6 +26,8 @@ STEPS = 8  # tokens made between two looks at what is finished
 BLOCK = 64  # new tokens of a record between two looks for loops
 PASS = 12288  # tokens of one pass over new prompts
 MOST = 512  # rows on a card
+ENOUGH = 64  # rows: with fewer, a card mostly reads weights
+AHEAD = 128  # new tokens that a record gets room for at first, where the memory has none for all that it may have
 
 
 def why_not(args, base, precision: Precision, device: torch.device, trust_remote_code: bool = False) -> str | None:
@@ -45,17 +48,25 @@ def why_not(args, base, precision: Precision, device: torch.device, trust_remote
     return packing.why_not(config, device, precision.dtype)
 
 
-def choose_rows(config, lengths, max_new_tokens: int, num_beams: int, device: torch.device, cap: int | None) -> int:
-    """How many records of average length fit into the free memory (of `cap` MB), at most MOST, or 32 on a CPU."""
+def choose_rows(config, lengths, max_new_tokens: int, num_beams: int, device: torch.device) -> int:
+    """How many records of average length the free memory holds, at most MOST, or 32 on a CPU.
+
+    Where few fit with all the tokens that they may have, only AHEAD new ones are counted.
+    """
     if device.type != "cuda":
-        return choose_batch_size(config, lengths, max_new_tokens, num_beams, device, cap)
+        return choose_batch_size(config, lengths, max_new_tokens, num_beams, device)
+    mean = sum(lengths) / len(lengths)
+    whole, short = (int(room(config, device) / (mean + new)) for new in (max_new_tokens, min(max_new_tokens, AHEAD)))
+    return max(1, min(MOST, len(lengths), max(whole, min(short, ENOUGH))))
+
+
+def room(config, device: torch.device) -> float:
+    """Tokens whose keys and values the free memory of a card holds beside a pass; on a CPU any number."""
+    if device.type != "cuda":
+        return math.inf
     config = config.get_text_config()
-    free = torch.cuda.mem_get_info(device)[0]
-    if cap:
-        free = min(free, cap * MB - torch.cuda.memory_allocated(device))
-    free = SAFE * free - PASS * config.hidden_size * 16 * 4  # the activations of a pass, 16 floats a hidden unit
-    tokens = free / (2 * cached_numbers(config))  # in 16 bits: the engine has no others on a card
-    return max(1, min(MOST, len(lengths), int(tokens / (sum(lengths) / len(lengths) + max_new_tokens))))
+    free = SAFE * free_bytes(device) - PASS * config.hidden_size * 16 * 2  # a pass: 16 numbers a hidden unit
+    return free / (2 * cached_numbers(config))  # of 16 bits: the engine has no others on a card
 
 
 class Spans(NamedTuple):
@@ -156,35 +167,41 @@ def answers(model, codec, waiting: dict[int, list[int]], rules: Rules):
 
 
 def _answers(model, codec, waiting: dict[int, list[int]], rules: Rules):
-    queue = deque(waiting)
     budgets = {n: min(rules.max_new_tokens, (codec.context or 10**9) - len(ids)) for n, ids in waiting.items()}
-    needs = {number: len(ids) + budgets[number] for number, ids in waiting.items()}
-    places = _make_places(model, min(rules.batch_size, len(waiting)), list(needs.values()))
+    places, needs = _make_places(model, min(rules.batch_size, len(waiting)), waiting, budgets)
     beside = _stream_beside(places)
-    step, busy, said = None, {}, {}  # busy: row -> number; said: number -> its new tokens
+    queue, prompts, said = deque(waiting), dict(waiting), {number: [] for number in waiting}  # said: new tokens
+    step, busy = None, {}  # busy: row -> number
     while queue or busy:
         if busy:
             step = step or _make_step(model, places)
             made = _decode(places, step)  # a card is not waited for: new prompts are computed meanwhile
         with torch.cuda.stream(beside):  # None: no other one
-            finished, started = _start(model, waiting, queue, places, needs)
+            finished, started = _start(model, prompts, queue, places, needs)
         free = []
         for row, new in zip(busy, made[list(busy)].tolist() if busy else [], strict=True):
             number = busy[row]
-            before = len(said[number])
-            said[number] = ids = (said[number] + new)[: budgets[number]]
+            before, prompt = len(said[number]), waiting[number]
+            room_for = needs[number] - len(prompt) + 1  # the newest token is not kept yet
+            said[number] = ids = (said[number] + new)[: min(budgets[number], room_for)]
             looked = before // BLOCK < len(ids) // BLOCK and loops(codec.decode(ids), rules.max_repeats)
             if codec.eos_id in ids or len(ids) == budgets[number] or looked:
                 finished[number] = cut_answer(codec, ids, rules.max_repeats)
-                free.append(row)
+            elif len(ids) == room_for:  # it goes on, with all the room that it may need, when its turn comes again
+                prompts[number], needs[number] = prompt + ids, len(prompt) + budgets[number]
+                queue.append(number)
+            else:
+                continue
+            free.append(row)
         places.clear(free)
         for row in free:
-            del said[busy.pop(row)]
+            del busy[row]
         if started:
             if beside:
                 torch.cuda.current_stream().wait_stream(beside)
             for number, row, first in places.admit(started):
-                busy[row], said[number] = number, [first]
+                busy[row] = number
+                said[number].append(first)
         if finished:
             yield finished
 
@@ -198,14 +215,20 @@ def _stream_beside(places: Places):
     return stream
 
 
-def _make_places(model, size: int, needs: list[int]) -> Places:
-    """Places for `size` records of average length, or as many as the memory holds, but for the longest at least."""
+def _make_places(model, size: int, waiting: dict[int, list[int]], budgets: dict[int, int]) -> tuple[Places, dict]:
+    """Places for `size` records of average length, and the tokens that each needs: all that it may have or, where the
+    memory is short, AHEAD new ones at first. Out of memory it makes fewer, but for the longest always.
+    """
+    whole = {number: len(ids) + budgets[number] for number, ids in waiting.items()}
     while True:
         gc.collect()  # of an earlier use, or attempt
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        needs = whole
+        if size * sum(whole.values()) > room(model.config, model.device) * len(whole):
+            needs = {number: len(ids) + min(budgets[number], AHEAD) for number, ids in waiting.items()}
         try:
-            return Places(model, size, max(*needs, size * sum(needs) // len(needs)))
+            return Places(model, size, max(*whole.values(), size * sum(needs.values()) // len(needs))), dict(needs)
         except torch.OutOfMemoryError:
             if size == 1:
                 raise
@@ -222,20 +245,18 @@ class Started(NamedTuple):
     firsts: torch.Tensor
 
 
-def _start(model, waiting: dict, queue: deque, places: Places, needs: dict) -> tuple[dict, Started | None]:
+def _start(model, prompts: dict, queue: deque, places: Places, needs: dict) -> tuple[dict, Started | None]:
     """Compute the next prompts of the queue, at most PASS tokens, where there is room; (failures, the rest)"""
     failed, most = {}, PASS
     while found := places.find([needs[number] for number in queue]):
         numbers = [queue.popleft()]
-        room = most - len(waiting[numbers[0]])
-        while queue and len(numbers) < len(found) and room >= len(waiting[queue[0]]):
-            room -= len(waiting[queue[0]])
+        room = most - len(prompts[numbers[0]])
+        while queue and len(numbers) < len(found) and room >= len(prompts[queue[0]]):
+            room -= len(prompts[queue[0]])
             numbers.append(queue.popleft())
-        prompts, taken = [waiting[number] for number in numbers], found[: len(numbers)]
+        texts, taken = [prompts[number] for number in numbers], found[: len(numbers)]
         try:
-            return failed, Started(
-                numbers, taken, list(map(len, prompts)), _compute(model, places.kept, prompts, taken)
-            )
+            return failed, Started(numbers, taken, list(map(len, texts)), _compute(model, places.kept, texts, taken))
         except torch.AcceleratorError:
             raise  # the card takes no further orders from this process
         except Exception as error:  # noqa: BLE001 - whatever one record makes a model raise, the others shall be answered
@@ -243,7 +264,7 @@ def _start(model, waiting: dict, queue: deque, places: Places, needs: dict) -> t
                 failed[numbers[0]] = Failure(reason_of(error))
                 continue
             queue.extendleft(reversed(numbers))
-            most = sum(map(len, prompts)) // 2  # at last each alone
+            most = sum(map(len, texts)) // 2  # at last each alone
     return failed, None
 
 

@@ -2,14 +2,13 @@
 
 from typing import NamedTuple
 
-import psutil
 import torch
 from transformers import StoppingCriteriaList
 
 from utils.choosing import StopLoops, processors
 from utils.errors import UserError
 from utils.loops import loop_end
-from utils.memory import cached_numbers
+from utils.memory import cached_numbers, free_bytes
 
 
 class Answer(NamedTuple):
@@ -52,10 +51,8 @@ def plan_batches(lengths: list[int], batch_size: int) -> list[list[int]]:
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-def choose_batch_size(
-    config, lengths: list[int], max_new_tokens: int, num_beams: int, device: torch.device, cap: int | None = None
-) -> int:
-    """How many of the longest records fit into the free memory (of `cap` MB), at most 128 on a GPU and 32 on a CPU.
+def choose_batch_size(config, lengths: list[int], max_new_tokens: int, num_beams: int, device: torch.device) -> int:
+    """How many of the longest records fit into the free memory, at most 128 on a GPU and 32 on a CPU.
 
     A record needs keys and values of its tokens in every layer and, once, the activations of its prompt, estimated at
     16 floats per hidden unit.
@@ -63,11 +60,8 @@ def choose_batch_size(
     config = config.get_text_config()
     token = 4 * cached_numbers(config)
     record = num_beams * (max(lengths) + max_new_tokens) * token + max(lengths) * config.hidden_size * 16 * 4
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    if device.type == "cuda" and cap:
-        free = min(free, cap * 2**20 - torch.cuda.memory_allocated(device))
     most = 128 if device.type == "cuda" else 32
-    return max(1, min(most, len(lengths), int(0.6 * free / record)))
+    return max(1, min(most, len(lengths), int(0.6 * free_bytes(device) / record)))
 
 
 def generate(model, codec, prompts: list[list[int]], rules: Rules, numbers: list[int] | None = None) -> list[Answer]:

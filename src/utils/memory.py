@@ -309,6 +309,14 @@ def check_prediction(shape: Shape | None, tokens: int, precision: Precision, dev
         refuse(device, cap, "prediction", need(precision.bits), free, fitting or ["a larger card, or a smaller base"])
 
 
+def free_bytes(device: torch.device) -> int:
+    """What this process may still take: of a card what is free, and at most what `loading.limit_memory` left it."""
+    if device.type != "cuda":
+        return psutil.virtual_memory().available
+    mine = torch.cuda.get_per_process_memory_fraction(device) * torch.cuda.get_device_properties(device).total_memory
+    return min(torch.cuda.mem_get_info(device)[0], int(mine) - torch.cuda.memory_allocated(device))
+
+
 def available(device: torch.device, cap: int | None) -> int:
     """Bytes that this process may take: what is free of the card, at most `cap` MB; or of the machine's memory.
 

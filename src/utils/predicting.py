@@ -60,8 +60,8 @@ def begin(args, settings: dict) -> None:
     partial.check(args.output_file, settings)
 
 
-def answer_records(model, codec, records, questions, settings, args, cap: int | None, ranks: Ranks, started) -> None:
-    """Answer all questions, write the file, and say what it holds; `cap`: --max_memory_MB.
+def answer_records(model, codec, records, questions, settings, args, ranks: Ranks, started) -> None:
+    """Answer all questions, write the file, and say what it holds.
 
     UserError, and no file, when some record failed: what was answered stays in the partial file.
     """
@@ -69,7 +69,7 @@ def answer_records(model, codec, records, questions, settings, args, cap: int | 
     choose = ENGINES[args.engine].batch_size
     if settings["batch_size"] is None and choose:
         lengths = [len(ids) for ids in asked.values()] or [1]
-        size = choose(model.config, lengths, args.max_new_tokens, args.num_beams, model.device, cap)
+        size = choose(model.config, lengths, args.max_new_tokens, args.num_beams, model.device)
         settings["batch_size"] = min(ranks.gather(size))
         say(f"batch_size: {settings['batch_size']} (what the memory holds)")
 
