@@ -14,18 +14,23 @@ ROWS=${ROWS-one batch-16 batch-64 batch-128 fast fast-merged vllm ragged-batch-6
 
 declare -A most=([one]=8 [batch-16]=128 [batch-64]=512 [batch-128]=512 [ragged-batch-64]=256) # records of the rows that are slow
 cards=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
+quit() { echo "failed, see $1: $(tail -n 1 "$1")" >&2 && exit 1; }
 mkdir -p "$OUT"
 printf '{"description": "", "prompt_input": "{instruction}\\n{input}", "prompt_no_input": "", "response_split": "\\n"}' \
     >"$OUT/ask-template.json"
-[ -d "$BASE" ] || python scripts/random_base.py --model "$MODEL" --counting --out "$BASE" --tokenizer tests/golden/llama/checkpoint
+[ -d "$BASE" ] || { # under its name only when it is whole
+    rm -rf "$BASE.new"
+    python scripts/random_base.py --model "$MODEL" --counting --out "$BASE.new" --tokenizer tests/golden/llama/checkpoint
+    mv "$BASE.new" "$BASE"
+}
 for kind in "ask 400 400" "ragged 20 400"; do
     read -r name least longest <<<"$kind"
     python scripts/bench_records.py --base "$BASE" --out "$OUT/$name.json" --records "$RECORDS" \
-        --template "$OUT/ask-template.json" --answers "$least" "$longest" 2>/dev/null
+        --template "$OUT/ask-template.json" --answers "$least" "$longest" 2>"$OUT/$name.log" || quit "$OUT/$name.log"
 done
 [ -f "$OUT/counting-$MODEL-adapter/run.json" ] || python src/test_finetune.py --do_train --model_name_or_path "$BASE" --max_steps 1 \
     --train_file "$OUT/ask.json" --output_dir "$OUT/counting-$MODEL-adapter" --prompt_template_name "$OUT/ask-template.json" \
-    --learning_rate 1e-5 --save_strategy no >"$OUT/adapter.log" 2>&1
+    --learning_rate 1e-5 --save_strategy no >"$OUT/adapter.log" 2>&1 || quit "$OUT/adapter.log"
 limit=$(python scripts/bench_limit.py --base "$BASE")
 
 printf '%-16s %10s %12s %9s %6s\n' row records/s "new tokens/s" "peak GiB" share
@@ -53,12 +58,13 @@ for row in $ROWS; do
     # shellcheck disable=SC2086  # the flags of a row, and the words that start it
     if $start src/inference.py --lora_weights "$OUT/counting-$MODEL-adapter" --input_file "$OUT/asked-$row.json" \
         --max_new_tokens $tokens --max_repeats 0 --output_file "$OUT/answers-$row.json" $flags >"$OUT/infer-$row.log" 2>&1; then
-        python - "$row" "$OUT/infer-$row.log" "$limit" <<'PRINT'
+        python - "$row" "$OUT/infer-$row.log" "${ask%.json}.log" "$limit" <<'PRINT'
 import re, sys
-row, log, limit = sys.argv[1], open(sys.argv[2]).read(), float(sys.argv[3])
+row, log, made, limit = sys.argv[1], open(sys.argv[2]).read(), open(sys.argv[3]).read(), float(sys.argv[4])
 records, new = (float(found) for found in re.search(r"([\d.]+) answers/s, ([\d.]+) new tokens/s", log).groups())
 peak = re.search(r"peak ([\d.]+) GiB", log)
-share = (records * 380 + new) / limit / (2 if row == "two-cards" else 1)
+prompt = float(re.search(r"of (\d+) tokens", made)[1])
+share = (records * prompt + new) / limit / (2 if row == "two-cards" else 1)
 print(f"{row:16} {records:10.2f} {new:12,.0f} {peak[1] if peak else '-':>9} {share:6.3f}")
 PRINT
     else

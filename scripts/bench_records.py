@@ -16,7 +16,7 @@ from random_base import COUNTED
 
 from utils.errors import run_script, say
 from utils.families import find_family
-from utils.prompter import load_template
+from utils.prompter import load_template, prompt
 from utils.records import read, write
 from utils.tokens import Limits, fit, load_codec
 
@@ -54,11 +54,13 @@ def main(argv=None) -> None:
         record["input"] = text[start : start + 600]
         fitted = fit(codec, template, record, Limits(wanted - 1 if arguments.answers else wanted))
         record["input"] = fitted.text
-        tokens += len(fitted.prompt) + len(fitted.answer)
+        length = len(fitted.prompt) + len(fitted.answer)
         if arguments.answers:
             last = COUNTED[draw.randint(*arguments.answers) - 1]
             record["input"] += "\n" + codec.tokenizer.convert_ids_to_tokens(last)
+            length = len(codec.encode(prompt(template, record["instruction"], record["input"])))
         rows.append(record)
+        tokens += length
     write(arguments.out, rows)
     say(f"{arguments.out}: {len(rows)} records of {tokens / len(rows):.0f} tokens on average")
 

@@ -120,6 +120,8 @@ def main(argv=None) -> None:
     out = Path(arguments.out)
     if out.exists():
         raise UserError(f"--out {out} exists; give a new folder")
+    if arguments.counting and not arguments.model.startswith("llama"):
+        raise UserError(f"--counting and --model {arguments.model}: only for the shapes llama-*; drop one of them")
     hidden, wide, layers, heads, vocabulary = SHAPES[arguments.model]
     make = CONFIGS[arguments.model.split("-")[0]]
     config = make(hidden, wide, arguments.layers or layers, heads, vocabulary, arguments.tokenizer)

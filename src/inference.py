@@ -56,8 +56,8 @@ def main(argv=None) -> None:
     records = load(args.input_file, needs=("instruction", "input"))
     device = choose_device(args.device)
     precision = choose_precision(model_args, args, run.get("precision", {}), device.type == "cpu")
-    why_not = decoding.why_not(args, base, precision, device, model_args.trust_remote_code)
-    args.engine = choose_engine(args.engine, family, args, why_not)
+    about = base, adapter, precision, device, model_args.trust_remote_code
+    args.engine = choose_engine(args.engine, family, args, lambda: decoding.why_not(args, *about))
     if args.engine == "vllm":
         vllm_engine.check(args, precision.bits, device, ranks.count)
     whole_files(base, "model_name_or_path")
@@ -86,7 +86,9 @@ def main(argv=None) -> None:
         room = longest + args.max_new_tokens * args.retry_length
         model = vllm_engine.load(base, adapter, precision, room, context_of(base, codec), args, model_args)
     else:
-        kept = longest * args.num_beams * (args.batch_size or 1)
+        # The engine fast makes of --batch_size what fits.
+        kept = longest * args.num_beams * (args.batch_size or 1 if args.engine == "batch" else 1)
+        kept = max(kept, longest + args.max_new_tokens * args.retry_length)
         if not args.device_map:
             memory.check_prediction(shape, kept, precision, device, model_args.max_memory_MB)
         limit_memory(model_args.max_memory_MB, device)

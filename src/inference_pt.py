@@ -65,7 +65,7 @@ def main(argv=None) -> None:
     precision = choose_precision(model_args, args, run.get("precision", {}), device.type == "cpu")
     whole_files(base, "ori_model_dir")
     codec = load_codec(base, family, model_args.trust_remote_code)
-    args.engine = choose_engine(args.engine, family, args, "it does not know prefixes")
+    args.engine = choose_engine(args.engine, family, args, lambda: "it does not know prefixes")
     questions = ask(codec, template, records, args.max_src_len, args.window is not None)
     prompts, about = [one.ids for one in questions], [records[one.record] for one in questions]
     check_context(codec, prompts, about)

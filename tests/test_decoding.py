@@ -1,6 +1,7 @@
 """The engine `fast`: the answers of one record at a time, whoever shares the places; one that fails fails alone."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import inference
 from utils import decoding
 from utils.args_predict import parse_inference
 from utils.errors import UserError
-from utils.generating import Failure, Rules, generate
+from utils.generating import ALONE, Failure, Rules, generate
 from utils.precision import Precision
 from utils.tokens import Codec
 
@@ -41,6 +42,7 @@ def test_every_number_of_places_answers_as_one_at_a_time(tiny, more, monkeypatch
             for steps, tokens in ((16, 8192), (3, 1)):  # prompts computed together, and each by itself
                 monkeypatch.setattr(decoding, "STEPS", steps)
                 monkeypatch.setattr(decoding, "PASS", tokens)
+                monkeypatch.setattr(decoding, "BLOCK", steps)
                 assert fast(model, own, prompts, rules._replace(batch_size=size)) == alone, (size, steps)
     model.generation_config.eos_token_id = codec.eos_id
     assert len({answer.tokens for answer in alone}) > 1
@@ -49,12 +51,13 @@ def test_every_number_of_places_answers_as_one_at_a_time(tiny, more, monkeypatch
 @pytest.mark.parametrize("ahead", [1, 5, 30])
 def test_where_memory_is_short_an_answer_gets_more_room_when_it_needs_it(tiny, ahead, monkeypatch):  # noqa: F811
     model, codec, prompts = tiny
-    monkeypatch.setattr(decoding, "room", lambda *_: 0)
     monkeypatch.setattr(decoding, "AHEAD", ahead)
     computed, real = [], decoding._compute
     monkeypatch.setattr(decoding, "_compute", lambda *given: computed.extend(given[2]) or real(*given))
     for new in (ahead, ahead + 1, ahead + 2, 40):
         computed.clear()
+        room = 2.6 * (sum(map(len, prompts)) / len(prompts) + new)  # of the three that are asked for
+        monkeypatch.setattr(decoding, "room", lambda *_, room=room: room)
         rules = Rules(new, batch_size=3)
         alone = [generate(model, codec, [ids], rules)[0] for ids in prompts]
         assert {answer.tokens for answer in alone} == {new}
@@ -71,11 +74,91 @@ def test_rows_are_those_of_whole_answers_or_where_few_fit_of_their_beginnings(mo
         assert decoding.choose_rows(None, [350, 410] * 200, 512, 1, card) == rows, room
 
 
-def test_an_answer_ends_where_the_positions_do(tiny):  # noqa: F811
+def test_a_row_without_a_record_writes_beside_the_others(tiny):  # noqa: F811
+    model, _, _ = tiny
+    places = decoding.Places(model, 3, 100)
+    found = places.find([60, 40, 1])
+    assert found == [(0, 0, 60), (1, 60, 100)]
+    firsts = torch.tensor([7, 8])
+    assert places.admit(decoding.Started([4, 5], found, [50, 30], firsts)) == [(4, 0, 7), (5, 1, 8)]
+    assert places.starts.tolist() == [0, 60, 102]
+    assert places.positions.tolist() == [50, 30, 0]
+    places.clear([0])
+    assert places.starts.tolist() == [100, 60, 102]
+    assert (places.starts + places.last).tolist() == [100, 99, 102]
+    assert places.find([61, 30]) == []
+    assert places.find([30, 30, 1]) == [(0, 0, 30), (2, 30, 60)]
+
+
+def test_a_loop_ends_its_row_at_once(tiny, monkeypatch):  # noqa: F811
     model, codec, prompts = tiny
-    short = Codec(**{**vars(codec), "context": max(map(len, prompts)) + 5})
-    rules = Rules(12, batch_size=3)
-    assert fast(model, short, prompts, rules) == [generate(model, short, [ids], rules)[0] for ids in prompts]
+    monkeypatch.setattr(decoding, "BLOCK", 4)
+    monkeypatch.setattr(decoding, "loops", lambda text, times: True)
+    steps, real = [], decoding._decode
+    monkeypatch.setattr(decoding, "_decode", lambda *given: steps.append(1) or real(*given))
+    fast(model, codec, prompts, Rules(400, batch_size=7, max_repeats=2))
+    assert len(steps) == 1
+    monkeypatch.setattr(decoding, "loops", None)  # is not called
+    fast(model, codec, prompts, Rules(20, batch_size=7))
+
+
+@pytest.mark.parametrize("where", ["Places", "_make_step", "_decode", "_compute"])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_out_of_memory_halves_the_rows_says_so_and_goes_on(tiny, where, rows, monkeypatch, capsys):  # noqa: F811
+    model, codec, prompts = tiny
+    real, sizes = getattr(decoding, where), []
+
+    def small(*given):
+        size = given[1] if where == "Places" else None
+        if where in ("_make_step", "_decode"):
+            size = len(given[where == "_make_step"].tokens)
+        sizes.append(size or places[-1])
+        if sizes[-1] > rows:
+            raise torch.OutOfMemoryError("no room")
+        return real(*given)
+
+    places, make = [], decoding.Places
+    if where == "_compute":
+        monkeypatch.setattr(decoding, "Places", lambda *given: places.append(given[1]) or make(*given))
+    monkeypatch.setattr(decoding, where, small)
+    made = fast(model, codec, prompts, Rules(20, batch_size=7))
+    assert made == [generate(model, codec, [ids], Rules(20))[0] for ids in prompts]
+    assert "batch_size: 3 (out of memory)" in capsys.readouterr().err
+    assert min(sizes) == rows
+
+
+def test_a_record_too_large_even_alone_fails_by_itself(tiny, monkeypatch):  # noqa: F811
+    model, codec, prompts = tiny
+    longest = max(prompts, key=len)
+    for where in ("Places", "_compute"):
+        real = getattr(decoding, where)
+
+        def small(*given, where=where, real=real):
+            if given[2] > len(longest) + 19 if where == "Places" else longest in given[2]:
+                raise torch.OutOfMemoryError("no room")
+            return real(*given)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(decoding, where, small)
+            made = fast(model, codec, prompts, Rules(20, batch_size=1))
+        assert made.pop(prompts.index(longest)) == Failure(ALONE)
+        assert made == [generate(model, codec, [ids], Rules(20))[0] for ids in prompts if ids != longest]
+
+
+def test_an_answer_that_cannot_be_read_fails_alone(tiny):  # noqa: F811
+    model, codec, prompts = tiny
+    bad = generate(model, codec, [prompts[2]], Rules(6))[0].text
+
+    def decode(ids):
+        text = codec.decode(ids)
+        if text.strip() == bad:
+            raise ValueError("no such token")
+        return text
+
+    own = SimpleNamespace(decode=decode, eos_id=codec.eos_id, pad_id=codec.pad_id)
+    made = fast(model, own, prompts, Rules(6, batch_size=4))
+    assert made.pop(2) == Failure("ValueError: no such token")
+    assert not any(isinstance(answer, Failure) for answer in made)
 
 
 def test_a_prompt_that_raises_fails_alone(tiny):  # noqa: F811
@@ -113,7 +196,7 @@ def test_what_it_cannot_do_is_refused_and_auto_takes_the_other(tmp_path, capsys)
             "rope_type dynamic",
         ),
         ({"model_type": "made-up"}, "cpu", 16, "made-up"),
-        ({}, "cuda", 4, "with --bits 4 it has not been measured on a card"),
+        ({}, "cuda", 4, "with a quantised base it has not been measured on a card"),
     ],
 )
 def test_a_base_that_it_does_not_know_is_named(tmp_path, changes, device, bits, why):
@@ -121,6 +204,14 @@ def test_a_base_that_it_does_not_know_is_named(tmp_path, changes, device, bits, 
     (tmp_path / "config.json").write_text(json.dumps(config | changes), encoding="utf-8")
     _, args = parse_inference([])
     for folder, expected in ((BASE, bits != 16), (tmp_path, True)):
-        found = decoding.why_not(args, folder, Precision("float32", bits), torch.device(device))
+        found = decoding.why_not(args, folder, None, Precision("float32", bits), torch.device(device))
         assert (found is not None) == expected
     assert why in found
+
+
+def test_an_adapter_of_another_kind_is_answered_by_the_engine_batch(tmp_path):
+    settings = {"peft_type": "PREFIX_TUNING", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(BASE)}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    _, args = parse_inference([])
+    found = decoding.why_not(args, BASE, tmp_path, Precision("float32", 16), torch.device("cpu"))
+    assert found == "adapters of kind PREFIX_TUNING are not known to it"

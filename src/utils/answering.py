@@ -14,13 +14,13 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 from utils import decoding, vllm_engine
 from utils.errors import UserError, say
-from utils.generating import Failure, Rules, choose_batch_size, reason_of
+from utils.generating import ALONE, Failure, Rules, choose_batch_size, reason_of
 
 
-def choose_engine(asked: str, family, args, why_not_fast: str | None) -> str:
+def choose_engine(asked: str, family, args, why_not_fast: Callable) -> str:
     """The name of the engine: the one asked for, or with `auto` the fastest that needs no other package.
 
-    `why_not_fast`: what the engine `fast` lacks for this run. UserError for what the family or the engine cannot do.
+    `why_not_fast()`: what the engine `fast` lacks for this run, or None. UserError for what family or engine cannot do.
     """
     if not family.draws and (args.do_sample or args.repetition_penalty < 1):
         flag = "--do_sample" if args.do_sample else f"--repetition_penalty {args.repetition_penalty:g}"
@@ -28,16 +28,18 @@ def choose_engine(asked: str, family, args, why_not_fast: str | None) -> str:
             f"{flag}: not for family {family.name}, whose own generation is greedy or a beam search, with a penalty "
             "of 1 or more; drop it"
         )
-    if asked == "auto" and "fast" in family.engines:
-        say(f"engine: batch (fast: {why_not_fast})" if why_not_fast else "engine: fast (it knows this base)")
+    if asked == "auto" and "fast" not in family.engines:
+        return "batch"
+    reason = why_not_fast() if asked in ("auto", "fast") else None
     if asked == "auto":
-        return "batch" if why_not_fast or "fast" not in family.engines else "fast"
+        say(f"engine: batch (fast: {reason})" if reason else "engine: fast (it knows this base)")
+        return "batch" if reason else "fast"
     if asked not in family.engines:
         raise UserError(
             f"--engine {asked}: not for family {family.name} (it has {', '.join(family.engines)}); drop the flag"
         )
-    if asked == "fast" and why_not_fast:
-        raise UserError(f"--engine fast: {why_not_fast}; use --engine batch")
+    if reason:
+        raise UserError(f"--engine fast: {reason}; use --engine batch")
     return asked
 
 
@@ -57,7 +59,7 @@ def in_batches(model, codec, waiting: dict, rules: Rules):
             say(f"\nbatch_size: {count} (out of memory with {len(batch)}; it grows again where prompts are shorter)")
             continue
         if made is None:  # the record's own length is at fault, not the batch
-            made, room = {batch[0]: Failure("out of memory, even alone; a smaller --bits may help")}, None
+            made, room = {batch[0]: Failure(ALONE)}, None
         left = left[len(batch) :]
         if isinstance(made, Exception):
             if len(batch) == 1:

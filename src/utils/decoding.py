@@ -10,18 +10,19 @@ from collections import deque
 from typing import NamedTuple
 
 import torch
-from torch.nn.functional import pad, scaled_dot_product_attention
-from transformers import AttentionInterface, AutoConfig
+from torch.nn.functional import pad
+from transformers import AutoConfig
 from transformers.integrations.liger import apply_liger_kernel
 
 from utils import fused, packing
 from utils.errors import say
-from utils.generating import Failure, Rules, choose_batch_size, cut_answer, reason_of
+from utils.generating import ALONE, Answer, Failure, Rules, choose_batch_size, cut_answer, reason_of
+from utils.kept import Kept, Spans, use_kept_attention
+from utils.loading import read_adapter_config
 from utils.loops import loops
-from utils.memory import SAFE, cached_numbers, free_bytes, kept_shape
+from utils.memory import SAFE, cached_numbers, free_bytes
 from utils.precision import Precision
 
-NAME = "kept"  # of the attention, among those of transformers
 STEPS = 8  # tokens made between two looks at what is finished
 BLOCK = 64  # new tokens of a record between two looks for loops
 PASS = 12288  # tokens of one pass over new prompts
@@ -30,21 +31,28 @@ ENOUGH = 64  # rows: with fewer, a card mostly reads weights
 AHEAD = 128  # new tokens that a record gets room for at first, where the memory has none for all that it may have
 
 
-def why_not(args, base, precision: Precision, device: torch.device, trust_remote_code: bool = False) -> str | None:
-    """Why the engine cannot serve these flags and this base on this device; None: it can."""
+def why_not(args, base, adapter, precision: Precision, device: torch.device, trust: bool = False) -> str | None:
+    """Why the engine cannot serve these flags, base and adapter (or None) on this device; None: it can.
+
+    `trust`: --trust_remote_code.
+    """
     asked = {"num_beams": args.num_beams > 1, "do_sample": args.do_sample, "device_map": bool(args.device_map)}
     asked["repetition_penalty"] = args.repetition_penalty != 1
     if wrong := [f"--{name}" for name, there in asked.items() if there]:
         return f"it answers greedily, on one card, without {', '.join(wrong)}"
+    if adapter and (kind := read_adapter_config(adapter).get("peft_type")) != "LORA":
+        return f"adapters of kind {kind} are not known to it"
     try:
-        config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code).get_text_config()
-    except (OSError, ValueError, KeyError) as error:  # of a kind that transformers does not know
+        config = AutoConfig.from_pretrained(base, trust_remote_code=trust).get_text_config()
+    except Exception as error:  # noqa: BLE001 - somebody's own code may fail in any way; loading will say more
         return reason_of(error)
+    if trust and getattr(config, "auto_map", None):
+        return "the base brings code of its own"
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if rope in ("dynamic", "longrope"):
         return f"rope_type {rope} turns all records of a pass as the longest of them asks for"
-    if device.type == "cuda" and precision.bits != 16:
-        return f"with --bits {precision.bits} it has not been measured on a card"
+    if device.type == "cuda" and (precision.bits != 16 or getattr(config, "quantization_config", None)):
+        return "with a quantised base it has not been measured on a card"
     return packing.why_not(config, device, precision.dtype)
 
 
@@ -67,36 +75,6 @@ def room(config, device: torch.device) -> float:
     config = config.get_text_config()
     free = SAFE * free_bytes(device) - PASS * config.hidden_size * 16 * 2  # a pass: 16 numbers a hidden unit
     return free / (2 * cached_numbers(config))  # of 16 bits: the engine has no others on a card
-
-
-class Spans(NamedTuple):
-    """What the tokens of a pass see: those of record i, queries[i] to queries[i + 1], see the `seen[i]` kept ones from
-    keys[i] on, their own the last of them. All int32; `keys`, too, has one number more than there are records.
-    """
-
-    queries: torch.Tensor
-    keys: torch.Tensor
-    seen: torch.Tensor
-    most: int  # tokens of one record in the pass
-
-
-class Kept:
-    """Keys and values of `count` tokens, one behind the other: what a model takes for its cache."""
-
-    def __init__(self, model, count: int):
-        layers, heads, per_head = kept_shape(model.config.get_text_config())
-        self.device = model.device
-        shape, like = (count, heads, per_head), {"device": self.device, "dtype": model.dtype}
-        self.layers = [(torch.zeros(shape, **like), torch.zeros(shape, **like)) for _ in range(layers)]
-        self.at = None  # where those of the pass's tokens go
-
-    def update(self, key, value, layer: int, *_, **__):
-        for kept, new in zip(self.layers[layer], (key, value), strict=True):
-            kept.index_copy_(0, self.at, new[0].transpose(0, 1).to(kept.dtype))
-        return tuple(kept.transpose(0, 1)[None] for kept in self.layers[layer])
-
-    def get_seq_length(self, *_) -> int:
-        return 0
 
 
 class Place(NamedTuple):
@@ -150,25 +128,42 @@ class Places:
 
 
 def answers(model, codec, waiting: dict[int, list[int]], rules: Rules):
-    """The engine: see utils/answering.py."""
+    """The engine: see utils/answering.py. Out of memory it begins anew with half as many rows."""
     if not waiting:
         return
-    before = model.config._attn_implementation
     if model.device.type == "cuda":
         torch.cuda.set_device(model.device)  # which streams, graphs and Triton take
-        if fused.installed():
+        if reason := fused.why_no_triton():
+            say(f"kernels: torch's (Triton's: {reason})")
+        elif fused.installed():
             apply_liger_kernel(model, fused.KERNELS)
-    AttentionInterface.register(NAME, _attention)
-    model.set_attn_implementation(NAME)
+    usual = use_kept_attention(model)
+    left, size = dict(waiting), rules.batch_size
     try:
-        yield from _answers(model, codec, waiting, rules)
+        while left:
+            size = min(size, len(left))
+            try:
+                for made in _answers(model, codec, left, rules._replace(batch_size=size)):
+                    left = {number: ids for number, ids in left.items() if number not in made}
+                    yield made
+                continue
+            except torch.OutOfMemoryError:
+                pass  # only after this block nothing holds on to the tensors that it was about
+            if size > 1:
+                size //= 2
+                say(f"\nbatch_size: {size} (out of memory)")
+                continue
+            longest = next(iter(left))
+            del left[longest]
+            yield {longest: Failure(ALONE)}
+            size = rules.batch_size
     finally:
-        model.set_attn_implementation(before)
+        model.set_attn_implementation(usual)
 
 
 def _answers(model, codec, waiting: dict[int, list[int]], rules: Rules):
-    budgets = {n: min(rules.max_new_tokens, (codec.context or 10**9) - len(ids)) for n, ids in waiting.items()}
-    places, needs = _make_places(model, min(rules.batch_size, len(waiting)), waiting, budgets)
+    budget = rules.max_new_tokens
+    places, needs = _make_places(model, rules.batch_size, waiting, budget)
     beside = _stream_beside(places)
     queue, prompts, said = deque(waiting), dict(waiting), {number: [] for number in waiting}  # said: new tokens
     step, busy = None, {}  # busy: row -> number
@@ -182,13 +177,12 @@ def _answers(model, codec, waiting: dict[int, list[int]], rules: Rules):
         for row, new in zip(busy, made[list(busy)].tolist() if busy else [], strict=True):
             number = busy[row]
             before, prompt = len(said[number]), waiting[number]
-            room_for = needs[number] - len(prompt) + 1  # the newest token is not kept yet
-            said[number] = ids = (said[number] + new)[: min(budgets[number], room_for)]
-            looked = before // BLOCK < len(ids) // BLOCK and loops(codec.decode(ids), rules.max_repeats)
-            if codec.eos_id in ids or len(ids) == budgets[number] or looked:
-                finished[number] = cut_answer(codec, ids, rules.max_repeats)
-            elif len(ids) == room_for:  # it goes on, with all the room that it may need, when its turn comes again
-                prompts[number], needs[number] = prompt + ids, len(prompt) + budgets[number]
+            most = needs[number] - len(prompt) + 1  # that it has room for: the newest token is not kept yet
+            said[number] = ids = (said[number] + new)[: min(budget, most)]
+            if answer := _answer(codec, ids, before, rules):
+                finished[number] = answer
+            elif len(ids) == most:  # it goes on, with all the room that it may need, when its turn comes again
+                prompts[number], needs[number] = prompt + ids, len(prompt) + budget
                 queue.append(number)
             else:
                 continue
@@ -206,6 +200,19 @@ def _answers(model, codec, waiting: dict[int, list[int]], rules: Rules):
             yield finished
 
 
+def _answer(codec, ids: list[int], before: int, rules: Rules) -> Answer | Failure | None:
+    """The answer that the new tokens of a record are, if they are a whole one; `before`: as many were looked at."""
+    try:
+        looped = (
+            rules.max_repeats and before // BLOCK < len(ids) // BLOCK and loops(codec.decode(ids), rules.max_repeats)
+        )
+        if codec.eos_id in ids or len(ids) == rules.max_new_tokens or looped:
+            return cut_answer(codec, ids, rules.max_repeats)
+    except Exception as error:  # noqa: BLE001 - whatever one record's tokens make a tokenizer raise
+        return Failure(reason_of(error))
+    return None
+
+
 def _stream_beside(places: Places):
     """On a card, the stream on which prompts are computed while other records are decoded; else None."""
     if places.tokens.device.type != "cuda":
@@ -215,25 +222,19 @@ def _stream_beside(places: Places):
     return stream
 
 
-def _make_places(model, size: int, waiting: dict[int, list[int]], budgets: dict[int, int]) -> tuple[Places, dict]:
-    """Places for `size` records of average length, and the tokens that each needs: all that it may have or, where the
-    memory is short, AHEAD new ones at first. Out of memory it makes fewer, but for the longest always.
+def _make_places(model, size: int, waiting: dict[int, list[int]], budget: int) -> tuple[Places, dict[int, int]]:
+    """Places for `size` records of average length, and the tokens that each needs: all that it may have, or AHEAD new
+    ones at first where so few fit that a card would mostly read weights.
     """
-    whole = {number: len(ids) + budgets[number] for number, ids in waiting.items()}
-    while True:
-        gc.collect()  # of an earlier use, or attempt
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        needs = whole
-        if size * sum(whole.values()) > room(model.config, model.device) * len(whole):
-            needs = {number: len(ids) + min(budgets[number], AHEAD) for number, ids in waiting.items()}
-        try:
-            return Places(model, size, max(*whole.values(), size * sum(needs.values()) // len(needs))), dict(needs)
-        except torch.OutOfMemoryError:
-            if size == 1:
-                raise
-        size //= 2
-        say(f"batch_size: {size} (out of memory with {2 * size})")
+    gc.collect()  # of an earlier use, or attempt
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    needs = {number: len(ids) + budget for number, ids in waiting.items()}
+    longest, mean, fit = max(needs.values()), sum(needs.values()) / len(needs), room(model.config, model.device)
+    if fit < 0.9 * min(size, ENOUGH) * mean:
+        needs = {number: len(ids) + min(budget, AHEAD) for number, ids in waiting.items()}
+        mean = sum(needs.values()) / len(needs)
+    return Places(model, size, max(longest, int(min(size * mean, fit)))), needs
 
 
 class Started(NamedTuple):
@@ -250,18 +251,21 @@ def _start(model, prompts: dict, queue: deque, places: Places, needs: dict) -> t
     failed, most = {}, PASS
     while found := places.find([needs[number] for number in queue]):
         numbers = [queue.popleft()]
-        room = most - len(prompts[numbers[0]])
-        while queue and len(numbers) < len(found) and room >= len(prompts[queue[0]]):
-            room -= len(prompts[queue[0]])
+        left = most - len(prompts[numbers[0]])
+        while queue and len(numbers) < len(found) and left >= len(prompts[queue[0]]):
+            left -= len(prompts[queue[0]])
             numbers.append(queue.popleft())
         texts, taken = [prompts[number] for number in numbers], found[: len(numbers)]
         try:
             return failed, Started(numbers, taken, list(map(len, texts)), _compute(model, places.kept, texts, taken))
         except torch.AcceleratorError:
             raise  # the card takes no further orders from this process
-        except Exception as error:  # noqa: BLE001 - whatever one record makes a model raise, the others shall be answered
+        except Exception as error:  # whatever one record makes a model raise, the others shall be answered
             if len(numbers) == 1:
-                failed[numbers[0]] = Failure(reason_of(error))
+                short = isinstance(error, torch.OutOfMemoryError)
+                if short and len(places.tokens) > 1:
+                    raise  # fewer rows leave it more
+                failed[numbers[0]] = Failure(ALONE if short else reason_of(error))
                 continue
             queue.extendleft(reversed(numbers))
             most = sum(map(len, texts)) // 2  # at last each alone
@@ -286,34 +290,6 @@ def _pass(model, kept: Kept, ids, positions, at, spans: Spans, **more):
     kept.at = at
     given = {"input_ids": ids[None], "position_ids": positions[None], "past_key_values": kept, "use_cache": True}
     return model(**given, spans=spans, **more).logits[0]
-
-
-def _attention(module, query, key, value, mask, scaling=None, spans: Spans | None = None, **more):
-    """transformers' contract: (1, heads, tokens, size) in, (1, tokens, heads, size) and no weights out."""
-    parts = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    if query.device.type != "cuda":
-        return _attend_each(*parts, spans, scaling)[None], None
-    size = query.shape[-1]
-    if spans.most == 1 and query.shape[1] == key.shape[1] and size & (size - 1) == 0:
-        from utils.decode_attention import attend  # Triton, which comes with torch where there are cards
-
-        return attend(*parts, spans.keys, spans.seen, scaling)[None], None
-    bounds = spans.queries, spans.keys, spans.most, key.shape[2]
-    seen = {"scale": scaling, "seqused_k": spans.seen}
-    return torch.ops.aten._flash_attention_forward(*parts, *bounds, 0.0, True, False, **seen)[0][None], None
-
-
-def _attend_each(query, key, value, spans: Spans, scale: float | None):
-    """On a CPU: one record after the other."""
-    out, first = torch.empty_like(query), 0
-    bounds = (part.tolist() for part in (spans.queries[1:], spans.keys[:-1], spans.seen))
-    for last, start, seen in zip(*bounds, strict=True):
-        parts = query[first:last], key[start : start + seen], value[start : start + seen]
-        parts = (part.transpose(0, 1)[None] for part in parts)
-        made = scaled_dot_product_attention(*parts, is_causal=last - first > 1, scale=scale, enable_gqa=True)
-        out[first:last] = made[0].transpose(0, 1)
-        first = last
-    return out
 
 
 @torch.inference_mode()

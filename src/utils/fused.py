@@ -1,13 +1,30 @@
-"""liger-kernel, a package of fused kernels for cards: norms, rotations and feed-forwards pass through memory once."""
+"""Kernels beyond torch's own: those of the package liger-kernel, and whether Triton, which they need, works here."""
 
+import functools
 import importlib.util
 import logging
+
+import torch
 
 # Only its layers: logits are computed at the answers alone, which is more than its fused losses would save.
 KERNELS = {"fused_linear_cross_entropy": False, "cross_entropy": False}
 
 
 def installed() -> bool:
-    """Whether the package is there; it is told not to warn of other makers' kernels, which it looks for in vain."""
+    """Whether liger-kernel is there; it is told not to warn of other makers' kernels, which it looks for in vain."""
     logging.getLogger("liger_kernel.backends.registry").setLevel(logging.ERROR)
     return importlib.util.find_spec("liger_kernel") is not None
+
+
+@functools.cache
+def why_no_triton() -> str | None:
+    """Why kernels in Triton cannot be made on this machine (the first asks for a C compiler); None: they can."""
+    try:
+        from utils.decode_attention import attend
+
+        one = torch.ones(1, 1, 16, dtype=torch.bfloat16, device="cuda")
+        span = torch.ones(2, dtype=torch.int32, device="cuda")
+        attend(one, one, one, span - 1, span[:1], 1.0)
+    except Exception as error:  # noqa: BLE001 - a missing compiler, header, package: torch's own kernels remain
+        return f"{type(error).__name__}: {str(error).strip()[:200]}"
+    return None

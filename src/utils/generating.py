@@ -24,6 +24,9 @@ class Failure(NamedTuple):
     reason: str
 
 
+ALONE = "out of memory, even alone; a smaller --bits may help"  # a Failure's reason
+
+
 def reason_of(error: Exception) -> str:
     """What went wrong, in one line."""
     text = str(error).strip().split("\n")[0][:200]

@@ -74,7 +74,8 @@ def answer_records(model, codec, records, questions, settings, args, ranks: Rank
         say(f"batch_size: {settings['batch_size']} (what the memory holds)")
 
     failed, count, tokens, seconds = predict(model, codec, asked, settings, args, ranks)
-    peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0
+    device = getattr(model, "device", torch.device("cpu"))  # vLLM keeps its own accounts
+    peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0
     parts = ranks.gather((failed, count, tokens, seconds, peak))
     if ranks.rank > 0:
         return
