@@ -33,6 +33,6 @@ def make_collator(pad_id: int, width_of: int = 1):
 
 
 if __name__ == "__main__":
-    loading.train_frozen = lambda model: 0
+    loading.use_plain_product = lambda model: 0
     tokens.make_collator = make_collator
     run_script(test_finetune.main)

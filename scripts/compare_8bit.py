@@ -26,7 +26,7 @@ MEAN_OF = 10  # steps: the loss of one batch alone says little
 
 
 def keep_own(model) -> int:
-    """Instead of `loading.train_frozen`: the layers keep bitsandbytes' product."""
+    """Instead of `loading.use_plain_product`: the layers keep bitsandbytes' product."""
     return 0
 
 
@@ -42,12 +42,12 @@ def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", default="results/compare-8bit", help="folder of all runs, made anew")
     arguments, flags = parser.parse_known_args(argv)
-    products = {"ours": loading.train_frozen, "bitsandbytes": keep_own}
+    products = {"ours": loading.use_plain_product, "bitsandbytes": keep_own}
     if not torch.cuda.is_available():
         products["bitsandbytes-8bit-inputs"] = multiply_as_a_card
     losses = {}
     for name, product in products.items():
-        loading.train_frozen = product
+        loading.use_plain_product = product
         out = Path(arguments.output_dir) / name
         own = ["--output_dir", str(out), "--bits", "8", "--logging_steps", "1", "--save_strategy", "no"]
         test_finetune.main(["--do_train", "--overwrite_output_dir", *own, *flags])

@@ -177,6 +177,15 @@ def test_the_script_writes_what_the_engine_batch_writes(tmp_path, capsys):
     assert len(texts) == 1
 
 
+@pytest.mark.parametrize("more", [[], ["--merge_lora"]])
+def test_over_8_bits_no_answer_depends_on_the_records_beside_it(tmp_path, more):
+    runs = [("batch", 1), ("batch", 4), ("batch", 12), ("fast", 1), ("fast", 12)]
+    for engine, size in runs:
+        chosen = {"engine": engine, "batch_size": size, "max_new_tokens": 24, "bits": 8}
+        inference.main(flags(tmp_path / f"{engine}-{size}.json", "--fp32", *more, **chosen))
+    assert len({(tmp_path / f"{engine}-{size}.json").read_bytes() for engine, size in runs}) == 1
+
+
 def test_what_it_cannot_do_is_refused_and_auto_takes_the_other(tmp_path, capsys):
     why = "it answers greedily, on one card, without --num_beams"
     with pytest.raises(UserError, match=f"--engine fast: {why}; use --engine batch"):

@@ -19,7 +19,7 @@ from utils.errors import UserError, say
 from utils.families import own_code, read_config
 from utils.memory import check_targets, linear_size
 from utils.precision import Precision
-from utils.quantised import train_frozen
+from utils.quantised import use_plain_product
 from utils.sharding import empty_model, share_buffers
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -98,6 +98,8 @@ def _finish(model, codec, device, split: bool):
         # 64 work, and training afterwards is not foreseen.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+    if getattr(model, "is_loaded_in_8bit", False):
+        use_plain_product(model)
     model.config.bos_token_id = codec.bos_id
     model.config.eos_token_id, model.config.pad_token_id = codec.eos_id, codec.pad_id
     model.generation_config = GenerationConfig(eos_token_id=codec.eos_id, pad_token_id=codec.pad_id, do_sample=False)
@@ -167,8 +169,6 @@ def add_lora(model, targets: tuple[str, ...], rank: int, alpha: int, dropout: fl
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     model = get_peft_model(model, config)
-    if getattr(model, "is_loaded_in_8bit", False):
-        train_frozen(model)
     if autocast:
         # peft would copy every input to float32 and autocast at once back to 16 bits: the same numbers, for more work.
         for module in model.modules():

@@ -18,7 +18,6 @@ from utils.families import Family, read_config
 from utils.loading import ADAPTER_FILES, check_weights, load_base
 from utils.memory import Shape
 from utils.pt_checkpoints import save_tensors, steps_in
-from utils.quantised import train_frozen
 from utils.records import write_lines
 from utils.shards import contents, model_files, read, read_json
 
@@ -164,8 +163,6 @@ def load_with_prefix(path, family: Family, kind: Kind, precision, device, codec,
     base = load_base(path, precision, device, codec, trust_remote_code, changes, family.own_prefix)
     for parameter in base.parameters():
         parameter.requires_grad_(False)
-    if getattr(base, "is_loaded_in_8bit", False):
-        train_frozen(base)
     if family.own_prefix:
         encoder = base.get_submodule(family.own_prefix)
         model = Prefixed(base, encoder, family.own_prefix)

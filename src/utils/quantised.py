@@ -1,7 +1,8 @@
-"""Training through frozen 8-bit weights: products in the dtype of the inputs, nothing of them kept.
+"""Products with 8-bit weights in the dtype of the inputs, for training and prediction alike.
 
-bitsandbytes' own product keeps every input of every layer until the backward pass, where gradient checkpointing cannot
-free it (docs/log.md has the figures). The gradient of a frozen layer needs its weight alone, which is at hand.
+bitsandbytes' own product looks for outliers in all inputs of a pass, so that an answer depends on the records beside
+it, and keeps every input of every layer until the backward pass, where gradient checkpointing cannot free it
+(docs/log.md has the figures). The gradient of a frozen layer needs its weight alone, which is at hand.
 """
 
 import functools
@@ -36,8 +37,8 @@ def _forward(layer, inputs):
     return out if layer.bias is None else out + layer.bias.to(out.dtype)
 
 
-def train_frozen(model) -> int:
-    """Give the 8-bit layers of `model` this product; how many there are. For training alone: weights must be frozen."""
+def use_plain_product(model) -> int:
+    """Give the 8-bit layers of `model`, which must stay frozen, this product; how many there are."""
     from bitsandbytes.nn import Linear8bitLt  # imported only where --bits 8 asks for it
 
     layers = [module for module in model.modules() if isinstance(module, Linear8bitLt)]
