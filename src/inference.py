@@ -87,7 +87,7 @@ def main(argv=None) -> None:
         model = vllm_engine.load(base, adapter, precision, room, context_of(base, codec), args, model_args)
     else:
         # The engine fast makes of --batch_size what fits.
-        kept = longest * args.num_beams * (args.batch_size or 1 if args.engine == "batch" else 1)
+        kept = longest * args.num_beams * ((args.batch_size or 1) if args.engine == "batch" else 1)
         kept = max(kept, longest + args.max_new_tokens * args.retry_length)
         if not args.device_map:
             memory.check_prediction(shape, kept, precision, device, model_args.max_memory_MB)

@@ -34,7 +34,7 @@ def flags(output, *more, **values):
         "input_file": VALID,
         "output_file": output,
         "max_new_tokens": 12,
-        "engine": None if "--engine" in more else "batch",
+        "engine": "batch",
         **values,
     }
     return [*more, *(str(part) for name, value in chosen.items() if value for part in (f"--{name}", value))]

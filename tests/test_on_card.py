@@ -65,7 +65,7 @@ def learn(model, batch, dtype):
 @pytest.mark.parametrize("size", [1, 4, 24])
 def test_fast_takes_the_likeliest_tokens(model_type, kv_heads, size):
     exact, model = make(model_type, kv_heads), make(model_type, kv_heads).to(torch.bfloat16)
-    codec = SimpleNamespace(decode=lambda ids: " ".join(map(str, ids)), eos_id=-1, context=None)
+    codec = SimpleNamespace(decode=lambda ids: " ".join(map(str, ids)), eos_id=-1)
     prompts = {number: row["input_ids"] for number, row in enumerate(make_rows() * 4)}
     prompts = dict(sorted(prompts.items(), key=lambda item: -len(item[1])))
     said = {}

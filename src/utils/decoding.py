@@ -7,6 +7,7 @@ shapes, and on a card it is captured as a CUDA graph and replayed without the CP
 import gc
 import math
 from collections import deque
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -63,8 +64,8 @@ def choose_rows(config, lengths, max_new_tokens: int, num_beams: int, device: to
     """
     if device.type != "cuda":
         return choose_batch_size(config, lengths, max_new_tokens, num_beams, device)
-    mean = sum(lengths) / len(lengths)
-    whole, short = (int(room(config, device) / (mean + new)) for new in (max_new_tokens, min(max_new_tokens, AHEAD)))
+    fit, mean = room(config, device), sum(lengths) / len(lengths)
+    whole, short = (int(fit / (mean + new)) for new in (max_new_tokens, min(max_new_tokens, AHEAD)))
     return max(1, min(MOST, len(lengths), max(whole, min(short, ENOUGH))))
 
 
@@ -111,7 +112,7 @@ class Places:
         self.taken |= {place.row: place for place in new.places}
         return list(zip(new.numbers, (place.row for place in new.places), new.firsts.tolist(), strict=True))
 
-    def find(self, needs: list[int]) -> list[Place]:
+    def find(self, needs: Iterable[int]) -> list[Place]:
         """Where records of so many tokens go, in their order, while there are rows and room."""
         found = []
         for row, need in zip((row for row in range(len(self.tokens)) if row not in self.taken), needs, strict=False):
@@ -143,8 +144,9 @@ def answers(model, codec, waiting: dict[int, list[int]], rules: Rules):
         while left:
             size = min(size, len(left))
             try:
-                for made in _answers(model, codec, left, rules._replace(batch_size=size)):
-                    left = {number: ids for number, ids in left.items() if number not in made}
+                for made in _answers(model, codec, dict(left), rules._replace(batch_size=size)):
+                    for number in made:
+                        del left[number]
                     yield made
                 continue
             except torch.OutOfMemoryError:
@@ -249,7 +251,7 @@ class Started(NamedTuple):
 def _start(model, prompts: dict, queue: deque, places: Places, needs: dict) -> tuple[dict, Started | None]:
     """Compute the next prompts of the queue, at most PASS tokens, where there is room; (failures, the rest)"""
     failed, most = {}, PASS
-    while found := places.find([needs[number] for number in queue]):
+    while found := places.find(needs[number] for number in queue):
         numbers = [queue.popleft()]
         left = most - len(prompts[numbers[0]])
         while queue and len(numbers) < len(found) and left >= len(prompts[queue[0]]):

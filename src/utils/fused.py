@@ -6,6 +6,8 @@ import logging
 
 import torch
 
+from utils.generating import reason_of
+
 # Only its layers: logits are computed at the answers alone, which is more than its fused losses would save.
 KERNELS = {"fused_linear_cross_entropy": False, "cross_entropy": False}
 
@@ -26,5 +28,5 @@ def why_no_triton() -> str | None:
         span = torch.ones(2, dtype=torch.int32, device="cuda")
         attend(one, one, one, span - 1, span[:1], 1.0)
     except Exception as error:  # noqa: BLE001 - a missing compiler, header, package: torch's own kernels remain
-        return f"{type(error).__name__}: {str(error).strip()[:200]}"
+        return reason_of(error)
     return None

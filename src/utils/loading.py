@@ -289,9 +289,10 @@ def load_adapter(model, folder: Path, merge: bool = False):
     if merge:
         return model.merge_and_unload()
     # As the base's other numbers: products in 32 bits, which peft would cast to and fro, cost a tenth of the speed.
-    for name, weight in model.named_parameters():
-        if "lora_" in name and model.dtype.itemsize == 2:
-            weight.data = weight.data.to(model.dtype)
+    if model.dtype.itemsize == 2:
+        for name, weight in model.named_parameters():
+            if "lora_" in name:
+                weight.data = weight.data.to(model.dtype)
     return model
 
 
