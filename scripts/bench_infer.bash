@@ -40,12 +40,14 @@ for row in $ROWS; do
         ragged-*) ask=$OUT/ragged.json tokens=512 ;;
         two-cards) start="torchrun --nproc_per_node=2 --master_port=${PORT:-1331}" engine=fast ;;
     esac
+    engine=${engine%-?bit}
     case $engine in
         one) flags="--engine batch --batch_size 1" ;; # the original way
         batch-*) flags="--engine batch --batch_size ${engine#batch-}" ;;
         fast-merged) flags="--engine fast --merge_lora" ;;
         *) flags="--engine $engine" ;;
     esac
+    case $row in *-8bit) flags+=" --bits 8" ;; *-4bit) flags+=" --bits 4" ;; esac
     if [ "$engine" = vllm ] && ! python -c "import vllm" 2>/dev/null; then
         printf '%-16s skipped: vllm is not installed (requirements-vllm.txt)\n' "$row"
         continue

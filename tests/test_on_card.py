@@ -13,9 +13,12 @@ import torch
 from conftest import ROOT
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from utils import decoding, packing
+from utils import decoding, packing, quantised
 from utils.batches import IGNORED, make_collator
 from utils.generating import Rules
+from utils.loading import _quantization
+from utils.precision import Precision
+from utils.quantised import use_plain_product
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card and TEST_ON_CARD=1")
 KINDS = [("llama", 8), ("llama", 2), ("mistral", 2), ("qwen2", 2), ("qwen3", 2), ("qwen3", 8)]
@@ -61,10 +64,26 @@ def learn(model, batch, dtype):
     return loss.item(), {name: weight.grad.clone() for name, weight in model.named_parameters()}
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("size", [1, 24])
+def test_fast_takes_the_likeliest_tokens_over_quantised_weights(bits, size, tmp_path):
+    make("llama", 2).save_pretrained(tmp_path)
+    config = _quantization(Precision("bfloat16", bits), None)
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path, quantization_config=config, dtype=torch.bfloat16, device_map={"": 0}
+    )
+    assert bits == 4 or use_plain_product(model) == 3 * 7
+    compare_with_whole_passes(model, model, size)
+
+
 @pytest.mark.parametrize(("model_type", "kv_heads"), KINDS)
 @pytest.mark.parametrize("size", [1, 4, 24])
 def test_fast_takes_the_likeliest_tokens(model_type, kv_heads, size):
-    exact, model = make(model_type, kv_heads), make(model_type, kv_heads).to(torch.bfloat16)
+    compare_with_whole_passes(make(model_type, kv_heads), make(model_type, kv_heads).to(torch.bfloat16), size)
+
+
+def compare_with_whole_passes(exact, model, size: int) -> None:
+    """What `fast` takes, `size` records at a time, by the logits of `exact`, which sees each answer in one pass."""
     codec = SimpleNamespace(decode=lambda ids: " ".join(map(str, ids)), eos_id=-1)
     prompts = {number: row["input_ids"] for number, row in enumerate(make_rows() * 4)}
     prompts = dict(sorted(prompts.items(), key=lambda item: -len(item[1])))
@@ -78,6 +97,26 @@ def test_fast_takes_the_likeliest_tokens(model_type, kv_heads, size):
             logits = exact(whole).logits[0, len(ids) - 1 : -1]
         taken = logits.gather(1, whole[0, len(ids) :, None])[:, 0]
         assert ((logits.max(-1).values - taken) < 0.5 * logits.std(-1)).all()  # rounding decides near ties only
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("width", [640, 200])  # 200: no multiple of what the kernel reads at a time
+@pytest.mark.parametrize("count", [1, 16, 17, 100, 300, 600])
+def test_products_with_8_bit_weights(dtype, width, count):
+    torch.manual_seed(0)
+    codes = torch.randint(-127, 128, (333, width), dtype=torch.int8, device="cuda")
+    scales = torch.rand(333, device="cuda")
+    inputs = torch.randn(count, 2, width, dtype=dtype, device="cuda")[:, 1]  # apart, as the last tokens of records are
+    weight = codes.to(dtype, copy=True).mul_((scales / 127)[:, None])
+    assert torch.equal(quantised._dequantise(codes, scales, dtype), weight)
+    with torch.inference_mode():
+        out = quantised._multiply(inputs[None], codes, scales)[0]
+    exact = inputs.double() @ (codes.double() * scales.double()[:, None] / 127).T
+    assert torch.dist(out.double(), exact) < 1.1 * torch.dist((inputs @ weight.T).double(), exact)
+    from utils.quantised_kernels import FEW, INNER  # needs Triton
+
+    few = count <= FEW and width % INNER == 0
+    assert torch.equal(out, inputs @ weight.T) != few  # which of the two it was
 
 
 @pytest.mark.parametrize("expandable", [False, True])  # pieces of memory that grow, as the training scripts ask for

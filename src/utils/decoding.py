@@ -52,8 +52,8 @@ def why_not(args, base, adapter, precision: Precision, device: torch.device, tru
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if rope in ("dynamic", "longrope"):
         return f"rope_type {rope} turns all records of a pass as the longest of them asks for"
-    if device.type == "cuda" and (precision.bits != 16 or getattr(config, "quantization_config", None)):
-        return "with a quantised base it has not been measured on a card"
+    if method := getattr(config, "quantization_config", None):
+        return f"the base comes quantised ({method.get('quant_method')}), which was not tried with it"
     return packing.why_not(config, device, precision.dtype)
 
 

@@ -9,22 +9,43 @@ import functools
 
 import torch
 
+from utils import fused
+
 
 class _FrozenProduct(torch.autograd.Function):
-    """inputs · weightᵀ, the weight being codes (int8) × scales (absolute maximum of each output row / 127)."""
+    """inputs · weightᵀ, the weight being codes (int8) × scales (absolute maximum of each output row) / 127."""
 
     @staticmethod
     def forward(ctx, inputs, codes, scales):
         ctx.save_for_backward(codes, scales)
-        return inputs @ _weight(codes, scales, inputs.dtype).T
+        return inputs @ _dequantise(codes, scales, inputs.dtype).T
 
     @staticmethod
     def backward(ctx, gradient):
-        return gradient @ _weight(*ctx.saved_tensors, gradient.dtype), None, None
+        return gradient @ _dequantise(*ctx.saved_tensors, gradient.dtype), None, None
 
 
-def _weight(codes, scales, dtype):
+def _has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
+    return device.type == "cuda" and dtype in (torch.bfloat16, torch.float16) and not fused.why_no_triton()
+
+
+def _dequantise(codes, scales, dtype):
+    if _has_kernels(codes.device, dtype):
+        from utils.quantised_kernels import dequantise  # Triton, which comes with torch where there are cards
+
+        return dequantise(codes, scales, dtype)
     return codes.to(dtype, copy=True).mul_((scales / 127).unsqueeze(1))
+
+
+def _multiply(inputs, codes, scales):
+    """inputs (…, width) · weightᵀ."""
+    if not torch.is_grad_enabled() and _has_kernels(inputs.device, inputs.dtype):
+        from utils.quantised_kernels import FEW, INNER, multiply
+
+        flat = inputs.reshape(-1, inputs.shape[-1])
+        if 0 < len(flat) <= FEW and flat.shape[1] % INNER == 0:
+            return multiply(flat, codes, scales).view(*inputs.shape[:-1], -1)
+    return _FrozenProduct.apply(inputs, codes, scales)
 
 
 def _forward(layer, inputs):
@@ -33,7 +54,7 @@ def _forward(layer, inputs):
     kind = inputs.device.type
     inputs = inputs.to(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else inputs.dtype)
     with torch.autocast(kind, enabled=False):
-        out = _FrozenProduct.apply(inputs, layer.state.CB, layer.state.SCB)
+        out = _multiply(inputs, layer.state.CB, layer.state.SCB)
     return out if layer.bias is None else out + layer.bias.to(out.dtype)
 
 

@@ -1,0 +1,75 @@
+"""Times of the products of one layer of LLaMA-7B's shape with 8-bit weights, in microseconds, on a card.
+
+python scripts/bench_8bit.py
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from utils import fused
+from utils.errors import UserError, run_script
+
+SHAPES = {(4096, 4096): 4, (11008, 4096): 2, (4096, 11008): 1}  # (outs, width) of a weight: how many a layer has
+COPIES = 6  # of every weight, so that none is found in the cache
+REPEATS = 20
+COUNTS = (1, 16, 32, 64, 128, 256, 512, 4096)
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args(argv)
+    if not torch.cuda.is_available():
+        raise UserError("a card is needed: the CPU multiplies in one way only")
+    if reason := fused.why_no_triton():
+        raise UserError(f"Triton is needed: {reason}")
+    from utils.quantised_kernels import FEW, dequantise, multiply
+
+    ways = {
+        "16 bits": lambda inputs, codes, scales, weight: inputs @ weight.T,
+        "torch": lambda inputs, codes, scales, weight: inputs @ by_torch(codes, scales).T,
+        "dequantised": lambda inputs, codes, scales, weight: inputs @ dequantise(codes, scales, torch.bfloat16).T,
+        "from codes": lambda inputs, codes, scales, weight: multiply(inputs, codes, scales),
+    }
+    print(f"{'inputs':>6}", *(f"{name:>12}" for name in ways))
+    for count in COUNTS:
+        taken = (layer_time(count, way) if count <= FEW or name != "from codes" else None for name, way in ways.items())
+        print(f"{count:6}", *(f"{'-' if time is None else round(time):>12}" for time in taken), flush=True)
+
+
+def by_torch(codes, scales):
+    return codes.to(torch.bfloat16, copy=True).mul_((scales / 127).unsqueeze(1))
+
+
+@torch.inference_mode()
+def layer_time(count: int, way) -> float:
+    """Microseconds of all products of a layer with `count` inputs; the CPU has no part in them (a CUDA graph)."""
+    total = 0.0
+    for (outs, width), layers in SHAPES.items():
+        inputs = torch.randn(count, width, dtype=torch.bfloat16, device="cuda")
+        codes = torch.randint(-127, 128, (COPIES, outs, width), dtype=torch.int8, device="cuda")
+        scales = torch.rand(COPIES, outs, device="cuda")
+        weights = [(*one, by_torch(*one)) for one in zip(codes, scales, strict=True)]
+        way(inputs, *weights[0])
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for weight in weights:
+                way(inputs, *weight)
+        graph.replay()
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        for _ in range(REPEATS):
+            graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        total += layers * start.elapsed_time(end) / REPEATS / COPIES * 1000
+    return total
+
+
+if __name__ == "__main__":
+    run_script(main)
