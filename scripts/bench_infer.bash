@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Speed and memory of prediction, side by side: LLaMA-7B's shape with random weights, a LoRA adapter, prompts of 120 to
-# 512 tokens, answers of exactly 128 tokens; in the rows `ragged-` of 20 to 400. Needs a card; MODEL=llama-tiny RECORDS=16
-# tries it without one. ROWS="batch-64 fast" runs some of the rows only. What each run printed stands in results/bench/*.log.
+# 512 tokens, answers of exactly 128 tokens. Rows `ragged-`: answers of 20 to 400 tokens; `cap-`: within 24 GB of the
+# card; `-8bit`, `-4bit`: quantised. Needs a card; MODEL=llama-tiny RECORDS=16 tries it without one. ROWS="batch-64 fast"
+# runs some of the rows only. What each run printed stands in results/bench/*.log.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [ -d .venv ] && export PATH="$PWD/.venv/bin:$PATH"
@@ -10,9 +11,10 @@ MODEL=${MODEL:-llama-7b}
 RECORDS=${RECORDS:-1024}
 BASE=models/counting-$MODEL
 OUT=results/bench
-ROWS=${ROWS-one batch-16 batch-64 batch-128 fast fast-merged vllm ragged-batch-64 ragged-fast ragged-vllm two-cards}
+ROWS=${ROWS-one batch-16 batch-64 batch-128 fast fast-merged fast-8bit fast-4bit vllm cap-batch-16-8bit cap-fast
+    cap-fast-8bit cap-fast-4bit ragged-batch-64 ragged-fast ragged-vllm two-cards}
 
-declare -A most=([one]=8 [batch-16]=128 [batch-64]=512 [batch-128]=512 [ragged-batch-64]=256) # records of the rows that are slow
+declare -A most=([one]=8 [batch-16]=128 [batch-64]=512 [batch-128]=512 [cap-batch-16-8bit]=64 [ragged-batch-64]=256) # records of the rows that are slow
 cards=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
 quit() { echo "failed, see $1: $(tail -n 1 "$1")" >&2 && exit 1; }
 mkdir -p "$OUT"
@@ -40,13 +42,14 @@ for row in $ROWS; do
         ragged-*) ask=$OUT/ragged.json tokens=512 ;;
         two-cards) start="torchrun --nproc_per_node=2 --master_port=${PORT:-1331}" engine=fast ;;
     esac
-    engine=${engine%-?bit}
+    engine=${engine#cap-} && engine=${engine%-?bit}
     case $engine in
         one) flags="--engine batch --batch_size 1" ;; # the original way
         batch-*) flags="--engine batch --batch_size ${engine#batch-}" ;;
         fast-merged) flags="--engine fast --merge_lora" ;;
         *) flags="--engine $engine" ;;
     esac
+    [[ $row = cap-* ]] && flags+=" --max_memory_MB 24000"
     case $row in *-8bit) flags+=" --bits 8" ;; *-4bit) flags+=" --bits 4" ;; esac
     if [ "$engine" = vllm ] && ! python -c "import vllm" 2>/dev/null; then
         printf '%-16s skipped: vllm is not installed (requirements-vllm.txt)\n' "$row"
