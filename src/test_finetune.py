@@ -14,7 +14,7 @@ os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # batch
 import torch
 from transformers import AutoConfig
 
-from utils import manifest, memory, packing, speed
+from utils import fused, manifest, memory, packing, speed
 from utils.args import parse_finetune, set_checkpointing
 from utils.errors import UserError, run_script, say
 from utils.families import choose_family
@@ -102,6 +102,7 @@ def main(argv=None) -> None:
     limit_memory(model_args.max_memory_MB, device)
     rate = speed.product_rate(device, args.precision.dtype)
     packed = choose_packing(args, model_args.model_name_or_path, model_args.trust_remote_code, device)
+    args.use_liger_kernel = fused.choose_for_training(args.use_liger_kernel, device)
     fit_memory(model_args, lora_args, args, train_rows, targets, device, data_args.max_target_length, packed)
     torch.manual_seed(args.seed)  # the first values of the adapter; the Trainer seeds all the rest
     base_precision = args.precision

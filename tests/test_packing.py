@@ -9,7 +9,7 @@ from conftest import GOLDEN, ROOT
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from test_finetune import main
-from utils import packing, speed
+from utils import fused, packing, speed
 from utils.batches import IGNORED, make_collator
 from utils.errors import UserError
 from utils.families import find_family
@@ -143,6 +143,26 @@ def test_what_cannot_be_packed_says_why(tmp_path):
     assert "16-bit" in half
     with pytest.raises(UserError, match="--use_liger_kernel: the package is not installed"):
         run(tmp_path, use_liger_kernel=True)
+
+
+@pytest.mark.parametrize(
+    ("asked", "installed", "without_triton", "taken", "words"),
+    [
+        (None, True, None, True, "kernels: liger-kernel's"),
+        (None, True, "no C compiler", False, "kernels: torch's (no C compiler)"),
+        (None, False, None, False, "kernels: torch's (liger-kernel is not installed)"),
+        (False, True, None, False, ""),
+        (True, True, "no C compiler", True, ""),  # who asks for them shall see what Triton says
+    ],
+)
+def test_liger_kernel_trains_where_it_is_there_and_triton_works(
+    monkeypatch, capsys, asked, installed, without_triton, taken, words
+):
+    monkeypatch.setattr(fused, "installed", lambda: installed)
+    monkeypatch.setattr(fused, "why_no_triton", lambda device: without_triton)
+    assert fused.choose_for_training(asked, torch.device("cuda")) == taken
+    assert words in capsys.readouterr().err
+    assert not fused.choose_for_training(None, CPU)
 
 
 def test_the_end_of_a_run_says_how_fast_it_was(tmp_path, capsys):

@@ -231,7 +231,7 @@ def test_a_spread_base_answers_alike(tmp_path, capsys):
 
 
 def test_a_prefix_of_p_tuning_is_not_for_vllm():
-    with pytest.raises(UserError, match="--engine vllm: only batch takes a prefix of P-Tuning"):
+    with pytest.raises(UserError, match="--engine: invalid choice: 'vllm'"):
         parse_ptuning_inference(["--model_dir", "x", "--engine", "vllm"])
 
 

@@ -130,6 +130,7 @@ class PtuningInferenceArguments(AnswerArguments):
     )
     device: str | None = option(None, "a card's number, cpu, cuda or cuda:1; without a GPU: the CPU")
 
+    engine: str = option("auto", "what makes the answers: only batch takes a prefix", choices=["auto", "batch"])
     num_beams = 1  # a class attribute, no flag: the prefix is made for one row an answer
 
     def __post_init__(self):
@@ -137,9 +138,6 @@ class PtuningInferenceArguments(AnswerArguments):
             raise UserError("--model_dir is missing; give a checkpoint of P-Tuning, e.g. output_dir_pt/global_step-100")
         super().__post_init__()
         check_lengths(self)
-        if self.engine not in ("auto", "batch"):
-            raise UserError(f"--engine {self.engine}: only batch takes a prefix of P-Tuning; drop the flag")
-        self.engine = "batch"
         if self.window:
             raise UserError(f"--window {self.window}: here --max_src_len says how long a window is; drop the number")
         if self.output_file is None:

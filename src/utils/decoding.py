@@ -134,7 +134,7 @@ def answers(model, codec, waiting: dict[int, list[int]], rules: Rules):
         return
     if model.device.type == "cuda":
         torch.cuda.set_device(model.device)  # which streams, graphs and Triton take
-        if reason := fused.why_no_triton():
+        if reason := fused.why_no_triton(model.device):
             say(f"kernels: torch's (Triton's: {reason})")
         elif fused.installed():
             apply_liger_kernel(model, fused.KERNELS)

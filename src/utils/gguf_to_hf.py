@@ -44,7 +44,8 @@ def convert(gguf: Path, out: Path) -> None:
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    for name in ("bos_token", "eos_token", "pad_token"):  # some releases (5.17) read the file's end of text as <|im_start|>
+    # Some releases (5.17) take <|im_start|> for the end of a text.
+    for name in ("bos_token", "eos_token", "pad_token"):
         setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(getattr(model.config, f"{name}_id")))
     model.to(torch.bfloat16).save_pretrained(partial)
     tokenizer.save_pretrained(partial)

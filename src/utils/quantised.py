@@ -26,7 +26,7 @@ class _FrozenProduct(torch.autograd.Function):
 
 
 def _has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
-    return device.type == "cuda" and dtype in (torch.bfloat16, torch.float16) and not fused.why_no_triton()
+    return device.type == "cuda" and dtype in (torch.bfloat16, torch.float16) and not fused.why_no_triton(device)
 
 
 def _dequantise(codes, scales, dtype):
