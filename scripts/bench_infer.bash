@@ -25,21 +25,22 @@ printf '{"description": "", "prompt_input": "{instruction}\\n{input}", "prompt_n
     python scripts/random_base.py --model "$MODEL" --counting --out "$BASE.new" --tokenizer tests/golden/llama/checkpoint
     mv "$BASE.new" "$BASE"
 }
-for kind in "ask 400 400" "ragged 20 400"; do
+ask=$OUT/ask-$MODEL-$RECORDS ragged=$OUT/ragged-$MODEL-$RECORDS
+for kind in "$ask 400 400" "$ragged 20 400"; do
     read -r name least longest <<<"$kind"
-    python scripts/bench_records.py --base "$BASE" --out "$OUT/$name.json" --records "$RECORDS" \
-        --template "$OUT/ask-template.json" --answers "$least" "$longest" 2>"$OUT/$name.log" || quit "$OUT/$name.log"
+    [ -f "$name.json" ] || python scripts/bench_records.py --base "$BASE" --out "$name.json" --records "$RECORDS" \
+        --template "$OUT/ask-template.json" --answers "$least" "$longest" 2>"$name.log" || quit "$name.log"
 done
 [ -f "$OUT/counting-$MODEL-adapter/run.json" ] || python src/test_finetune.py --do_train --model_name_or_path "$BASE" --max_steps 1 \
-    --train_file "$OUT/ask.json" --output_dir "$OUT/counting-$MODEL-adapter" --prompt_template_name "$OUT/ask-template.json" \
+    --train_file "$ask.json" --output_dir "$OUT/counting-$MODEL-adapter" --prompt_template_name "$OUT/ask-template.json" \
     --learning_rate 1e-5 --save_strategy no >"$OUT/adapter.log" 2>&1 || quit "$OUT/adapter.log"
 limit=$(python scripts/bench_limit.py --base "$BASE")
 
 printf '%-16s %10s %12s %9s %6s\n' row records/s "new tokens/s" "peak GiB" share
 for row in $ROWS; do
-    ask=$OUT/ask.json tokens=128 start=python engine=${row#ragged-}
+    records=$ask tokens=128 start=python engine=${row#ragged-}
     case $row in
-        ragged-*) ask=$OUT/ragged.json tokens=512 ;;
+        ragged-*) records=$ragged tokens=512 ;;
         two-cards) start="torchrun --nproc_per_node=2 --master_port=${PORT:-1331}" engine=fast ;;
     esac
     engine=${engine#cap-} && engine=${engine%-?bit}
@@ -58,12 +59,12 @@ for row in $ROWS; do
         printf '%-16s skipped: needs two cards, found %s\n' "$row" "$cards"
         continue
     fi
-    head -n "${most[$row]:-$RECORDS}" "$ask" >"$OUT/asked-$row.json"
+    head -n "${most[$row]:-$RECORDS}" "$records.json" >"$OUT/asked-$row.json"
     rm -f "$OUT/answers-$row.json"*
     # shellcheck disable=SC2086  # the flags of a row, and the words that start it
     if $start src/inference.py --lora_weights "$OUT/counting-$MODEL-adapter" --input_file "$OUT/asked-$row.json" \
         --max_new_tokens $tokens --max_repeats 0 --output_file "$OUT/answers-$row.json" $flags >"$OUT/infer-$row.log" 2>&1; then
-        python - "$row" "$OUT/infer-$row.log" "${ask%.json}.log" "$limit" <<'PRINT'
+        python - "$row" "$OUT/infer-$row.log" "$records.log" "$limit" <<'PRINT'
 import re, sys
 row, log, made, limit = sys.argv[1], open(sys.argv[2]).read(), open(sys.argv[3]).read(), float(sys.argv[4])
 records, new = (float(found) for found in re.search(r"([\d.]+) answers/s, ([\d.]+) new tokens/s", log).groups())
