@@ -25,7 +25,7 @@ def main(argv=None) -> None:
     parser.parse_args(argv)
     if not torch.cuda.is_available():
         raise UserError("a card is needed: the CPU multiplies in one way only")
-    if reason := fused.why_no_triton(torch.device("cuda")):
+    if reason := fused.why_not("quantised_kernels", torch.device("cuda"), torch.bfloat16):
         raise UserError(f"Triton is needed: {reason}")
     from utils.quantised_kernels import FEW, dequantise, multiply
 

@@ -101,14 +101,15 @@ def main(argv=None) -> None:
     device = training_device(args.use_cpu)
     limit_memory(model_args.max_memory_MB, device)
     rate = speed.product_rate(device, args.precision.dtype)
-    packed = choose_packing(args, model_args.model_name_or_path, model_args.trust_remote_code, device)
-    args.use_liger_kernel = fused.choose_for_training(args.use_liger_kernel, device)
+    code, dtype = model_args.trust_remote_code, args.precision.dtype
+    config = AutoConfig.from_pretrained(model_args.model_name_or_path, trust_remote_code=code)
+    packed = choose_packing(args.packing, config, device, dtype)
+    args.use_liger_kernel = fused.choose_liger(args.use_liger_kernel, device, dtype, config.model_type)
     fit_memory(model_args, lora_args, args, train_rows, targets, device, data_args.max_target_length, packed)
     torch.manual_seed(args.seed)  # the first values of the adapter; the Trainer seeds all the rest
     base_precision = args.precision
     if lora_args.full_finetune:  # trained weights are float32; autocast multiplies in 16 bits
         base_precision = base_precision._replace(name="float32")
-    code = model_args.trust_remote_code
     model = load_base(model_args.model_name_or_path, base_precision, device, codec, code, split=args.fsdp)
     sizes = {"weights": model.num_parameters()}  # as many as before they were quantised
     if not lora_args.full_finetune:
@@ -217,15 +218,14 @@ def fit_memory(model_args, lora_args, args, rows, targets, device, max_target_le
     args.per_device_train_batch_size, args.gradient_accumulation_steps = plan.batch, plan.accumulation
 
 
-def choose_packing(args, model_path, trust_remote_code, device) -> bool:
-    """Whether batches are packed, said with its reason."""
-    wanted = device.type == "cuda" if args.packing is None else args.packing
+def choose_packing(asked: bool | None, config, device, dtype) -> bool:
+    """Whether batches are packed, said with its reason; `asked`: --packing, None: left out."""
+    wanted = device.type == "cuda" if asked is None else asked
     if not wanted:
-        say(f"packing: off ({'no GPU' if args.packing is None else 'as asked'})")
+        say(f"packing: off ({'no GPU' if asked is None else 'as asked'})")
         return False
-    config = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
-    reason = packing.why_not(config, device, args.precision.dtype)
-    if reason and args.packing:
+    reason = packing.why_not(config, device, dtype)
+    if reason and asked:
         raise UserError(f"--packing: {reason}; drop it")
     if reason:
         say(f"packing: off ({reason})")

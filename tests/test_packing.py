@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -146,23 +148,29 @@ def test_what_cannot_be_packed_says_why(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("asked", "installed", "without_triton", "taken", "words"),
+    ("there", "triton_lacks", "model_type", "reason"),
     [
-        (None, True, None, True, "kernels: liger-kernel's"),
-        (None, True, "no C compiler", False, "kernels: torch's (no C compiler)"),
-        (None, False, None, False, "kernels: torch's (liger-kernel is not installed)"),
-        (False, True, None, False, ""),
-        (True, True, "no C compiler", True, ""),  # who asks for them shall see what Triton says
+        (True, None, "llama", None),
+        (False, None, "llama", "it is not installed"),
+        (True, "no C compiler", "llama", "no C compiler"),
+        (True, None, "chatglm", "it does not know model_type chatglm"),
     ],
 )
-def test_liger_kernel_trains_where_it_is_there_and_triton_works(
-    monkeypatch, capsys, asked, installed, without_triton, taken, words
+def test_liger_kernel_is_taken_where_it_works_and_knows_the_base(
+    monkeypatch, capsys, there, triton_lacks, model_type, reason
 ):
-    monkeypatch.setattr(fused, "installed", lambda: installed)
-    monkeypatch.setattr(fused, "why_no_triton", lambda device: without_triton)
-    assert fused.choose_for_training(asked, torch.device("cuda")) == taken
-    assert words in capsys.readouterr().err
-    assert not fused.choose_for_training(None, CPU)
+    known = SimpleNamespace(MODEL_TYPE_TO_APPLY_LIGER_FN={"llama": None})
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers.monkey_patch", known)
+    monkeypatch.setattr(fused, "has_liger", lambda: there)
+    monkeypatch.setattr(fused, "why_not", lambda *_: triton_lacks)
+    about = torch.device("cuda"), torch.bfloat16, model_type
+    assert fused.choose_liger(None, *about) == (reason is None)
+    assert f"liger-kernel: {'off (' + reason if reason else 'on'}" in capsys.readouterr().err
+    if reason:
+        with pytest.raises(UserError, match=f"--use_liger_kernel: {reason}; drop it"):
+            fused.choose_liger(True, *about)
+    assert not fused.choose_liger(False, *about)
+    assert not fused.choose_liger(None, CPU, *about[1:])
 
 
 def test_the_end_of_a_run_says_how_fast_it_was(tmp_path, capsys):

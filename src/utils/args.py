@@ -221,9 +221,9 @@ class FinetuneArguments(TrainingArguments):
         # Left out, the memory estimate decides about it; until then, the side that needs less.
         self.may_skip_checkpointing = self.gradient_checkpointing is None and not self.use_cpu
         set_checkpointing(self, self.may_skip_checkpointing or bool(self.gradient_checkpointing))
-        if self.use_liger_kernel and not fused.installed():
+        if self.use_liger_kernel and not fused.has_liger():
             raise UserError("--use_liger_kernel: the package is not installed; pip install liger-kernel, or drop it")
-        self.liger_kernel_config = fused.KERNELS
+        self.liger_kernel_config = fused.LIGER
         self.metric_for_best_model = "eval_contest" if self.predict_with_generate else "eval_loss"
         self.greater_is_better = self.predict_with_generate
         # Only where every checkpoint has been evaluated; TrainingArguments evaluates each --logging_steps by default.

@@ -134,10 +134,10 @@ def answers(model, codec, waiting: dict[int, list[int]], rules: Rules):
         return
     if model.device.type == "cuda":
         torch.cuda.set_device(model.device)  # which streams, graphs and Triton take
-        if reason := fused.why_no_triton(model.device):
+        if reason := fused.why_not("decode_attention", model.device, model.dtype):
             say(f"kernels: torch's (Triton's: {reason})")
-        elif fused.installed():
-            apply_liger_kernel(model, fused.KERNELS)
+        elif fused.has_liger():
+            apply_liger_kernel(model, fused.LIGER)
     usual = use_kept_attention(model)
     left, size = dict(waiting), rules.batch_size
     try:

@@ -57,7 +57,7 @@ def _attention(module, query, key, value, mask, scaling=None, spans: Spans | Non
         return _attend_each(*parts, spans, scaling)[None], None
     size = query.shape[-1]
     alone = query.shape[1] == key.shape[1] and size & (size - 1) == 0  # every head with keys of its own
-    if spans.most == 1 and alone and not fused.why_no_triton(query.device):
+    if spans.most == 1 and alone and not fused.why_not("decode_attention", query.device, query.dtype):
         from utils.decode_attention import attend  # Triton, which comes with torch where there are cards
 
         return attend(*parts, spans.keys, spans.seen, scaling)[None], None

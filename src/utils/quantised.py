@@ -10,6 +10,7 @@ import functools
 import torch
 
 from utils import fused
+from utils.errors import say
 
 
 class _FrozenProduct(torch.autograd.Function):
@@ -26,12 +27,14 @@ class _FrozenProduct(torch.autograd.Function):
 
 
 def _has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
-    return device.type == "cuda" and dtype in (torch.bfloat16, torch.float16) and not fused.why_no_triton(device)
+    """Of quantised_kernels.py, in Triton, which comes with torch where there are cards."""
+    halves = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
+    return halves and not fused.why_not("quantised_kernels", device, dtype)
 
 
 def _dequantise(codes, scales, dtype):
     if _has_kernels(codes.device, dtype):
-        from utils.quantised_kernels import dequantise  # Triton, which comes with torch where there are cards
+        from utils.quantised_kernels import dequantise
 
         return dequantise(codes, scales, dtype)
     return codes.to(dtype, copy=True).mul_((scales / 127).unsqueeze(1))
@@ -40,10 +43,10 @@ def _dequantise(codes, scales, dtype):
 def _multiply(inputs, codes, scales):
     """inputs (…, width) · weightᵀ."""
     if not torch.is_grad_enabled() and _has_kernels(inputs.device, inputs.dtype):
-        from utils.quantised_kernels import FEW, INNER, multiply
+        from utils.quantised_kernels import multiply, serves
 
         flat = inputs.reshape(-1, inputs.shape[-1])
-        if 0 < len(flat) <= FEW and flat.shape[1] % INNER == 0:
+        if serves(flat):
             return multiply(flat, codes, scales).view(*inputs.shape[:-1], -1)
     return _FrozenProduct.apply(inputs, codes, scales)
 
@@ -58,11 +61,17 @@ def _forward(layer, inputs):
     return out if layer.bias is None else out + layer.bias.to(out.dtype)
 
 
-def use_plain_product(model) -> int:
-    """Give the 8-bit layers of `model`, which must stay frozen, this product; how many there are."""
+def use_plain_product(model, dtype: torch.dtype = torch.float32) -> int:
+    """Give the 8-bit layers of `model`, which must stay frozen, this product; how many there are.
+
+    `dtype`: of their inputs, for which a card's kernels are tried before anything depends on them.
+    """
     from bitsandbytes.nn import Linear8bitLt  # imported only where --bits 8 asks for it
 
     layers = [module for module in model.modules() if isinstance(module, Linear8bitLt)]
     for layer in layers:
         layer.forward = functools.partial(_forward, layer)
+    for device in {layer.weight.device for layer in layers}:
+        if device.type == "cuda" and dtype != torch.float32 and not _has_kernels(device, dtype):
+            say(f"8-bit products: torch's, slower ({fused.why_not('quantised_kernels', device, dtype)})")
     return len(layers)

@@ -32,8 +32,26 @@ TILES = {  # the fastest for so many inputs and fewer, by scripts/bench_8bit.py 
 FEW = max(TILES)  # for more, dequantising first is faster
 
 
+def serves(inputs) -> bool:
+    """Whether `multiply` is for these inputs (count, width): they are few, read in whole steps, and the card multiplies
+    codes by its tensor cores, which Triton has from Ampere's generation on.
+    """
+    count, width = inputs.shape
+    return 0 < count <= FEW and width % INNER == 0 and torch.cuda.get_device_capability(inputs.device) >= (8, 0)
+
+
+def try_out(device: torch.device, dtype: torch.dtype) -> None:
+    """Run each kernel once; it raises what keeps it from working."""
+    codes = torch.ones(16, INNER, dtype=torch.int8, device=device)
+    dequantise(codes, codes[:, 0].float(), dtype)
+    for count in TILES:
+        inputs = torch.ones(count, INNER, dtype=dtype, device=device)
+        if serves(inputs):
+            multiply(inputs, codes, codes[:, 0].float())
+
+
 def multiply(inputs, codes, scales):
-    """(count, outs) = inputs (count, width; in 16 bits, 1 to FEW of them) · weightᵀ; the weight: codes (outs, width;
+    """(count, outs) = inputs (count, width; in 16 bits) that it `serves` · weightᵀ; the weight: codes (outs, width;
     int8) × scales (outs; float32) / 127. Sums are in 32 bits.
     """
     (count, width), outs = inputs.shape, len(codes)
@@ -42,12 +60,14 @@ def multiply(inputs, codes, scales):
     grid = triton.cdiv(count, tile.inputs), triton.cdiv(outs, tile.outs)
     sizes = count, outs, width, tile.inputs, tile.outs, tile.inner
     with torch.cuda.device(inputs.device):  # of a base on several cards each has its layers
-        _multiply[grid](inputs.contiguous(), codes, scales, out, *sizes, num_warps=tile.warps, num_stages=tile.stages)
+        _multiply_kernel[grid](
+            inputs.contiguous(), codes, scales, out, *sizes, num_warps=tile.warps, num_stages=tile.stages
+        )
     return out
 
 
 @triton.jit
-def _multiply(
+def _multiply_kernel(
     inputs, codes, scales, out, count, outs, width,
     some_inputs: tl.constexpr, some_outs: tl.constexpr, some_inner: tl.constexpr,
 ):  # fmt: skip
@@ -71,14 +91,14 @@ def _multiply(
 def dequantise(codes, scales, dtype):
     """The weight (outs, width): codes (outs, width; int8) × scales (outs; float32) / 127."""
     outs, width = codes.shape
-    weight = torch.empty_like(codes, dtype=dtype)
+    weight = torch.empty(codes.shape, dtype=dtype, device=codes.device)
     with torch.cuda.device(codes.device):
-        _dequantise[(outs, triton.cdiv(width, BLOCK))](codes, scales, weight, width, BLOCK)
+        _dequantise_kernel[(outs, triton.cdiv(width, BLOCK))](codes, scales, weight, width, BLOCK)
     return weight
 
 
 @triton.jit
-def _dequantise(codes, scales, weight, width, block: tl.constexpr):
+def _dequantise_kernel(codes, scales, weight, width, block: tl.constexpr):
     out, unit = tl.program_id(0), tl.program_id(1) * block + tl.arange(0, block)
     at, there = out.to(tl.int64) * width + unit, unit < width
     values = tl.load(codes + at, mask=there, other=0).to(tl.float32) * tl.div_rn(tl.load(scales + out), 127.0)
