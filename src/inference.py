@@ -75,29 +75,28 @@ def main(argv=None) -> None:
         "adapter": manifest.fingerprint(*weight_files(adapter), adapter / "adapter_config.json") if adapter else None,
         "merge_lora": args.merge_lora,
     }
-    begin(args, settings)
-
-    longest = max(map(len, prompts)) + args.max_new_tokens
-    shape = memory.read_shape(base, model_args.trust_remote_code)
-    memory.check_vocabulary(shape, prompts)
-    if adapter and shape:
-        check_fits(adapter, shape.sizes)
-    if args.engine == "vllm":
-        room = longest + args.max_new_tokens * args.retry_length
-        model = vllm_engine.load(base, adapter, precision, room, context_of(base, codec), args, model_args)
-    else:
-        # The engine fast makes of --batch_size what fits.
-        kept = longest * args.num_beams * ((args.batch_size or 1) if args.engine == "batch" else 1)
-        kept = max(kept, longest + args.max_new_tokens * args.retry_length)
-        if not args.device_map:
-            memory.check_prediction(shape, kept, precision, device, model_args.max_memory_MB)
-        limit_memory(model_args.max_memory_MB, device)
-        model = load_base(base, precision, args.device_map or device, codec, model_args.trust_remote_code)
-        if adapter:
-            model = load_adapter(model, adapter, args.merge_lora)
-        model.eval()
-        warn_context(model, codec, prompts, about, args)
-    answer_records(model, codec, records, questions, settings, args, ranks, started)
+    with begin(args, settings, ranks.rank):
+        longest = max(map(len, prompts)) + args.max_new_tokens
+        shape = memory.read_shape(base, model_args.trust_remote_code)
+        memory.check_vocabulary(shape, prompts)
+        if adapter and shape:
+            check_fits(adapter, shape.sizes)
+        if args.engine == "vllm":
+            room = longest + args.max_new_tokens * args.retry_length
+            model = vllm_engine.load(base, adapter, precision, room, context_of(base, codec), args, model_args)
+        else:
+            # The engine fast makes of --batch_size what fits.
+            kept = longest * args.num_beams * ((args.batch_size or 1) if args.engine == "batch" else 1)
+            kept = max(kept, longest + args.max_new_tokens * args.retry_length)
+            if not args.device_map:
+                memory.check_prediction(shape, kept, precision, device, model_args.max_memory_MB)
+            limit_memory(model_args.max_memory_MB, device)
+            model = load_base(base, precision, args.device_map or device, codec, model_args.trust_remote_code)
+            if adapter:
+                model = load_adapter(model, adapter, args.merge_lora)
+            model.eval()
+            warn_context(model, codec, prompts, about, args)
+        answer_records(model, codec, records, questions, settings, args, ranks, started)
 
 
 if __name__ == "__main__":

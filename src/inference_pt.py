@@ -74,16 +74,15 @@ def main(argv=None) -> None:
         "prefix": manifest.fingerprint(*weight_files(args.model_dir)),
         "max_src_len": args.max_src_len,
     }
-    begin(args, settings)
-
-    memory.check_vocabulary(shape, prompts)
-    longest = kind.length + max(map(len, prompts)) + args.max_new_tokens
-    memory.check_prediction(shape, longest * (args.batch_size or 1), precision, device, model_args.max_memory_MB)
-    limit_memory(model_args.max_memory_MB, device)
-    trust = model_args.trust_remote_code
-    model = load_trained(base, family, kind, args.model_dir, precision, device, codec, trust).eval()
-    warn_context(model, codec, prompts, about, args)
-    answer_records(model, codec, records, questions, settings, args, ranks, started)
+    with begin(args, settings, ranks.rank):
+        memory.check_vocabulary(shape, prompts)
+        longest = kind.length + max(map(len, prompts)) + args.max_new_tokens
+        memory.check_prediction(shape, longest * (args.batch_size or 1), precision, device, model_args.max_memory_MB)
+        limit_memory(model_args.max_memory_MB, device)
+        trust = model_args.trust_remote_code
+        model = load_trained(base, family, kind, args.model_dir, precision, device, codec, trust).eval()
+        warn_context(model, codec, prompts, about, args)
+        answer_records(model, codec, records, questions, settings, args, ranks, started)
 
 
 if __name__ == "__main__":

@@ -385,5 +385,5 @@ def test_long_texts_are_asked_about_in_windows(tmp_path, capsys):
 
 def test_an_instruction_without_room_for_a_text_is_an_error_that_names_the_record():
     records = [{"id": 3, "instruction": "x", "input": "text"}]
-    with pytest.raises(UserError, match="record id 3: its instruction leaves no room"):
+    with pytest.raises(UserError, match="record id 3: its instruction leaves no room.*has 1 tokens: give --window"):
         make_questions(records, lambda record: [1], lambda record: False)

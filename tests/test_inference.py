@@ -151,6 +151,24 @@ def test_a_partial_file_of_other_settings_is_refused_before_the_base_is_loaded(t
     assert partial.recorded_settings(out) == other
 
 
+def test_a_second_run_with_the_same_output_is_refused_before_the_base_is_loaded(tmp_path, monkeypatch):
+    out = tmp_path / "out.json"
+    monkeypatch.setattr(inference, "load_base", lambda *_, **__: pytest.fail("the base was loaded first"))
+    with partial.held(out), pytest.raises(UserError, match="out.json.partial: another process is writing it"):
+        inference.main(flags(out))
+
+
+def test_answers_that_vanish_are_no_empty_ones(tmp_path, monkeypatch):
+    out, real = tmp_path / "out.json", partial.finished
+    monkeypatch.setattr(partial, "finished", lambda output: dict(list(real(output).items())[:-2]))
+    with pytest.raises(UserError, match="2 answers that were made are not in it"):
+        inference.main(flags(out))
+    assert not out.exists()
+    monkeypatch.undo()
+    inference.main(flags(out))
+    assert "error" not in {row["finish_reason"] for row in rows(out)}
+
+
 def test_run_json_fills_the_flags_and_a_contradiction_is_said(tmp_path, capsys):
     adapter = tmp_path / "adapter"
     adapter.mkdir()

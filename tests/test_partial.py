@@ -20,7 +20,9 @@ ROWS = {**BATCHES[0], **BATCHES[1]}
 
 @pytest.fixture
 def output(tmp_path):
-    return tmp_path / "results" / "valid.json"
+    path = tmp_path / "results" / "valid.json"
+    path.parent.mkdir()
+    return path
 
 
 def interrupted(output, batches=BATCHES):
@@ -31,7 +33,7 @@ def interrupted(output, batches=BATCHES):
     return partial.partial_path(output)
 
 
-def test_a_first_run_starts_with_no_rows_and_makes_its_folder(output):
+def test_a_first_run_starts_with_no_rows(output):
     assert partial.recorded_settings(output) is None
     assert partial.resume(output, SETTINGS) == {}
     assert partial.recorded_settings(output) == SETTINGS
@@ -73,7 +75,7 @@ def test_killed_at_any_byte_the_whole_batches_count_and_the_rest_can_be_appended
 
 @pytest.mark.parametrize(
     ("key", "there", "now"),
-    [("base", "models/tiny", "models/other"), ("batch_size", 2, 4), ("precision", "['float32', 16]", ["bfloat16", 16])],
+    [("base", "models/tiny", "models/other"), ("precision", "['float32', 16]", ["bfloat16", 16])],
 )
 def test_other_settings_are_refused_with_both_values_and_nothing_is_lost(output, key, there, now):
     path = interrupted(output)
@@ -84,6 +86,57 @@ def test_other_settings_are_refused_with_both_values_and_nothing_is_lost(output,
     assert str(path) in str(caught.value)
     assert [name for name in SETTINGS if f"{name}: " in str(caught.value)] == [key]  # what agrees is not listed
     assert path.read_bytes() == before
+
+
+def test_another_batch_size_goes_on(output):
+    interrupted(output)
+    assert partial.resume(output, {**SETTINGS, "batch_size": 1}) == ROWS
+
+
+def test_of_an_input_that_changed_the_fingerprints_are_shortened(output):
+    partial.resume(output, SETTINGS | {"input": "a" * 64})
+    with pytest.raises(UserError, match=f"input: {'a' * 12}… there, {'b' * 12}… now"):
+        partial.resume(output, SETTINGS | {"input": "b" * 64})
+
+
+def test_one_process_at_a_time_writes_a_partial_file(tmp_path):
+    output = tmp_path / "made" / "valid.json"
+    with partial.held(output):
+        interrupted(output)
+        with pytest.raises(UserError, match=r"valid.json.partial: another process is writing it"), partial.held(output):
+            pass
+        with partial.held(output, rank=1):  # of the same run
+            pass
+    with partial.held(output):
+        assert partial.resume(output, SETTINGS) == ROWS
+    with pytest.raises(KeyboardInterrupt), partial.held(tmp_path / "other.json"):
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]  # nothing was begun: no file is left
+    assert [path.name for path in output.parent.iterdir()] == ["valid.json.partial"]
+
+
+def test_an_output_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    wanted = pytest.raises(UserError, match=r"--output_file .*out.json: .* cannot be written \(")
+    with wanted, partial.held(tmp_path / "file" / "out.json"):
+        pass
+
+
+def test_what_another_run_finished_is_not_begun_anew(output):
+    path = interrupted(output)
+    partial.finish(output, [ROWS[index] for index in range(3)])
+    with pytest.raises(UserError, match="is gone: somebody removed it, or another run made"):
+        partial.append(output, BATCHES[0])
+    assert not path.exists()
+
+
+def test_a_damaged_line_is_named(output):
+    path = interrupted(output)
+    settings, first, second = path.read_bytes().splitlines(keepends=True)
+    for line in (first[:-20] + b"\n", b"3\n", b"\xe4\n"):
+        path.write_bytes(settings + second + line)
+        with pytest.raises(UserError, match="partial:3: damaged; delete this line"):
+            partial.resume(output, SETTINGS)
 
 
 @pytest.mark.parametrize("extra", ["here", "there"])

@@ -303,9 +303,10 @@ def parse_finetune(argv=None):
 def parse(types, argv=None):
     """One object a dataclass, from the command line; an unknown flag is a UserError naming the nearest right one."""
     parser = HfArgumentParser(types, allow_abbrev=False, formatter_class=_Formatter)
-    parser.add_argument(
-        "--help_all", action="store_true", help="list every other argument of transformers' Trainer too"
-    )
+    if any(issubclass(kind, TrainingArguments) for kind in types):
+        parser.add_argument(
+            "--help_all", action="store_true", help="list every other argument of transformers' Trainer too"
+        )
     argv = list(sys.argv[1:] if argv is None else argv)
     if "--help_all" in argv:
         argv = ["--help"]
@@ -346,7 +347,9 @@ class _Formatter(argparse.HelpFormatter):
 def _hide_inherited(parser, types) -> None:
     """Leave transformers' own hundred arguments out of --help; they work all the same, but for those DECIDED here."""
     inherited = {f.name for f in fields(TrainingArguments)}
-    own = {f.name for kind in types for f in fields(kind) if f.name in kind.__annotations__ or f.name not in inherited}
+    ours = {part for kind in types for part in kind.__mro__ if part not in TrainingArguments.__mro__}
+    own = {name for part in ours for name in part.__annotations__}
+    own |= {f.name for kind in types for f in fields(kind) if f.name not in inherited}
     for action in parser._actions:
         if action.dest not in own | {"help", "help_all"}:
             action.help = argparse.SUPPRESS

@@ -34,7 +34,7 @@ class AnswerArguments:
     window: int | None = option(
         None,
         "texts whose prompt would have more tokens are split at sentence ends, and the triples merged; without a "
-        "number: what the base's context leaves beside --max_new_tokens; default: no text is split",
+        "number, or with 0: what the base's context leaves beside --max_new_tokens; default: no text is split",
         nargs="?",
         const=0,
     )

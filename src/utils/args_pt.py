@@ -130,6 +130,9 @@ class PtuningInferenceArguments(AnswerArguments):
     )
     device: str | None = option(None, "a card's number, cpu, cuda or cuda:1; without a GPU: the CPU")
 
+    window: int | None = option(
+        None, "split texts that --max_src_len would cut at sentence ends, and merge the triples", nargs="?", const=0
+    )
     engine: str = option("auto", "what makes the answers: only batch takes a prefix", choices=["auto", "batch"])
     num_beams = 1  # a class attribute, no flag: the prefix is made for one row an answer
 

@@ -2,15 +2,22 @@
 
 The first line of a partial file holds the settings it belongs to; each further line is a group of answers that were
 finished together, by number. A line that a killed process left half-written is cut off, and its answers are made
-again. Of several processes each writes a file of its own (FILE.partial, FILE.partial.1, …), and all are read.
+again. Of several processes each writes a file of its own (FILE.partial, FILE.partial.1, …), and all are read. While a
+process is at work, its file is locked: a second run, or one that left its processes behind, would mix its answers in.
 """
 
 import json
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 from utils.errors import UserError
 from utils.records import to_line, write
+
+try:
+    import fcntl
+except ImportError:  # Windows has no locks of this kind
+    fcntl = None
 
 
 def partial_path(output: str | Path, rank: int = 0) -> Path:
@@ -25,6 +32,43 @@ def partial_paths(output: str | Path) -> list[Path]:
     others = [path for path in first.parent.iterdir() if path.name.startswith(f"{first.name}.")]
     others = [path for path in others if path.name[len(first.name) + 1 :].isdigit()]
     return [path for path in (first, *sorted(others)) if path.is_file()]
+
+
+@contextmanager
+def held(output: str | Path, rank: int = 0):
+    """Keep this process's partial file from others until the block ends; UserError when one writes it already."""
+    path = partial_path(output, rank)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "ab")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise UserError(
+            f"--output_file {output}: {path} cannot be written ({error.strerror}); give another path"
+        ) from error
+    with file:
+        if not _lock(file.fileno()) or not path.exists():  # not there: its run ended between these lines
+            raise UserError(
+                f"{path}: another process is writing it, of a run that goes on or of one whose main process alone was "
+                f"killed (ps and nvidia-smi show it); wait for it, or end it, then repeat the command"
+            )
+        try:
+            yield
+        finally:
+            if path.is_file() and not path.stat().st_size:
+                path.unlink()
+
+
+def _lock(file: int) -> bool:
+    """False when another process has it; where files cannot be locked, nobody has."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def recorded_settings(output: str | Path) -> dict | None:
@@ -51,10 +95,9 @@ def check(output: str | Path, settings: dict) -> None:
         there = _settings_of(path)
         if there is None:
             continue
-        found = {name: (there.get(name), settings.get(name)) for name in sorted({**there, **settings})}
-        if None in found.get("batch_size", ()):  # an engine that has none
-            del found["batch_size"]
-        other = [f"{name}: {old} there, {new} now" for name, (old, new) in found.items() if old != new]
+        names = sorted({*there, *settings} - {"batch_size"})  # which decides when an answer is made, not what it is
+        found = {name: (there.get(name), settings.get(name)) for name in names}
+        other = [f"{name}: {_short(old)} there, {_short(new)} now" for name, (old, new) in found.items() if old != new]
         if other:
             raise UserError(
                 f"{path} holds the unfinished predictions of another command ({'; '.join(other)}); repeat "
@@ -62,21 +105,27 @@ def check(output: str | Path, settings: dict) -> None:
             )
 
 
+def _short(value) -> str:
+    """A fingerprint's beginning says as much as all of it."""
+    return f"{value[:12]}…" if isinstance(value, str) and len(value) == 64 else str(value)
+
+
 def finished(output: str | Path) -> dict[int, dict]:
     """Number -> row of everything in the partial files. A later row of one number replaces an earlier one."""
     rows = {}
     for path in partial_paths(output):
         whole = path.read_bytes()
-        for line in whole[: whole.rfind(b"\n") + 1].decode("utf-8").split("\n")[1:]:
-            if line:
-                rows |= {int(number): row for number, row in json.loads(line).items()}
+        for number, line in enumerate(whole[: whole.rfind(b"\n") + 1].split(b"\n")[1:], start=2):
+            try:
+                rows |= {int(question): row for question, row in json.loads(line or b"{}").items()}
+            except (ValueError, AttributeError):
+                raise UserError(f"{path}:{number}: damaged; delete this line: its answers are made again") from None
     return rows
 
 
 def resume(output: str | Path, settings: dict, rank: int = 0) -> dict[int, dict]:
     """What earlier runs with these settings finished: number -> row. Starts, or mends, this process's partial file."""
     path = partial_path(output, rank)
-    path.parent.mkdir(parents=True, exist_ok=True)
     check(output, settings)
     rows = finished(output)
     if not path.is_file() or _settings_of(path) is None:
@@ -90,7 +139,10 @@ def resume(output: str | Path, settings: dict, rank: int = 0) -> dict[int, dict]
 
 def append(output: str | Path, rows: dict[int, dict], rank: int = 0) -> None:
     """Add rows that were finished together, on disk when this returns."""
-    _write(partial_path(output, rank), "a", to_line(rows) + "\n")
+    path = partial_path(output, rank)
+    if not path.is_file():
+        raise UserError(f"{path} is gone: somebody removed it, or another run made {output}; repeat the command")
+    _write(path, "a", to_line(rows) + "\n")
 
 
 def _write(path: Path, mode: str, line: str) -> None:

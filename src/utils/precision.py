@@ -34,9 +34,9 @@ def asked_dtype(arguments) -> str | None:
 def choose_dtype(asked: str | None, use_cpu: bool = False) -> str:
     """The asked dtype as far as the machine can do it, else what suits it; the decision is said with its reason."""
     if not has_cuda(use_cpu):
-        name, why = "float32", "float16 needs a GPU" if asked == "float16" else "no GPU"
-        if asked == "bfloat16":
-            name, why = asked, "as asked"
+        name, why = (asked, "as asked") if asked else ("float32", "no GPU")
+        if asked == "float16":
+            name, why = "float32", "float16 needs a GPU"
     elif asked:
         name, why = asked, "as asked"
         if name == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):

@@ -2,6 +2,7 @@
 
 import os
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -51,13 +52,16 @@ def common_settings(args, base: str, family, template: dict, precision: Precisio
     }
 
 
-def begin(args, settings: dict) -> None:
-    """Put the batch size into `settings`; UserError when the partial file belongs to other settings.
-
-    Batches must be cut alike after a restart: the partial file's size wins over what memory allows now.
+@contextmanager
+def begin(args, settings: dict, rank: int):
+    """Hold the partial file until the block ends, and put the batch size into `settings`: the one asked for, else that
+    file's. UserError when another process has the file, or it belongs to other settings.
     """
-    settings["batch_size"] = args.batch_size or (partial.recorded_settings(args.output_file) or {}).get("batch_size")
-    partial.check(args.output_file, settings)
+    with partial.held(args.output_file, rank):
+        recorded = partial.recorded_settings(args.output_file) or {}
+        settings["batch_size"] = args.batch_size or recorded.get("batch_size")
+        partial.check(args.output_file, settings)
+        yield
 
 
 def answer_records(model, codec, records, questions, settings, args, ranks: Ranks, started) -> None:
@@ -71,7 +75,8 @@ def answer_records(model, codec, records, questions, settings, args, ranks: Rank
         lengths = [len(ids) for ids in asked.values()] or [1]
         size = choose(model.config, lengths, args.max_new_tokens, args.num_beams, model.device)
         settings["batch_size"] = min(ranks.gather(size))
-        say(f"batch_size: {settings['batch_size']} (what the memory holds)")
+        why = "what the memory holds" if settings["batch_size"] < len(asked) else "all of them"
+        say(f"batch_size: {settings['batch_size']} ({why})")
 
     failed, count, tokens, seconds = predict(model, codec, asked, settings, args, ranks)
     device = getattr(model, "device", torch.device("cpu"))  # vLLM keeps its own accounts
@@ -83,7 +88,13 @@ def answer_records(model, codec, records, questions, settings, args, ranks: Rank
     failed |= {number: reason for part in parts for number, reason in part[0].items()}
     if failed:
         report_failed(records, questions, failed, args)
-    rows = make_rows(records, questions, partial.finished(args.output_file))
+    answers = partial.finished(args.output_file)
+    if lost := set(asked) - set(answers) - set(failed):
+        raise UserError(
+            f"{partial.partial_path(args.output_file)}: {len(lost)} answers that were made are not in it; something "
+            "else changed it. Repeat the command, which makes them again"
+        )
+    rows = make_rows(records, questions, answers)
     partial.finish(args.output_file, rows)
     counts = {reason: sum(row["finish_reason"] == reason for row in rows) for reason in ("eos", "length", "loop")}
     most = f"--max_new_tokens {args.max_new_tokens}" + (" and again at twice as many" if args.retry_length else "")

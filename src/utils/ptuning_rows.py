@@ -122,7 +122,7 @@ def ask(codec, template: dict, records: list[dict], max_src_len: int, split: boo
         ids, cut = encode_question(codec, template, record, max_src_len)
         return ids is not None and not cut
 
-    questions = make_questions(records, encode, fits if split else None)
+    questions = make_questions(records, encode, fits if split else None, "--max_src_len")
     if shortened:
         say(
             f"warning: {shortened} of {len(records)} texts lost their end to fit --max_src_len {max_src_len}; "

@@ -21,16 +21,26 @@ class Question(NamedTuple):
     reason: str = ""  # why not
 
 
-def make_questions(records: list[dict], encode: Callable, fits: Callable | None = None) -> list[Question]:
+def make_questions(
+    records: list[dict], encode: Callable, fits: Callable | None = None, limit: str = "--window"
+) -> list[Question]:
     """One question a record, or, with `fits`, one for each window that its text is split into.
 
     `encode(record)` is the prompt's ids, `fits(record)` whether it is short enough. A record that the tokenizer
-    cannot take has a question without ids; a UserError of either function is raised with the record's name.
+    cannot take has a question without ids; a UserError of either function is raised with the record's name. `limit`:
+    the flag that says how long a prompt may be.
     """
     questions = []
     for index, record in enumerate(records):
         try:
-            questions += [Question(index, text, encode({**record, "input": text})) for text in split(record, fits)]
+            texts = split(record, fits)
+            if texts is None:
+                most = max(len(encode({**one, "input": ""})) for one in records)
+                raise UserError(
+                    f"its instruction leaves no room for any text in a window; the longest prompt without its text has "
+                    f"{most} tokens: give {limit} clearly more"
+                )
+            questions += [Question(index, text, encode({**record, "input": text})) for text in texts]
         except UserError as error:
             raise UserError(f"record {name_of(record, index)}: {error}") from None
         except Exception as error:  # noqa: BLE001 - whatever a text makes a tokenizer raise, the others can be answered
@@ -42,13 +52,10 @@ def make_questions(records: list[dict], encode: Callable, fits: Callable | None 
     return questions
 
 
-def split(record: dict, fits: Callable | None) -> list[str]:
-    """The parts of its text to ask about; UserError when there is no room for any."""
+def split(record: dict, fits: Callable | None) -> list[str] | None:
+    """The parts of its text to ask about; None when there is no room for any."""
     text = record["input"]
-    parts = windows(text, lambda part: fits({**record, "input": part})) if fits else [text]
-    if parts is None:
-        raise UserError("its instruction leaves no room for any text in a window; allow longer prompts")
-    return parts
+    return windows(text, lambda part: fits({**record, "input": part})) if fits else [text]
 
 
 def choose_window(args, base: str, codec) -> int | None:
