@@ -13,8 +13,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from utils import fused
 from utils.errors import UserError, run_script
+from utils.quantised import dequantise_by_torch
 
 SHAPES = {(4096, 4096): 4, (11008, 4096): 2, (4096, 11008): 1}  # (outs, width) of a weight: how many a layer has
+BF16 = torch.bfloat16
 COPIES = 6  # of every weight, so that none is found in the cache
 REPEATS = 20
 COUNTS = (1, 16, 32, 64, 128, 256, 512, 4096)
@@ -25,14 +27,14 @@ def main(argv=None) -> None:
     parser.parse_args(argv)
     if not torch.cuda.is_available():
         raise UserError("a card is needed: the CPU multiplies in one way only")
-    if reason := fused.why_not("quantised_kernels", torch.device("cuda"), torch.bfloat16):
+    if reason := fused.why_not("quantised_kernels", torch.device("cuda"), BF16):
         raise UserError(f"Triton is needed: {reason}")
     from utils.quantised_kernels import FEW, dequantise, multiply
 
     ways = {
         "16 bits": lambda inputs, codes, scales, weight: inputs @ weight.T,
-        "torch": lambda inputs, codes, scales, weight: inputs @ by_torch(codes, scales).T,
-        "dequantised": lambda inputs, codes, scales, weight: inputs @ dequantise(codes, scales, torch.bfloat16).T,
+        "torch": lambda inputs, codes, scales, weight: inputs @ dequantise_by_torch(codes, scales, BF16).T,
+        "dequantised": lambda inputs, codes, scales, weight: inputs @ dequantise(codes, scales, BF16).T,
         "from codes": lambda inputs, codes, scales, weight: multiply(inputs, codes, scales),
     }
     print(f"{'inputs':>6}", *(f"{name:>12}" for name in ways))
@@ -41,19 +43,15 @@ def main(argv=None) -> None:
         print(f"{count:6}", *(f"{'-' if time is None else round(time):>12}" for time in taken), flush=True)
 
 
-def by_torch(codes, scales):
-    return codes.to(torch.bfloat16, copy=True).mul_((scales / 127).unsqueeze(1))
-
-
 @torch.inference_mode()
 def layer_time(count: int, way) -> float:
     """Microseconds of all products of a layer with `count` inputs; the CPU has no part in them (a CUDA graph)."""
     total = 0.0
     for (outs, width), layers in SHAPES.items():
-        inputs = torch.randn(count, width, dtype=torch.bfloat16, device="cuda")
+        inputs = torch.randn(count, width, dtype=BF16, device="cuda")
         codes = torch.randint(-127, 128, (COPIES, outs, width), dtype=torch.int8, device="cuda")
         scales = torch.rand(COPIES, outs, device="cuda")
-        weights = [(*one, by_torch(*one)) for one in zip(codes, scales, strict=True)]
+        weights = [(*one, dequantise_by_torch(*one, BF16)) for one in zip(codes, scales, strict=True)]
         way(inputs, *weights[0])
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()

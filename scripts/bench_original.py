@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import torch
+from compare_8bit import keep_own
 
 import test_finetune
 from utils import batches, loading, tokens
@@ -33,6 +34,6 @@ def make_collator(pad_id: int, width_of: int = 1):
 
 
 if __name__ == "__main__":
-    loading.use_plain_product = lambda model: 0
+    loading.use_plain_product = keep_own
     tokens.make_collator = make_collator
     run_script(test_finetune.main)

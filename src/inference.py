@@ -56,8 +56,8 @@ def main(argv=None) -> None:
     records = load(args.input_file, needs=("instruction", "input"))
     device = choose_device(args.device)
     precision = choose_precision(model_args, args, run.get("precision", {}), device.type == "cpu")
-    about = base, adapter, precision, device, model_args.trust_remote_code
-    args.engine = choose_engine(args.engine, family, args, lambda: decoding.why_not(args, *about))
+    given = base, adapter, precision, device, model_args.trust_remote_code
+    args.engine = choose_engine(args.engine, family, args, lambda: decoding.why_not(args, *given))
     if args.engine == "vllm":
         vllm_engine.check(args, precision.bits, device, ranks.count)
     whole_files(base, "model_name_or_path")

@@ -6,13 +6,14 @@ import shutil
 
 import pytest
 import torch
+from compare_8bit import keep_own
 from conftest import GOLDEN, python
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import inference
 import test_finetune as finetuning
-from utils import manifest, memory
+from utils import loading, manifest, memory
 from utils.errors import UserError
 from utils.families import find_family
 from utils.loading import check_fits, find_adapter, load_adapter, load_base
@@ -297,6 +298,12 @@ def test_frozen_8_bit_products_are_those_of_the_dequantised_weight_and_keep_no_i
     assert torch.allclose(out.float(), inputs @ weight.T, rtol=exact, atol=exact)
     assert torch.allclose(hidden.grad, gradient @ weight, rtol=exact, atol=exact)
     assert (out - bitsandbytes_own).abs().max() < 0.05 * bitsandbytes_own.abs().max()
+
+
+def test_the_benchmarks_can_leave_bitsandbytes_its_own_product(monkeypatch):
+    assert "forward" in vars(loaded(BASE, 8).model.layers[0].mlp.up_proj)
+    monkeypatch.setattr(loading, "use_plain_product", keep_own)
+    assert "forward" not in vars(loaded(BASE, 8).model.layers[0].mlp.up_proj)
 
 
 def test_the_shape_of_a_base_comes_from_its_config_alone():

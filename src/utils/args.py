@@ -346,10 +346,8 @@ class _Formatter(argparse.HelpFormatter):
 
 def _hide_inherited(parser, types) -> None:
     """Leave transformers' own hundred arguments out of --help; they work all the same, but for those DECIDED here."""
-    inherited = {f.name for f in fields(TrainingArguments)}
     ours = {part for kind in types for part in kind.__mro__ if part not in TrainingArguments.__mro__}
     own = {name for part in ours for name in part.__annotations__}
-    own |= {f.name for kind in types for f in fields(kind) if f.name not in inherited}
     for action in parser._actions:
         if action.dest not in own | {"help", "help_all"}:
             action.help = argparse.SUPPRESS

@@ -99,7 +99,7 @@ def _finish(model, codec, device, split: bool):
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     if getattr(model, "is_loaded_in_8bit", False):
-        use_plain_product(model, model.dtype)
+        use_plain_product(model)
     model.config.bos_token_id = codec.bos_id
     model.config.eos_token_id, model.config.pad_token_id = codec.eos_id, codec.pad_id
     model.generation_config = GenerationConfig(eos_token_id=codec.eos_id, pad_token_id=codec.pad_id, do_sample=False)

@@ -49,7 +49,7 @@ def held(output: str | Path, rank: int = 0):
         if not _lock(file.fileno()) or not path.exists():  # not there: its run ended between these lines
             raise UserError(
                 f"{path}: another process is writing it, of a run that goes on or of one whose main process alone was "
-                f"killed (ps and nvidia-smi show it); wait for it, or end it, then repeat the command"
+                "killed (ps and nvidia-smi show it); wait for it, or end it, then repeat the command"
             )
         try:
             yield

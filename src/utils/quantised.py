@@ -12,6 +12,8 @@ import torch
 from utils import fused
 from utils.errors import say
 
+HALVES = (torch.bfloat16, torch.float16)
+
 
 class _FrozenProduct(torch.autograd.Function):
     """inputs · weightᵀ, the weight being codes (int8) × scales (absolute maximum of each output row) / 127."""
@@ -27,9 +29,8 @@ class _FrozenProduct(torch.autograd.Function):
 
 
 def _has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
-    """Of quantised_kernels.py, in Triton, which comes with torch where there are cards."""
-    halves = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
-    return halves and not fused.why_not("quantised_kernels", device, dtype)
+    """Those of quantised_kernels.py, in Triton, which comes with torch where there are cards."""
+    return device.type == "cuda" and dtype in HALVES and not fused.why_not("quantised_kernels", device, dtype)
 
 
 def _dequantise(codes, scales, dtype):
@@ -37,6 +38,11 @@ def _dequantise(codes, scales, dtype):
         from utils.quantised_kernels import dequantise
 
         return dequantise(codes, scales, dtype)
+    return dequantise_by_torch(codes, scales, dtype)
+
+
+def dequantise_by_torch(codes, scales, dtype):
+    """The weight (outs, width) as quantised_kernels.dequantise makes it, anywhere, in two passes."""
     return codes.to(dtype, copy=True).mul_((scales / 127).unsqueeze(1))
 
 
@@ -61,10 +67,10 @@ def _forward(layer, inputs):
     return out if layer.bias is None else out + layer.bias.to(out.dtype)
 
 
-def use_plain_product(model, dtype: torch.dtype = torch.float32) -> int:
+def use_plain_product(model) -> int:
     """Give the 8-bit layers of `model`, which must stay frozen, this product; how many there are.
 
-    `dtype`: of their inputs, for which a card's kernels are tried before anything depends on them.
+    A card's kernels are tried for its dtype before anything depends on them.
     """
     from bitsandbytes.nn import Linear8bitLt  # imported only where --bits 8 asks for it
 
@@ -72,6 +78,7 @@ def use_plain_product(model, dtype: torch.dtype = torch.float32) -> int:
     for layer in layers:
         layer.forward = functools.partial(_forward, layer)
     for device in {layer.weight.device for layer in layers}:
-        if device.type == "cuda" and dtype != torch.float32 and not _has_kernels(device, dtype):
-            say(f"8-bit products: torch's, slower ({fused.why_not('quantised_kernels', device, dtype)})")
+        halves = device.type == "cuda" and model.dtype in HALVES
+        if halves and (reason := fused.why_not("quantised_kernels", device, model.dtype)):
+            say(f"8-bit products: torch's, slower ({reason})")
     return len(layers)
