@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -113,6 +114,12 @@ def test_one_process_at_a_time_writes_a_partial_file(tmp_path):
         raise KeyboardInterrupt
     assert [path.name for path in tmp_path.iterdir()] == ["made"]  # nothing was begun: no file is left
     assert [path.name for path in output.parent.iterdir()] == ["valid.json.partial"]
+
+
+def test_a_worker_may_end_while_the_main_process_takes_the_files_away(output, monkeypatch):
+    with partial.held(output, rank=1):
+        partial.partial_path(output, rank=1).unlink()
+        monkeypatch.setattr(Path, "is_file", lambda _: True)  # it was there a moment ago
 
 
 def test_an_output_that_cannot_be_written_is_named(tmp_path):

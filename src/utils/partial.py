@@ -8,7 +8,7 @@ process is at work, its file is locked: a second run, or one that left its proce
 
 import json
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from utils.errors import UserError
@@ -54,8 +54,9 @@ def held(output: str | Path, rank: int = 0):
         try:
             yield
         finally:
-            if path.is_file() and not path.stat().st_size:
-                path.unlink()
+            with suppress(FileNotFoundError):  # the main process takes all partial files away when the run is over
+                if not path.stat().st_size:
+                    path.unlink()
 
 
 def _lock(file: int) -> bool:
