@@ -1,11 +1,14 @@
-"""The shell scripts: a failed run fails the script, and its log is captured."""
+"""The scripts: a failed run fails the script, and its log is captured; comparisons count right."""
 
 import os
 import shutil
 import subprocess
 
+import compare_engines
 import pytest
-from conftest import ROOT
+from conftest import GOLDEN, ROOT
+
+from utils.records import read, write
 
 
 @pytest.fixture
@@ -62,3 +65,33 @@ def test_a_prediction_is_shared_between_processes_with_nproc(project):
     said = {n: bash(project, f"{project}/scripts/infer_llama.bash", DRY_RUN="1", NPROC=n).stdout for n in ("1", "2")}
     assert said["1"].startswith("python src/inference.py --model_name_or_path")
     assert said["2"].startswith("torchrun --nproc_per_node=2 --master_port=1331 src/inference.py --model_name_or_path")
+
+
+def test_engines_are_compared_answer_by_answer_and_by_f1(tmp_path, capsys):
+    """Each row is predicted for itself, a row's shares beside each other; these engines agree in 32 bits."""
+    records = read(GOLDEN / "train.json")[:3]
+    write(tmp_path / "ask.json", records)
+    run = ["--model_name_or_path", GOLDEN / "checkpoint", "--lora_weights", GOLDEN / "adapter", "--max_new_tokens", 4]
+    files = ["--input_file", tmp_path / "ask.json", "--gold", tmp_path / "ask.json", "--output_dir", tmp_path / "out"]
+    compare_engines.main(list(map(str, [*run, *files, "--rows", "one", "fast", "--processes", 2])))
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["equal", "answers", "of", "3", "one", "fast", "F1"],
+        ["one", "3", "3", "0.0000"],
+        ["fast", "3", "3", "0.0000"],
+    ]
+    assert {row["id"] for row in read(tmp_path / "out" / "one.json")} == {row["id"] for row in records}
+
+
+def test_of_engines_that_differ_the_equal_answers_and_the_f1_are_told(tmp_path, capsys, monkeypatch):
+    records = read(GOLDEN / "train.json")[:2]
+    wrong = [records[0], records[1] | {"output": "(无,无,无)"}]
+    write(tmp_path / "ask.json", records)
+    write(tmp_path / "one.json", records)
+    write(tmp_path / "fast.json", wrong)
+    monkeypatch.setattr(compare_engines, "predict", lambda *_: None)
+    files = ["--input_file", tmp_path / "ask.json", "--gold", tmp_path / "ask.json", "--output_dir", tmp_path]
+    compare_engines.main(list(map(str, ["--lora_weights", "x", *files, "--rows", "fast", "one"])))
+    fast, one = (line.split() for line in capsys.readouterr().out.splitlines()[1:])
+    assert fast[:3] == ["fast", "2", "1"]
+    assert one == ["one", "1", "2", "1.0000"]
+    assert 0 < float(fast[3]) < 1

@@ -75,7 +75,8 @@ def answer_records(model, codec, records, questions, settings, args, ranks: Rank
         lengths = [len(ids) for ids in asked.values()] or [1]
         size = choose(model.config, lengths, args.max_new_tokens, args.num_beams, model.device)
         settings["batch_size"] = min(ranks.gather(size))
-        why = "what the memory holds" if settings["batch_size"] < len(asked) else "all of them"
+        some = settings["batch_size"] < len(asked)
+        why = "what the memory holds, or the most that the engine takes" if some else "all of them"
         say(f"batch_size: {settings['batch_size']} ({why})")
 
     failed, count, tokens, seconds = predict(model, codec, asked, settings, args, ranks)

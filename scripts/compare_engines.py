@@ -1,0 +1,85 @@
+"""Predict the same records by every engine, and count how many answers each two of them have in common.
+
+bash scripts/quickstart.bash
+python scripts/compare_engines.py --lora_weights lora/quickstart-200
+
+In 16 bits rounding decides near ties; what that is worth, the triple F1 beside the counts says.
+"""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from utils.errors import UserError, run_script
+from utils.flags import check_flags, command
+from utils.records import read, write
+from utils.score import f1, load_answers, pair, triples_of
+
+PREDICT = str(Path(__file__).resolve().parents[1] / "src" / "inference.py")
+ROWS = {
+    "one": "--engine batch --batch_size 1",
+    "batch-32": "--engine batch --batch_size 32",
+    "fast": "--engine fast",
+    "fast-merged": "--engine fast --merge_lora",
+    "batch-32-8bit": "--engine batch --batch_size 32 --bits 8",
+    "fast-8bit": "--engine fast --bits 8",
+    "batch-32-4bit": "--engine batch --batch_size 32 --bits 4",
+    "fast-4bit": "--engine fast --bits 4",
+}
+
+
+def predict(rows: list[str], records: list[dict], flags: list[str], out: Path, processes: int) -> None:
+    """The answers of each row into OUT/ROW.json; so many processes at a time, of which `one` has as many for itself."""
+    commands, parts = [], {row: [] for row in rows}
+    for row in rows:
+        count = min(processes, len(records)) if row == "one" else 1  # whose answers do not depend on their company
+        for rank in range(count):
+            ask, part = (out / f"{row}-{what}-{rank}.json" for what in ("ask", "answers"))
+            write(ask, records[rank::count])
+            parts[row].append(part)
+            files = ["--input_file", str(ask), "--output_file", str(part)]
+            commands.append([sys.executable, PREDICT, *ROWS[row].split(), *flags, *files])
+    threads = {"OMP_NUM_THREADS": "1"} if processes > 1 else {}  # as torchrun does
+    with ThreadPoolExecutor(processes) as pool:
+        ends = list(pool.map(lambda words: subprocess.call(words, env={**os.environ, **threads}), commands))
+    for words, end in zip(commands, ends, strict=True):
+        if end:
+            raise UserError(f"failed, see above: {' '.join(words)}")
+    for row, made in parts.items():
+        write(out / f"{row}.json", [record for part in made for record in read(part)])
+
+
+def main(argv=None) -> None:
+    parser = command(__doc__)
+    parser.add_argument("--lora_weights", required=True, help="adapter folder")
+    parser.add_argument("--model_name_or_path", help="base; by default the one the adapter was trained on")
+    parser.add_argument("--input_file", default="data/sample/valid.json", help="records to answer")
+    parser.add_argument("--gold", default="data/sample/valid_gold.json", help="the same records with the right kg")
+    parser.add_argument("--max_new_tokens", default="256", help="as of src/inference.py")
+    parser.add_argument("--rows", nargs="+", default=list(ROWS)[:4], choices=ROWS, help="what is compared")
+    parser.add_argument("--processes", type=int, default=1, help="so many beside each other, to save time")
+    parser.add_argument("--output_dir", default="results/compare-engines", help="folder of all answers")
+    arguments = parser.parse_args(check_flags(parser, argv))
+    if arguments.processes < 1:
+        raise UserError(f"--processes {arguments.processes}: expected 1 or more")
+    names = ("lora_weights", "model_name_or_path", "max_new_tokens")
+    flags = [word for name in names if (value := getattr(arguments, name)) for word in (f"--{name}", value)]
+    records, gold = read(arguments.input_file), load_answers(arguments.gold, "give the records with their answers")
+    out = Path(arguments.output_dir)
+    predict(arguments.rows, records, flags, out, arguments.processes)
+    answers = {row: {record["id"]: record for record in read(out / f"{row}.json")} for row in arguments.rows}
+
+    print(f"equal answers of {len(records)}" + "".join(f"{row:>15}" for row in answers) + f"{'F1':>9}")
+    for row, mine in answers.items():
+        equal = [sum(mine[key]["output"] == other[key]["output"] for key in mine) for other in answers.values()]
+        both, _ = pair(list(mine.values()), gold)
+        scored = f1(*([triples_of(side or {}) for side in sides] for sides in zip(*both, strict=True)))
+        print(f"{row:20}" + "".join(f"{count:15}" for count in equal) + f"{scored['f1']:9.4f}")
+
+
+if __name__ == "__main__":
+    run_script(main)
