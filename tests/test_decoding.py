@@ -39,8 +39,9 @@ def test_every_number_of_places_answers_as_one_at_a_time(tiny, more, monkeypatch
         rules = Rules(40, **more)
         alone = [generate(model, own, [ids], rules)[0] for ids in prompts]
         for size in (1, 2, 3, 7):
-            for steps, tokens in ((16, 8192), (3, 1)):  # prompts computed together, and each by itself
+            for steps, tokens, shared in ((16, 8192, 16), (3, 1, 1)):  # prompts computed together, and each by itself
                 monkeypatch.setattr(decoding, "STEPS", steps)
+                monkeypatch.setattr(decoding, "SHARED", shared)
                 monkeypatch.setattr(decoding, "PASS", tokens)
                 monkeypatch.setattr(decoding, "BLOCK", steps)
                 assert fast(model, own, prompts, rules._replace(batch_size=size)) == alone, (size, steps)
@@ -67,6 +68,38 @@ def test_where_memory_is_short_an_answer_gets_more_room_when_it_needs_it(tiny, a
         assert {len(ids) - ahead - 1 for ids in again} <= {len(ids) for ids in prompts}
 
 
+def test_a_beginning_in_common_with_a_prompt_that_is_kept_is_copied(tiny, monkeypatch, capsys):  # noqa: F811
+    """Answers are those of one at a time; only what differs is computed, and of an equal prompt the last token."""
+    model, codec, prompts = tiny
+    common = [ids for prompt in prompts for ids in prompt][:40]
+    own = [[7, *range(9, 9 + more)] for more in (20, 11, 2)] + [[5, 6], [5, 6], [8]]
+    prompts = [[*common, *ids] for ids in own] + [[*common[:15], 9, 8, 7]]
+    copied, real = [], decoding._compute
+    monkeypatch.setattr(
+        decoding, "_compute", lambda *given: copied.extend(tokens for tokens, _ in given[4]) or real(*given)
+    )
+    monkeypatch.setattr(decoding, "PASS", 1)  # each by itself
+    rules = Rules(12, batch_size=3)
+    alone = [generate(model, codec, [ids], rules)[0] for ids in prompts]
+    assert fast(model, codec, prompts, rules) == alone
+    assert copied == [0, 51, 42, 40, 41, 40, 0]  # the last has too little in common
+    computed = sum(map(len, prompts)) - sum(copied)
+    assert f"prompts: {computed} tokens computed, {sum(copied)} copied from" in capsys.readouterr().err
+
+
+def test_the_longest_beginning_is_found_among_the_prompts_that_are_kept(tiny, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(decoding, "SHARED", 2)
+    places = decoding.Places(tiny[0], 4, 100)
+    kept = [[1, 2, 3, 4], [1, 2, 9], [5, 6]]
+    found = places.find(map(len, kept))
+    assert places.beginnings([[1, 2, 3]]) == [(0, 0)]
+    places.admit(decoding.Started([0, 1, 2], found, kept, 0, torch.tensor([7, 8, 9])))
+    asked = [[1, 2, 3, 4], [1, 2, 3, 4, 5], [1, 2, 5, 5], [1, 2, 9, 9], [5, 6, 7], [5, 6], [5, 7, 8], [0], [9, 9, 9]]
+    assert places.beginnings(asked) == [(3, 0), (4, 0), (2, 4), (3, 4), (2, 7), (0, 0), (0, 0), (0, 0), (0, 0)]
+    places.clear([0])
+    assert places.beginnings(asked)[:2] == [(2, 4), (2, 4)]
+
+
 def test_rows_are_those_of_whole_answers_or_where_few_fit_of_their_beginnings(monkeypatch):
     card = torch.device("cuda")
     for room, rows in ((10**6, 400), (90_000, 100), (27_000, 53), (2_700, 5), (10, 1)):
@@ -80,7 +113,7 @@ def test_a_row_without_a_record_writes_beside_the_others(tiny):  # noqa: F811
     found = places.find([60, 40, 1])
     assert found == [(0, 0, 60), (1, 60, 100)]
     firsts = torch.tensor([7, 8])
-    assert places.admit(decoding.Started([4, 5], found, [50, 30], firsts)) == [(4, 0, 7), (5, 1, 8)]
+    assert places.admit(decoding.Started([4, 5], found, [[1] * 50, [2] * 30], 0, firsts)) == [(4, 0, 7), (5, 1, 8)]
     assert places.starts.tolist() == [0, 60, 102]
     assert places.positions.tolist() == [50, 30, 0]
     places.clear([0])

@@ -85,7 +85,10 @@ def test_fast_takes_the_likeliest_tokens(model_type, kv_heads, size):
 def compare_with_whole_passes(exact, model, size: int) -> None:
     """What `fast` takes, `size` records at a time, by the logits of `exact`, which sees each answer in one pass."""
     codec = SimpleNamespace(decode=lambda ids: " ".join(map(str, ids)), eos_id=-1)
-    prompts = {number: row["input_ids"] for number, row in enumerate(make_rows() * max(4, size // 6))}
+    prompts = {}
+    for ids in [row["input_ids"] for row in make_rows()] * max(4, size // 6):
+        half = len(ids) // 2  # a beginning that is copied, and an end that differs
+        prompts[len(prompts)] = ids[:half] + [10 + (token + len(prompts)) % 990 for token in ids[half:]]
     prompts = dict(sorted(prompts.items(), key=lambda item: -len(item[1])))
     said = {}
     for made in decoding.answers(model, codec, prompts, Rules(40, batch_size=size)):

@@ -6,8 +6,10 @@ shapes, and on a card it is captured as a CUDA graph and replayed without the CP
 
 import gc
 import math
+from bisect import bisect
 from collections import deque
 from collections.abc import Iterable
+from itertools import accumulate, islice
 from typing import NamedTuple
 
 import torch
@@ -29,6 +31,7 @@ BLOCK = 64  # new tokens of a record between two looks for loops
 PASS = 12288  # tokens of one pass over new prompts
 MOST = 512  # rows on a card
 ENOUGH = 64  # rows: with fewer, a card mostly reads weights
+SHARED = 16  # tokens: so long a beginning, in common with a prompt that is kept, is copied
 AHEAD = 128  # new tokens that a record gets room for at first, where the memory has none for all that it may have
 
 
@@ -95,11 +98,13 @@ class Places:
         self.starts = torch.zeros_like(self.tokens)  # of the row's stretch
         self.last = torch.zeros_like(self.tokens)  # position that the stretch has room for
         self.taken = {}  # row -> Place
+        self.prompts = {}  # row -> the tokens that its stretch begins with
         self.clear(list(range(size)))
 
     def clear(self, rows: list[int]) -> None:
         for row in rows:
             self.taken.pop(row, None)
+            self.prompts.pop(row, None)
         where = torch.tensor(rows, dtype=torch.long, device=self.tokens.device)
         self.starts[where] = self.count + where
         self.positions[where], self.last[where] = 0, 0
@@ -107,9 +112,11 @@ class Places:
     def admit(self, new: "Started") -> list[tuple[int, int, int]]:
         """Records get their rows: (number, row, first new token) of each."""
         rows, starts, ends = torch.tensor(new.places, device=self.tokens.device).T
-        self.tokens[rows], self.positions[rows] = new.firsts, torch.tensor(new.lengths, device=self.tokens.device)
+        lengths = torch.tensor(list(map(len, new.prompts)), device=self.tokens.device)
+        self.tokens[rows], self.positions[rows] = new.firsts, lengths
         self.starts[rows], self.last[rows] = starts, ends - starts - 1
-        self.taken |= {place.row: place for place in new.places}
+        for place, prompt in zip(new.places, new.prompts, strict=True):
+            self.taken[place.row], self.prompts[place.row] = place, prompt
         return list(zip(new.numbers, (place.row for place in new.places), new.firsts.tolist(), strict=True))
 
     def find(self, needs: Iterable[int]) -> list[Place]:
@@ -126,6 +133,21 @@ class Places:
                     break
             found.append(Place(row, start, start + need))
         return found
+
+    def beginnings(self, prompts: list[list[int]]) -> list[tuple[int, int]]:
+        """The longest beginning of each prompt that stands here already, without its last token: (tokens, where)."""
+        there, found = sorted((ids, self.taken[row].start) for row, ids in self.prompts.items()), []
+        for prompt in prompts:
+            at = bisect(there, (prompt,))  # what has most in common with it is one of its neighbours
+            near = [(common(prompt[:-1], ids), start) for ids, start in there[max(0, at - 1) : at + 1]]
+            found.append(max((pair for pair in near if pair[0] >= SHARED), default=(0, 0)))
+        return found
+
+
+def common(one: list[int], other: list[int]) -> int:
+    """How many tokens two prompts begin with in common."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (mine, its) in pairs if mine != its), min(len(one), len(other)))
 
 
 def answers(model, codec, waiting: dict[int, list[int]], rules: Rules):
@@ -168,7 +190,7 @@ def _answers(model, codec, waiting: dict[int, list[int]], rules: Rules):
     places, needs = _make_places(model, rules.batch_size, waiting, budget)
     beside = _stream_beside(places)
     queue, prompts, said = deque(waiting), dict(waiting), {number: [] for number in waiting}  # said: new tokens
-    step, busy = None, {}  # busy: row -> number
+    step, busy, copied, computed = None, {}, 0, 0  # busy: row -> number; tokens of prompts
     while queue or busy:
         if busy:
             step = step or _make_step(model, places)
@@ -198,8 +220,12 @@ def _answers(model, codec, waiting: dict[int, list[int]], rules: Rules):
             for number, row, first in places.admit(started):
                 busy[row] = number
                 said[number].append(first)
+            copied += started.copied
+            computed += sum(map(len, started.prompts)) - started.copied
         if finished:
             yield finished
+    if copied:
+        say(f"\nprompts: {computed:,} tokens computed, {copied:,} copied from prompts that begin alike")
 
 
 def _answer(codec, ids: list[int], before: int, rules: Rules) -> Answer | Failure | None:
@@ -244,7 +270,8 @@ class Started(NamedTuple):
 
     numbers: list[int]
     places: list[Place]
-    lengths: list[int]
+    prompts: list[list[int]]
+    copied: int  # tokens of them
     firsts: torch.Tensor
 
 
@@ -252,14 +279,15 @@ def _start(model, prompts: dict, queue: deque, places: Places, needs: dict) -> t
     """Compute the next prompts of the queue, at most PASS tokens, where there is room; (failures, the rest)"""
     failed, most = {}, PASS
     while found := places.find(needs[number] for number in queue):
-        numbers = [queue.popleft()]
-        left = most - len(prompts[numbers[0]])
-        while queue and len(numbers) < len(found) and left >= len(prompts[queue[0]]):
-            left -= len(prompts[queue[0]])
-            numbers.append(queue.popleft())
-        texts, taken = [prompts[number] for number in numbers], found[: len(numbers)]
+        texts = [prompts[number] for number in islice(queue, len(found))]
+        shared = places.beginnings(texts)
+        totals = list(accumulate(len(text) - tokens for text, (tokens, _) in zip(texts, shared, strict=True)))
+        count = max(1, bisect(totals, most))
+        numbers, texts, taken = [queue.popleft() for _ in range(count)], texts[:count], found[:count]
         try:
-            return failed, Started(numbers, taken, list(map(len, texts)), _compute(model, places.kept, texts, taken))
+            firsts = _compute(model, places.kept, texts, taken, shared[:count])
+            copied = sum(tokens for tokens, _ in shared[:count])
+            return failed, Started(numbers, taken, texts, copied, firsts)
         except torch.AcceleratorError:
             raise  # the card takes no further orders from this process
         except Exception as error:  # whatever one record makes a model raise, the others shall be answered
@@ -270,21 +298,33 @@ def _start(model, prompts: dict, queue: deque, places: Places, needs: dict) -> t
                 failed[numbers[0]] = Failure(ALONE if short else reason_of(error))
                 continue
             queue.extendleft(reversed(numbers))
-            most = sum(map(len, texts)) // 2  # at last each alone
+            most = totals[count - 1] // 2  # at last each alone
     return failed, None
 
 
 @torch.inference_mode()
-def _compute(model, kept: Kept, prompts: list[list[int]], taken: list[Place]) -> torch.Tensor:
-    """Keys and values of prompts into the places `taken`; the tokens that follow."""
+def _compute(
+    model, kept: Kept, prompts: list[list[int]], taken: list[Place], shared: list[tuple[int, int]]
+) -> torch.Tensor:
+    """Keys and values of prompts into the places `taken`, `shared` beginnings copied; the tokens that follow."""
     lengths, starts = torch.tensor([[len(prompt), place.start] for prompt, place in zip(prompts, taken, strict=True)]).T
-    positions = torch.cat([torch.arange(length) for length in lengths])
-    bounds = pad(lengths.cumsum(0), (1, 0))
-    given = torch.tensor([token for prompt in prompts for token in prompt]), positions
-    given = (part.to(kept.device) for part in (*given, positions + starts.repeat_interleave(lengths)))
+    copied, sources = torch.tensor(shared).T
+    if copied.any():
+        inside = _ranges(torch.zeros_like(copied), copied)
+        kept.copy(*((inside + first.repeat_interleave(copied)).to(kept.device) for first in (sources, starts)))
+    new, positions = lengths - copied, _ranges(copied, lengths)
+    bounds = pad(new.cumsum(0), (1, 0))
+    ids = [token for prompt, (begin, _) in zip(prompts, shared, strict=True) for token in prompt[begin:]]
+    given = torch.tensor(ids), positions, positions + starts.repeat_interleave(new)
+    given = (part.to(kept.device) for part in given)
     spans = (part.to(kept.device, torch.int32) for part in (bounds, pad(starts, (0, 1)), lengths))
     last = (bounds[1:] - 1).to(kept.device)
-    return _pass(model, kept, *given, Spans(*spans, int(max(lengths))), logits_to_keep=last).argmax(-1)
+    return _pass(model, kept, *given, Spans(*spans, int(max(new))), logits_to_keep=last).argmax(-1)
+
+
+def _ranges(firsts: torch.Tensor, lasts: torch.Tensor) -> torch.Tensor:
+    """first, first + 1, … last - 1 of each pair, one behind the other."""
+    return torch.cat([torch.arange(first, last) for first, last in zip(firsts, lasts, strict=True)])
 
 
 def _pass(model, kept: Kept, ids, positions, at, spans: Spans, **more):

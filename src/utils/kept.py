@@ -38,6 +38,12 @@ class Kept:
             kept.index_copy_(0, self.at, new[0].transpose(0, 1).to(kept.dtype))
         return tuple(kept.transpose(0, 1)[None] for kept in self.layers[layer])
 
+    def copy(self, sources: torch.Tensor, targets: torch.Tensor) -> None:
+        """What stands at `sources` also to `targets`, in all layers; the two have no place in common."""
+        for layer in self.layers:
+            for kept in layer:
+                kept[targets] = kept[sources]
+
     def get_seq_length(self, *_) -> int:
         return 0
 
@@ -73,7 +79,10 @@ def _attend_each(query, key, value, spans: Spans, scale: float | None):
     for last, start, seen in zip(*bounds, strict=True):
         parts = query[first:last], key[start : start + seen], value[start : start + seen]
         parts = (part.transpose(0, 1)[None] for part in parts)
-        made = scaled_dot_product_attention(*parts, is_causal=last - first > 1, scale=scale, enable_gqa=True)
+        rows = last - first
+        mask = torch.ones(rows, seen, dtype=torch.bool).tril(seen - rows) if 1 < rows < seen else None
+        causal = {"attn_mask": mask, "is_causal": rows == seen > 1}  # its own mask is of a square alone
+        made = scaled_dot_product_attention(*parts, **causal, scale=scale, enable_gqa=True)
         out[first:last] = made[0].transpose(0, 1)
         first = last
     return out
