@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 from utils.errors import UserError, run_script
 from utils.flags import check_flags, command
 from utils.records import read, write
-from utils.score import f1, load_answers, pair, triples_of
+from utils.score import f1, load_answers, triples_of
 
 PREDICT = str(Path(__file__).resolve().parents[1] / "src" / "inference.py")
 ROWS = {
@@ -33,10 +33,13 @@ ROWS = {
 
 
 def predict(rows: list[str], records: list[dict], flags: list[str], out: Path, processes: int) -> None:
-    """The answers of each row into OUT/ROW.json; so many processes at a time, of which `one` has as many for itself."""
+    """The answers of each row into OUT/ROW.json, `processes` commands at a time.
+
+    The row `one` is split into as many shares, for there no record has company that its answer could depend on.
+    """
     commands, parts = [], {row: [] for row in rows}
     for row in rows:
-        count = min(processes, len(records)) if row == "one" else 1  # whose answers do not depend on their company
+        count = min(processes, len(records)) if row == "one" else 1
         for rank in range(count):
             ask, part = (out / f"{row}-{what}-{rank}.json" for what in ("ask", "answers"))
             write(ask, records[rank::count])
@@ -69,6 +72,12 @@ def main(argv=None) -> None:
     names = ("lora_weights", "model_name_or_path", "max_new_tokens")
     flags = [word for name in names if (value := getattr(arguments, name)) for word in (f"--{name}", value)]
     records, gold = read(arguments.input_file), load_answers(arguments.gold, "give the records with their answers")
+    ids = [record.get("id") for record in records]
+    if set(ids) != {record["id"] for record in gold} or len(set(ids)) < len(ids):
+        raise UserError(
+            f"--input_file {arguments.input_file}, --gold {arguments.gold}: answers are paired by id; expected the "
+            "same ids in both, each once"
+        )
     out = Path(arguments.output_dir)
     predict(arguments.rows, records, flags, out, arguments.processes)
     answers = {row: {record["id"]: record for record in read(out / f"{row}.json")} for row in arguments.rows}
@@ -76,8 +85,7 @@ def main(argv=None) -> None:
     print(f"equal answers of {len(records)}" + "".join(f"{row:>15}" for row in answers) + f"{'F1':>9}")
     for row, mine in answers.items():
         equal = [sum(mine[key]["output"] == other[key]["output"] for key in mine) for other in answers.values()]
-        both, _ = pair(list(mine.values()), gold)
-        scored = f1(*([triples_of(side or {}) for side in sides] for sides in zip(*both, strict=True)))
+        scored = f1([triples_of(mine[right["id"]]) for right in gold], [triples_of(right) for right in gold])
         print(f"{row:20}" + "".join(f"{count:15}" for count in equal) + f"{scored['f1']:9.4f}")
 
 

@@ -66,7 +66,7 @@ def learn(model, batch, dtype):
 
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("size", [1, 24, 300])  # 300: more than are multiplied by the codes as they are
-def test_fast_takes_the_likeliest_tokens_over_quantised_weights(bits, size, tmp_path):
+def test_fast_takes_the_likeliest_tokens_over_quantised_weights(bits, size, tmp_path, capsys):
     make("llama", 2).save_pretrained(tmp_path)
     config = _quantization(Precision("bfloat16", bits), None)
     model = AutoModelForCausalLM.from_pretrained(
@@ -74,12 +74,16 @@ def test_fast_takes_the_likeliest_tokens_over_quantised_weights(bits, size, tmp_
     )
     assert bits == 4 or use_plain_product(model) == 3 * 7
     compare_with_whole_passes(model, model, size)
+    assert ("copied from" in capsys.readouterr().err) == (size > 24)  # else all begin, and end, together
 
 
 @pytest.mark.parametrize(("model_type", "kv_heads"), KINDS)
 @pytest.mark.parametrize("size", [1, 4, 24])
-def test_fast_takes_the_likeliest_tokens(model_type, kv_heads, size):
+@pytest.mark.parametrize("most", [1, decoding.PASS])  # tokens of a pass: 1 computes each prompt by itself
+def test_fast_takes_the_likeliest_tokens(model_type, kv_heads, size, most, capsys, monkeypatch):
+    monkeypatch.setattr(decoding, "PASS", most)
     compare_with_whole_passes(make(model_type, kv_heads), make(model_type, kv_heads).to(torch.bfloat16), size)
+    assert ("copied from" in capsys.readouterr().err) == (most == 1 < size)
 
 
 def compare_with_whole_passes(exact, model, size: int) -> None:
@@ -87,8 +91,8 @@ def compare_with_whole_passes(exact, model, size: int) -> None:
     codec = SimpleNamespace(decode=lambda ids: " ".join(map(str, ids)), eos_id=-1)
     prompts = {}
     for ids in [row["input_ids"] for row in make_rows()] * max(4, size // 6):
-        half = len(ids) // 2  # a beginning that is copied, and an end that differs
-        prompts[len(prompts)] = ids[:half] + [10 + (token + len(prompts)) % 990 for token in ids[half:]]
+        half = len(ids) // 2  # a beginning that is copied, and an end that differs, or the last token alone
+        prompts[len(prompts)] = ids[:half] + [10 + (token + len(prompts) // 18) % 990 for token in ids[half:]]
     prompts = dict(sorted(prompts.items(), key=lambda item: -len(item[1])))
     said = {}
     for made in decoding.answers(model, codec, prompts, Rules(40, batch_size=size)):

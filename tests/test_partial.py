@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import pytest
 
@@ -116,10 +115,24 @@ def test_one_process_at_a_time_writes_a_partial_file(tmp_path):
     assert [path.name for path in output.parent.iterdir()] == ["valid.json.partial"]
 
 
-def test_a_worker_may_end_while_the_main_process_takes_the_files_away(output, monkeypatch):
-    with partial.held(output, rank=1):
-        partial.partial_path(output, rank=1).unlink()
-        monkeypatch.setattr(Path, "is_file", lambda _: True)  # it was there a moment ago
+def test_a_run_that_ends_leaves_the_file_of_the_next_one_alone(output):
+    with partial.held(output):
+        partial.partial_path(output).unlink()  # it is over
+    with partial.held(output):
+        partial.partial_path(output).unlink()
+        partial.partial_path(output).touch()  # the next one begins before this one has left
+    assert partial.partial_path(output).is_file()
+
+
+def test_a_file_that_was_replaced_before_it_was_locked_is_not_taken_for_the_one_there(output, monkeypatch):
+    def lock(_):
+        partial.partial_path(output).unlink()
+        partial.partial_path(output).touch()
+        return True
+
+    monkeypatch.setattr(partial, "_lock", lock)
+    with pytest.raises(UserError, match="another process is writing it"), partial.held(output):
+        pass
 
 
 def test_an_output_that_cannot_be_written_is_named(tmp_path):

@@ -8,6 +8,7 @@ import compare_engines
 import pytest
 from conftest import GOLDEN, ROOT
 
+from utils.errors import UserError
 from utils.records import read, write
 
 
@@ -95,3 +96,13 @@ def test_of_engines_that_differ_the_equal_answers_and_the_f1_are_told(tmp_path, 
     assert fast[:3] == ["fast", "2", "1"]
     assert one == ["one", "1", "2", "1.0000"]
     assert 0 < float(fast[3]) < 1
+
+
+@pytest.mark.parametrize("asked", [[0], [0, 0], [0, 1, 2]])
+def test_engines_are_compared_on_the_records_of_gold_alone(tmp_path, asked):
+    records = [record | {"id": number} for number, record in enumerate(read(GOLDEN / "train.json")[:3])]
+    write(tmp_path / "ask.json", [records[number] for number in asked])
+    write(tmp_path / "gold.json", records[:2])
+    files = ["--input_file", tmp_path / "ask.json", "--gold", tmp_path / "gold.json", "--output_dir", tmp_path / "out"]
+    with pytest.raises(UserError, match="expected the same ids in both, each once"):
+        compare_engines.main(list(map(str, ["--lora_weights", "x", *files])))

@@ -7,7 +7,7 @@ shapes, and on a card it is captured as a CUDA graph and replayed without the CP
 import gc
 import math
 from bisect import bisect
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from itertools import accumulate, islice
 from typing import NamedTuple
@@ -161,12 +161,12 @@ def answers(model, codec, waiting: dict[int, list[int]], rules: Rules):
         elif fused.has_liger():
             apply_liger_kernel(model, fused.LIGER)
     usual = use_kept_attention(model)
-    left, size = dict(waiting), rules.batch_size
+    left, size, count = dict(waiting), rules.batch_size, Counter()
     try:
         while left:
             size = min(size, len(left))
             try:
-                for made in _answers(model, codec, dict(left), rules._replace(batch_size=size)):
+                for made in _answers(model, codec, dict(left), rules._replace(batch_size=size), count):
                     for number in made:
                         del left[number]
                     yield made
@@ -181,16 +181,20 @@ def answers(model, codec, waiting: dict[int, list[int]], rules: Rules):
             del left[longest]
             yield {longest: Failure(ALONE)}
             size = rules.batch_size
+        if count["copied"]:
+            computed, copied = count["computed"], count["copied"]
+            say(f"\nprompts: {computed:,} tokens computed, {copied:,} copied from prompts that begin alike")
     finally:
         model.set_attn_implementation(usual)
 
 
-def _answers(model, codec, waiting: dict[int, list[int]], rules: Rules):
+def _answers(model, codec, waiting: dict[int, list[int]], rules: Rules, count: Counter):
+    """One attempt of `answers`; adds the tokens of prompts to `count`: computed, copied."""
     budget = rules.max_new_tokens
     places, needs = _make_places(model, rules.batch_size, waiting, budget)
     beside = _stream_beside(places)
     queue, prompts, said = deque(waiting), dict(waiting), {number: [] for number in waiting}  # said: new tokens
-    step, busy, copied, computed = None, {}, 0, 0  # busy: row -> number; tokens of prompts
+    step, busy = None, {}  # busy: row -> number
     while queue or busy:
         if busy:
             step = step or _make_step(model, places)
@@ -220,12 +224,9 @@ def _answers(model, codec, waiting: dict[int, list[int]], rules: Rules):
             for number, row, first in places.admit(started):
                 busy[row] = number
                 said[number].append(first)
-            copied += started.copied
-            computed += sum(map(len, started.prompts)) - started.copied
+            count.update(copied=started.copied, computed=sum(map(len, started.prompts)) - started.copied)
         if finished:
             yield finished
-    if copied:
-        say(f"\nprompts: {computed:,} tokens computed, {copied:,} copied from prompts that begin alike")
 
 
 def _answer(codec, ids: list[int], before: int, rules: Rules) -> Answer | Failure | None:

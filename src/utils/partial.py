@@ -8,7 +8,7 @@ process is at work, its file is locked: a second run, or one that left its proce
 
 import json
 import os
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from utils.errors import UserError
@@ -46,7 +46,7 @@ def held(output: str | Path, rank: int = 0):
             f"--output_file {output}: {path} cannot be written ({error.strerror}); give another path"
         ) from error
     with file:
-        if not _lock(file.fileno()) or not path.exists():  # not there: its run ended between these lines
+        if not _lock(file.fileno()) or not _is(file, path):  # another one, or none: its run ended between these lines
             raise UserError(
                 f"{path}: another process is writing it, of a run that goes on or of one whose main process alone was "
                 "killed (ps and nvidia-smi show it); wait for it, or end it, then repeat the command"
@@ -54,9 +54,16 @@ def held(output: str | Path, rank: int = 0):
         try:
             yield
         finally:
-            with suppress(FileNotFoundError):  # the main process takes all partial files away when the run is over
-                if not path.stat().st_size:
-                    path.unlink()
+            if _is(file, path) and not os.fstat(file.fileno()).st_size:
+                path.unlink(missing_ok=True)
+
+
+def _is(file, path: Path) -> bool:
+    """Whether the open `file` is still the one at `path`: a run that ends takes its partial files away."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _lock(file: int) -> bool:
