@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Speed and memory of prediction, side by side: LLaMA-7B's shape with random weights, a LoRA adapter, prompts of 120 to
-# 512 tokens, answers of exactly 128 tokens. Rows `ragged-`: answers of 20 to 400 tokens; `cap-`: within 24 GB of the
-# card; `-8bit`, `-4bit`: quantised. Needs a card; MODEL=llama-tiny RECORDS=16 tries it without one. ROWS="batch-64 fast"
-# runs some of the rows only. What each run printed stands in results/bench/*.log.
+# 512 tokens, answers of exactly 128 tokens. Rows `ragged-`: answers of 20 to 400 tokens; `alike-`: prompts with one of
+# twelve instructions, not of their own; `cap-`: within 24 GB of the card; `-8bit`, `-4bit`: quantised. Needs a card;
+# MODEL=llama-tiny RECORDS=16 tries it without one. ROWS="batch-64 fast" runs some of the rows only. What each run
+# printed stands in results/bench/*.log.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [ -d .venv ] && export PATH="$PWD/.venv/bin:$PATH"
@@ -12,7 +13,7 @@ RECORDS=${RECORDS:-1024}
 BASE=models/counting-$MODEL
 OUT=results/bench
 ROWS=${ROWS-one batch-16 batch-64 batch-128 fast fast-merged fast-8bit fast-4bit vllm cap-batch-16-8bit cap-fast
-    cap-fast-8bit cap-fast-4bit ragged-batch-64 ragged-fast ragged-vllm two-cards}
+    cap-fast-8bit cap-fast-4bit alike-fast ragged-batch-64 ragged-fast ragged-vllm two-cards}
 
 declare -A most=([one]=8 [batch-16]=128 [batch-64]=512 [batch-128]=512 [cap-batch-16-8bit]=64 [ragged-batch-64]=256) # records of the rows that are slow
 cards=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
@@ -25,11 +26,12 @@ printf '{"description": "", "prompt_input": "{instruction}\\n{input}", "prompt_n
     python scripts/random_base.py --model "$MODEL" --counting --out "$BASE.new" --tokenizer tests/golden/llama/checkpoint
     mv "$BASE.new" "$BASE"
 }
-ask=$OUT/ask-$MODEL-$RECORDS ragged=$OUT/ragged-$MODEL-$RECORDS
-for kind in "$ask 400 400" "$ragged 20 400"; do
-    read -r name least longest <<<"$kind"
+ask=$OUT/ask-$MODEL-$RECORDS ragged=$OUT/ragged-$MODEL-$RECORDS alike=$OUT/alike-$MODEL-$RECORDS
+for kind in "$ask --answers 400 400" "$ragged --answers 20 400" "$alike --answers 400 400 --alike 12"; do
+    read -r name more <<<"$kind"
+    # shellcheck disable=SC2086  # the flags of a kind
     [ -f "$name.json" ] || python scripts/bench_records.py --base "$BASE" --out "$name.json" --records "$RECORDS" \
-        --template "$OUT/ask-template.json" --answers "$least" "$longest" 2>"$name.log" || quit "$name.log"
+        --template "$OUT/ask-template.json" $more 2>"$name.log" || quit "$name.log"
 done
 [ -f "$OUT/counting-$MODEL-adapter/run.json" ] || python src/test_finetune.py --do_train --model_name_or_path "$BASE" --max_steps 1 \
     --train_file "$ask.json" --output_dir "$OUT/counting-$MODEL-adapter" --prompt_template_name "$OUT/ask-template.json" \
@@ -39,8 +41,10 @@ limit=$(python scripts/bench_limit.py --base "$BASE")
 printf '%-16s %10s %12s %9s %6s\n' row records/s "new tokens/s" "peak GiB" share
 for row in $ROWS; do
     records=$ask tokens=128 start=python engine=${row#ragged-}
+    engine=${engine#alike-}
     case $row in
         ragged-*) records=$ragged tokens=512 ;;
+        alike-*) records=$alike ;;
         two-cards) start="torchrun --nproc_per_node=2 --master_port=${PORT:-1331}" engine=fast ;;
     esac
     engine=${engine#cap-} && engine=${engine%-?bit}

@@ -37,18 +37,26 @@ def main(argv=None) -> None:
         help="records to predict, whose answers a base of random_base.py --counting makes so many tokens long; the "
         "template must end with the text",
     )
+    parser.add_argument(
+        "--alike", type=int, help="so many of the sample's instructions in turn, instead of a short one"
+    )
     arguments = parser.parse_args(argv)
     family, _, _ = find_family(arguments.base)
     codec, template = load_codec(arguments.base, family), load_template(arguments.template)
     draw, sample = random.Random(0), read(SAMPLE)
     text = "".join(record["input"] for record in sample)
+    instructions = ["抽取关系：类型。"]
+    if arguments.alike:
+        instructions = sorted({record["instruction"] for record in sample}, key=lambda one: (len(one), one))[
+            : arguments.alike
+        ]
     rows, tokens = [], 0
     for number in range(arguments.records):
         wanted = int(min(512, max(120, draw.gauss(380, 90))))
         start = draw.randrange(len(text) - 600)
         record = {
             "id": number,
-            "instruction": "抽取关系：类型。",
+            "instruction": instructions[number % len(instructions)],
             "output": "" if arguments.answers else sample[number % len(sample)]["output"][:40],
         }
         record["input"] = text[start : start + 600]

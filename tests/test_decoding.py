@@ -97,6 +97,8 @@ def test_the_longest_beginning_is_found_among_the_prompts_that_are_kept(tiny, mo
     asked = [[1, 2, 3, 4], [1, 2, 3, 4, 5], [1, 2, 5, 5], [1, 2, 9, 9], [5, 6, 7], [5, 6], [5, 7, 8], [0], [9, 9, 9]]
     assert places.beginnings(asked) == [(3, 0), (4, 0), (2, 4), (3, 4), (2, 7), (0, 0), (0, 0), (0, 0), (0, 0)]
     places.clear([0])
+    assert places.beginnings(asked)[:2] == [(3, 0), (4, 0)]  # nobody has written there yet
+    places.overwrite(places.find([1]))
     assert places.beginnings(asked)[:2] == [(2, 4), (2, 4)]
 
 
@@ -200,6 +202,24 @@ def test_a_prompt_that_raises_fails_alone(tiny):  # noqa: F811
     made = fast(model, codec, broken, Rules(6, batch_size=4))
     assert isinstance(made.pop(3), Failure)
     assert made == [generate(model, codec, [ids], Rules(6))[0] for ids in prompts]
+
+
+def test_what_a_prompt_that_failed_wrote_over_is_not_copied(tiny, monkeypatch):  # noqa: F811
+    model, codec, prompts = tiny
+    common, bad = (prompts[0] * 2)[:30], [9, *range(700, 731)]
+    asked = [[*common, 7, 8, 9], bad, [*common, 5]]
+    real = decoding._compute
+
+    def compute(*given):
+        firsts = real(*given)
+        if bad in given[2]:
+            raise ValueError("late")
+        return firsts
+
+    monkeypatch.setattr(decoding, "_compute", compute)
+    made = fast(model, codec, asked, Rules(6, batch_size=1))
+    assert made.pop(1) == Failure("ValueError: late")
+    assert made == [generate(model, codec, [ids], Rules(6))[0] for ids in asked if ids != bad]
 
 
 def test_the_script_writes_what_the_engine_batch_writes(tmp_path, capsys):

@@ -98,13 +98,12 @@ class Places:
         self.starts = torch.zeros_like(self.tokens)  # of the row's stretch
         self.last = torch.zeros_like(self.tokens)  # position that the stretch has room for
         self.taken = {}  # row -> Place
-        self.prompts = {}  # row -> the tokens that its stretch begins with
+        self.prompts = []  # (tokens, where their keys and values stand), also of records that are done
         self.clear(list(range(size)))
 
     def clear(self, rows: list[int]) -> None:
         for row in rows:
             self.taken.pop(row, None)
-            self.prompts.pop(row, None)
         where = torch.tensor(rows, dtype=torch.long, device=self.tokens.device)
         self.starts[where] = self.count + where
         self.positions[where], self.last[where] = 0, 0
@@ -115,8 +114,8 @@ class Places:
         lengths = torch.tensor(list(map(len, new.prompts)), device=self.tokens.device)
         self.tokens[rows], self.positions[rows] = new.firsts, lengths
         self.starts[rows], self.last[rows] = starts, ends - starts - 1
-        for place, prompt in zip(new.places, new.prompts, strict=True):
-            self.taken[place.row], self.prompts[place.row] = place, prompt
+        self.taken |= {place.row: place for place in new.places}
+        self.prompts += [(ids, place.start) for ids, place in zip(new.prompts, new.places, strict=True)]
         return list(zip(new.numbers, (place.row for place in new.places), new.firsts.tolist(), strict=True))
 
     def find(self, needs: Iterable[int]) -> list[Place]:
@@ -134,9 +133,17 @@ class Places:
             found.append(Place(row, start, start + need))
         return found
 
+    def overwrite(self, places: list[Place]) -> None:
+        """Forget the prompts that stand at `places`."""
+        self.prompts = [
+            (ids, start)
+            for ids, start in self.prompts
+            if all(place.end <= start or start + len(ids) <= place.start for place in places)
+        ]
+
     def beginnings(self, prompts: list[list[int]]) -> list[tuple[int, int]]:
         """The longest beginning of each prompt that stands here already, without its last token: (tokens, where)."""
-        there, found = sorted((ids, self.taken[row].start) for row, ids in self.prompts.items()), []
+        there, found = sorted(self.prompts), []
         for prompt in prompts:
             at = bisect(there, (prompt,))  # what has most in common with it is one of its neighbours
             near = [(common(prompt[:-1], ids), start) for ids, start in there[max(0, at - 1) : at + 1]]
@@ -285,6 +292,7 @@ def _start(model, prompts: dict, queue: deque, places: Places, needs: dict) -> t
         totals = list(accumulate(len(text) - tokens for text, (tokens, _) in zip(texts, shared, strict=True)))
         count = max(1, bisect(totals, most))
         numbers, texts, taken = [queue.popleft() for _ in range(count)], texts[:count], found[:count]
+        places.overwrite(taken)  # even by an attempt that fails
         try:
             firsts = _compute(model, places.kept, texts, taken, shared[:count])
             copied = sum(tokens for tokens, _ in shared[:count])

@@ -39,7 +39,7 @@ class Kept:
         return tuple(kept.transpose(0, 1)[None] for kept in self.layers[layer])
 
     def copy(self, sources: torch.Tensor, targets: torch.Tensor) -> None:
-        """What stands at `sources` also to `targets`, in all layers; the two have no place in common."""
+        """What stands at `sources` also to `targets`, in all layers; it is read before anything is written."""
         for layer in self.layers:
             for kept in layer:
                 kept[targets] = kept[sources]
