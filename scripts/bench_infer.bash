@@ -41,13 +41,12 @@ limit=$(python scripts/bench_limit.py --base "$BASE")
 printf '%-16s %10s %12s %9s %6s\n' row records/s "new tokens/s" "peak GiB" share
 for row in $ROWS; do
     records=$ask tokens=128 start=python engine=${row#ragged-}
-    engine=${engine#alike-}
     case $row in
         ragged-*) records=$ragged tokens=512 ;;
         alike-*) records=$alike ;;
         two-cards) start="torchrun --nproc_per_node=2 --master_port=${PORT:-1331}" engine=fast ;;
     esac
-    engine=${engine#cap-} && engine=${engine%-?bit}
+    engine=${engine#alike-} engine=${engine#cap-} engine=${engine%-?bit}
     case $engine in
         one) flags="--engine batch --batch_size 1" ;; # the original way
         batch-*) flags="--engine batch --batch_size ${engine#batch-}" ;;

@@ -38,18 +38,15 @@ def main(argv=None) -> None:
         "template must end with the text",
     )
     parser.add_argument(
-        "--alike", type=int, help="so many of the sample's instructions in turn, instead of a short one"
+        "--alike", type=int, help="so many of the sample's instructions in turn, instead of a shorter one"
     )
     arguments = parser.parse_args(argv)
     family, _, _ = find_family(arguments.base)
     codec, template = load_codec(arguments.base, family), load_template(arguments.template)
     draw, sample = random.Random(0), read(SAMPLE)
     text = "".join(record["input"] for record in sample)
-    instructions = ["抽取关系：类型。"]
-    if arguments.alike:
-        instructions = sorted({record["instruction"] for record in sample}, key=lambda one: (len(one), one))[
-            : arguments.alike
-        ]
+    shortest = sorted({record["instruction"] for record in sample}, key=lambda one: (len(one), one))
+    instructions = shortest[: arguments.alike] if arguments.alike else ["抽取关系：类型。"]
     rows, tokens = [], 0
     for number in range(arguments.records):
         wanted = int(min(512, max(120, draw.gauss(380, 90))))

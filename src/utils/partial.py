@@ -46,7 +46,8 @@ def held(output: str | Path, rank: int = 0):
             f"--output_file {output}: {path} cannot be written ({error.strerror}); give another path"
         ) from error
     with file:
-        if not _lock(file.fileno()) or not _is(file, path):  # another one, or none: its run ended between these lines
+        # Another file, or none, stands there when a run ended between these lines.
+        if not _lock(file.fileno()) or not _stands_at(path, file):
             raise UserError(
                 f"{path}: another process is writing it, of a run that goes on or of one whose main process alone was "
                 "killed (ps and nvidia-smi show it); wait for it, or end it, then repeat the command"
@@ -54,11 +55,11 @@ def held(output: str | Path, rank: int = 0):
         try:
             yield
         finally:
-            if _is(file, path) and not os.fstat(file.fileno()).st_size:
+            if _stands_at(path, file) and not os.fstat(file.fileno()).st_size:
                 path.unlink(missing_ok=True)
 
 
-def _is(file, path: Path) -> bool:
+def _stands_at(path: Path, file) -> bool:
     """Whether the open `file` is still the one at `path`: a run that ends takes its partial files away."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
