@@ -114,7 +114,8 @@ def test_products_with_8_bit_weights(dtype, width, count):
     codes = torch.randint(-127, 128, (333, width), dtype=torch.int8, device="cuda")
     scales = torch.rand(333, device="cuda")
     inputs = torch.randn(count, 2, width, dtype=dtype, device="cuda")[:, 1]  # apart, as the last tokens of records are
-    weight = codes.to(dtype, copy=True).mul_((scales / 127)[:, None])
+    weight = quantised.dequantise_by_torch(codes.cpu(), scales.cpu(), dtype).cuda()
+    assert torch.equal(quantised.dequantise_by_torch(codes, scales, dtype), weight)
     assert torch.equal(quantised._dequantise(codes, scales, dtype), weight)
     with torch.inference_mode():
         out = quantised._multiply(inputs[None], codes, scales)[0]
@@ -129,7 +130,7 @@ def test_products_with_8_bit_weights(dtype, width, count):
 def test_gradients_through_8_bit_weights(autocast):
     codes = torch.randint(-127, 128, (333, 640), dtype=torch.int8, device="cuda")
     scales = torch.rand(333, device="cuda")
-    weight = codes.bfloat16().mul_((scales / 127)[:, None])
+    weight = quantised.dequantise_by_torch(codes.cpu(), scales.cpu(), torch.bfloat16).cuda()
     inputs = torch.randn(300, 640, dtype=torch.bfloat16, device="cuda", requires_grad=True)
     gradient = torch.randn(300, 333, dtype=torch.bfloat16, device="cuda")
     with torch.autocast("cuda", torch.bfloat16, enabled=autocast):

@@ -1,5 +1,5 @@
-"""Attention of one new token a record, on a card, where every head has keys of its own: the time it takes is that of
-reading keys and values, which torch's fused attention, made for many queries, reads a quarter slower (docs/log.md).
+"""Attention of one new token a record, on a card: the time it takes is that of reading keys and values, each of them
+once for all heads that share it, which torch's fused attention, made for many queries, does slower (docs/log.md).
 """
 
 import torch
@@ -7,20 +7,29 @@ import triton
 import triton.language as tl
 
 TOKENS = 32  # read at a time
+ROWS = 16  # of the smallest product of matrices: the heads that share keys, the rest of them empty
 
 
 def attend(query, key, value, starts, seen, scale: float):
-    """(records, heads, size) from as much, where record i sees seen[i] of the (tokens, heads, size) from starts[i] on.
+    """(records, heads, size) from as much, where record i sees seen[i] of the (tokens, kept heads, size) from starts[i]
+    on; up to ROWS heads share a kept one.
 
-    `size` is a power of 2.
+    `size` is a power of 2, 16 or more.
     """
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     records, heads, size = query.shape
+    kept = key.shape[1]
     strides = query.stride(0), query.stride(1)
-    _attend[(heads, records)](
-        query, key, value, out, starts, seen, scale, *strides, heads, size, TOKENS, num_warps=2, num_stages=3
+    more = {"num_warps": 2, "num_stages": 3}
+    _attend[(kept, records)](
+        query, key, value, out, starts, seen, scale, *strides, kept, heads // kept, size, TOKENS, ROWS, **more
     )
     return out
+
+
+def serves(heads: int, kept: int, size: int) -> bool:
+    """Whether the kernel knows these shapes."""
+    return heads <= ROWS * kept and size >= 16 and size & (size - 1) == 0
 
 
 def try_out(device: torch.device, dtype: torch.dtype) -> None:
@@ -32,23 +41,27 @@ def try_out(device: torch.device, dtype: torch.dtype) -> None:
 @triton.jit
 def _attend(
     query, key, value, out, starts, seen, scale, record_stride, head_stride,
-    heads: tl.constexpr, size: tl.constexpr, tokens: tl.constexpr,
+    kept: tl.constexpr, share: tl.constexpr, size: tl.constexpr, tokens: tl.constexpr, rows: tl.constexpr,
 ):  # fmt: skip
-    """One head of one record: the softmax is built up while keys and values pass by, each read once."""
+    """The heads of one record that share a kept one: their softmax is built up while keys and values pass by."""
     head, record = tl.program_id(0), tl.program_id(1)
     first, count = tl.load(starts + record).to(tl.int64), tl.load(seen + record)
-    unit, token = tl.arange(0, size), tl.arange(0, tokens)
-    asked = tl.load(query + record * record_stride + head * head_stride + unit).to(tl.float32) * scale
-    highest, total, mean = -float("inf"), 0.0, tl.zeros([size], tl.float32)
+    unit, token, row = tl.arange(0, size), tl.arange(0, tokens), tl.arange(0, rows)
+    mine = (row < share)[:, None]
+    heads = (head * share + row)[:, None]
+    asked = tl.load(query + record * record_stride + heads * head_stride + unit[None, :], mask=mine, other=0.0)
+    highest, total = tl.full([rows], -float("inf"), tl.float32), tl.zeros([rows], tl.float32)
+    mean = tl.zeros([rows, size], tl.float32)
     for begin in range(0, count, tokens):
         there = begin + token < count
-        at = (((first + begin + token) * heads + head) * size)[:, None] + unit[None, :]
-        keys = tl.load(key + at, mask=there[:, None], other=0.0).to(tl.float32)
-        values = tl.load(value + at, mask=there[:, None], other=0.0).to(tl.float32)
-        score = tl.where(there, tl.sum(keys * asked[None, :], 1), -float("inf"))
-        higher = tl.maximum(highest, tl.max(score, 0))
-        weight, shrink = tl.exp(score - higher), tl.exp(highest - higher)
-        total = total * shrink + tl.sum(weight, 0)
-        mean = mean * shrink + tl.sum(weight[:, None] * values, 0)
+        at = (((first + begin + token) * kept + head) * size)[:, None] + unit[None, :]
+        keys = tl.load(key + at, mask=there[:, None], other=0.0)
+        values = tl.load(value + at, mask=there[:, None], other=0.0)
+        score = tl.where(there[None, :], tl.dot(asked, tl.trans(keys)) * scale, -float("inf"))
+        higher = tl.maximum(highest, tl.max(score, 1))
+        weight, shrink = tl.exp(score - higher[:, None]), tl.exp(highest - higher)
+        total = total * shrink + tl.sum(weight, 1)
+        mean = tl.dot(weight.to(values.dtype), values, mean * shrink[:, None])
         highest = higher
-    tl.store(out + (record * heads + head) * size + unit, (mean / total).to(out.dtype.element_ty))
+    at = (record * kept * share + heads) * size + unit[None, :]
+    tl.store(out + at, (mean / total[:, None]).to(out.dtype.element_ty), mask=mine)

@@ -201,11 +201,15 @@ def _answers(model, codec, waiting: dict[int, list[int]], rules: Rules, count: C
     places, needs = _make_places(model, rules.batch_size, waiting, budget)
     beside = _stream_beside(places)
     queue, prompts, said = deque(waiting), dict(waiting), {number: [] for number in waiting}  # said: new tokens
-    step, busy = None, {}  # busy: row -> number
+    step, busy, finished = None, {}, {}  # busy: row -> number
     while queue or busy:
+        if finished and not beside:
+            yield finished
         if busy:
             step = step or _make_step(model, places)
-            made = _decode(places, step)  # a card is not waited for: new prompts are computed meanwhile
+            made = _decode(places, step)  # a card is not waited for: it works on while answers are put on disk
+        if finished and beside:
+            yield finished
         with torch.cuda.stream(beside):  # None: no other one
             finished, started = _start(model, prompts, queue, places, needs)
         free = []
@@ -232,8 +236,7 @@ def _answers(model, codec, waiting: dict[int, list[int]], rules: Rules, count: C
                 busy[row] = number
                 said[number].append(first)
             count.update(copied=started.copied, computed=sum(map(len, started.prompts)) - started.copied)
-        if finished:
-            yield finished
+    yield finished
 
 
 def _answer(codec, ids: list[int], before: int, rules: Rules) -> Answer | Failure | None:

@@ -35,17 +35,22 @@ class Kept:
 
     def update(self, key, value, layer: int, *_, **__):
         for kept, new in zip(self.layers[layer], (key, value), strict=True):
-            kept.index_copy_(0, self.at, new[0].transpose(0, 1).to(kept.dtype))
+            _wide(kept).index_copy_(0, self.at, _wide(new[0].transpose(0, 1).to(kept.dtype)))
         return tuple(kept.transpose(0, 1)[None] for kept in self.layers[layer])
 
     def copy(self, sources: torch.Tensor, targets: torch.Tensor) -> None:
         """What stands at `sources` also to `targets`, in all layers; it is read before anything is written."""
         for layer in self.layers:
             for kept in layer:
-                kept[targets] = kept[sources]
+                _wide(kept)[targets] = _wide(kept)[sources]
 
     def get_seq_length(self, *_) -> int:
         return 0
+
+
+def _wide(numbers: torch.Tensor) -> torch.Tensor:
+    """The same in pieces of eight bytes, if they are whole ones: torch copies by index number by number."""
+    return numbers.view(torch.int64) if numbers.shape[-1] * numbers.itemsize % 8 == 0 else numbers
 
 
 def use_kept_attention(model) -> str:
@@ -61,12 +66,11 @@ def _attention(module, query, key, value, mask, scaling=None, spans: Spans | Non
     parts = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     if query.device.type != "cuda":
         return _attend_each(*parts, spans, scaling)[None], None
-    size = query.shape[-1]
-    alone = query.shape[1] == key.shape[1] and size & (size - 1) == 0  # every head with keys of its own
-    if spans.most == 1 and alone and not fused.why_not("decode_attention", query.device, query.dtype):
-        from utils.decode_attention import attend  # Triton, which comes with torch where there are cards
+    if spans.most == 1 and not fused.why_not("decode_attention", query.device, query.dtype):
+        from utils.decode_attention import attend, serves  # Triton, which comes with torch where there are cards
 
-        return attend(*parts, spans.keys, spans.seen, scaling)[None], None
+        if serves(query.shape[1], key.shape[1], query.shape[-1]):
+            return attend(*parts, spans.keys, spans.seen, scaling)[None], None
     bounds = spans.queries, spans.keys, spans.most, key.shape[2]
     seen = {"scale": scaling, "seqused_k": spans.seen}
     return torch.ops.aten._flash_attention_forward(*parts, *bounds, 0.0, True, False, **seen)[0][None], None

@@ -43,7 +43,8 @@ def _dequantise(codes, scales, dtype):
 
 def dequantise_by_torch(codes, scales, dtype):
     """The weight (outs, width) as quantised_kernels.dequantise makes it, anywhere, in two passes."""
-    return codes.to(dtype, copy=True).mul_((scales / 127).unsqueeze(1))
+    scales = scales / torch.full_like(scales, 127)  # by a number, torch on a card multiplies with a rounded 1/127
+    return codes.to(dtype, copy=True).mul_(scales.unsqueeze(1))
 
 
 def _multiply(inputs, codes, scales):
