@@ -95,6 +95,8 @@ def main(argv=None) -> None:
             if adapter:
                 model = load_adapter(model, adapter, args.merge_lora)
             model.eval()
+            if args.engine == "fast":
+                decoding.use_kernels(model)
             warn_context(model, codec, prompts, about, args)
         answer_records(model, codec, records, questions, settings, args, ranks, started)
 

@@ -1,6 +1,7 @@
 """The engine `fast`: the answers of one record at a time, whoever shares the places; one that fails fails alone."""
 
 import json
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,7 @@ from test_answers import tiny  # noqa: F401 - a fixture
 from test_inference import BASE, flags
 
 import inference
-from utils import decoding
+from utils import decoding, places
 from utils.args_predict import parse_inference
 from utils.errors import UserError
 from utils.generating import ALONE, Failure, Rules, generate
@@ -41,7 +42,7 @@ def test_every_number_of_places_answers_as_one_at_a_time(tiny, more, monkeypatch
         for size in (1, 2, 3, 7):
             for steps, tokens, shared in ((16, 8192, 16), (3, 1, 1)):  # prompts computed together, and each by itself
                 monkeypatch.setattr(decoding, "STEPS", steps)
-                monkeypatch.setattr(decoding, "SHARED", shared)
+                monkeypatch.setattr(places, "SHARED", shared)
                 monkeypatch.setattr(decoding, "PASS", tokens)
                 monkeypatch.setattr(decoding, "BLOCK", steps)
                 assert fast(model, own, prompts, rules._replace(batch_size=size)) == alone, (size, steps)
@@ -87,42 +88,11 @@ def test_a_beginning_in_common_with_a_prompt_that_is_kept_is_copied(tiny, monkey
     assert f"prompts: {computed} tokens computed, {sum(copied)} copied from" in capsys.readouterr().err
 
 
-def test_the_longest_beginning_is_found_among_the_prompts_that_are_kept(tiny, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(decoding, "SHARED", 2)
-    places = decoding.Places(tiny[0], 4, 100)
-    kept = [[1, 2, 3, 4], [1, 2, 9], [5, 6]]
-    found = places.find(map(len, kept))
-    assert places.beginnings([[1, 2, 3]]) == [(0, 0)]
-    places.admit(decoding.Started([0, 1, 2], found, kept, 0, torch.tensor([7, 8, 9])))
-    asked = [[1, 2, 3, 4], [1, 2, 3, 4, 5], [1, 2, 5, 5], [1, 2, 9, 9], [5, 6, 7], [5, 6], [5, 7, 8], [0], [9, 9, 9]]
-    assert places.beginnings(asked) == [(3, 0), (4, 0), (2, 4), (3, 4), (2, 7), (0, 0), (0, 0), (0, 0), (0, 0)]
-    places.clear([0])
-    assert places.beginnings(asked)[:2] == [(3, 0), (4, 0)]  # nobody has written there yet
-    places.overwrite(places.find([1]))
-    assert places.beginnings(asked)[:2] == [(2, 4), (2, 4)]
-
-
 def test_rows_are_those_of_whole_answers_or_where_few_fit_of_their_beginnings(monkeypatch):
     card = torch.device("cuda")
     for room, rows in ((10**6, 400), (90_000, 100), (27_000, 53), (2_700, 5), (10, 1)):
         monkeypatch.setattr(decoding, "room", lambda *_, room=room: room)
         assert decoding.choose_rows(None, [350, 410] * 200, 512, 1, card) == rows, room
-
-
-def test_a_row_without_a_record_writes_beside_the_others(tiny):  # noqa: F811
-    model, _, _ = tiny
-    places = decoding.Places(model, 3, 100)
-    found = places.find([60, 40, 1])
-    assert found == [(0, 0, 60), (1, 60, 100)]
-    firsts = torch.tensor([7, 8])
-    assert places.admit(decoding.Started([4, 5], found, [[1] * 50, [2] * 30], 0, firsts)) == [(4, 0, 7), (5, 1, 8)]
-    assert places.starts.tolist() == [0, 60, 102]
-    assert places.positions.tolist() == [50, 30, 0]
-    places.clear([0])
-    assert places.starts.tolist() == [100, 60, 102]
-    assert (places.starts + places.last).tolist() == [100, 99, 102]
-    assert places.find([61, 30]) == []
-    assert places.find([30, 30, 1]) == [(0, 0, 30), (2, 30, 60)]
 
 
 def test_a_loop_ends_its_row_at_once(tiny, monkeypatch):  # noqa: F811
@@ -141,25 +111,50 @@ def test_a_loop_ends_its_row_at_once(tiny, monkeypatch):  # noqa: F811
 @pytest.mark.parametrize("rows", [1, 3])
 def test_out_of_memory_halves_the_rows_says_so_and_goes_on(tiny, where, rows, monkeypatch, capsys):  # noqa: F811
     model, codec, prompts = tiny
-    real, sizes = getattr(decoding, where), []
+    real, sizes, made_for = getattr(decoding, where), [], []
+    rows_of = {
+        "Places": lambda given: given[1],
+        "_make_step": lambda given: given[2],
+        "_decode": lambda given: len(given[0]),
+        "_compute": lambda given: made_for[-1],
+    }[where]
 
     def small(*given):
-        size = given[1] if where == "Places" else None
-        if where in ("_make_step", "_decode"):
-            size = len(given[where == "_make_step"].tokens)
-        sizes.append(size or places[-1])
+        sizes.append(rows_of(given))
         if sizes[-1] > rows:
             raise torch.OutOfMemoryError("no room")
         return real(*given)
 
-    places, make = [], decoding.Places
+    make = decoding.Places
     if where == "_compute":
-        monkeypatch.setattr(decoding, "Places", lambda *given: places.append(given[1]) or make(*given))
+        monkeypatch.setattr(decoding, "Places", lambda *given: made_for.append(given[1]) or make(*given))
     monkeypatch.setattr(decoding, where, small)
     made = fast(model, codec, prompts, Rules(20, batch_size=7))
     assert made == [generate(model, codec, [ids], Rules(20))[0] for ids in prompts]
     assert "batch_size: 3 (out of memory)" in capsys.readouterr().err
-    assert min(sizes) == rows
+    assert rows in sizes
+    assert min(sizes) == rows or where in ("_make_step", "_decode")  # smaller ones are made anyway
+
+
+@pytest.mark.parametrize("failing", range(1, 12, 2))
+def test_answers_kept_back_while_a_card_works_are_not_lost_or_said_twice(tiny, failing, monkeypatch):  # noqa: F811
+    model, codec, prompts = tiny
+    calls, real = [], decoding._decode
+
+    def short_of_memory(*given):
+        calls.append(1)
+        if len(calls) == failing:
+            raise torch.OutOfMemoryError("no room")
+        return real(*given)
+
+    monkeypatch.setattr(decoding, "_stream_beside", lambda _: SimpleNamespace())  # as on a card
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(wait_stream=lambda _: None))
+    monkeypatch.setattr(decoding, "_decode", short_of_memory)
+    monkeypatch.setattr(decoding, "PASS", 1)  # they start, and end, one after the other
+    made = fast(model, codec, prompts, Rules(20, batch_size=3))
+    assert len(calls) > failing
+    assert made == [generate(model, codec, [ids], Rules(20))[0] for ids in prompts]
 
 
 def test_a_record_too_large_even_alone_fails_by_itself(tiny, monkeypatch):  # noqa: F811

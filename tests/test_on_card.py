@@ -82,6 +82,7 @@ def test_fast_takes_the_likeliest_tokens_over_quantised_weights(bits, size, tmp_
 @pytest.mark.parametrize("most", [1, decoding.PASS])  # tokens of a pass: 1 computes each prompt by itself
 def test_fast_takes_the_likeliest_tokens(model_type, kv_heads, size, most, capsys, monkeypatch):
     monkeypatch.setattr(decoding, "PASS", most)
+    monkeypatch.setattr(decoding, "ENOUGH", 1)  # steps of half as many rows, too
     compare_with_whole_passes(make(model_type, kv_heads), make(model_type, kv_heads).to(torch.bfloat16), size)
     assert ("copied from" in capsys.readouterr().err) == (size < 24 or most == 1)  # else all begin together
 
@@ -95,6 +96,7 @@ def compare_with_whole_passes(exact, model, size: int) -> None:
         prompts[len(prompts)] = ids[:half] + [10 + (token + len(prompts) // 18) % 990 for token in ids[half:]]
     prompts = dict(sorted(prompts.items(), key=lambda item: -len(item[1])))
     said = {}
+    decoding.use_kernels(model)
     for made in decoding.answers(model, codec, prompts, Rules(40, batch_size=size)):
         said |= {number: [int(token) for token in answer.text.split()] for number, answer in made.items()}
     assert {len(ids) for ids in said.values()} == {40}
@@ -104,6 +106,25 @@ def compare_with_whole_passes(exact, model, size: int) -> None:
             logits = exact(whole).logits[0, len(ids) - 1 : -1]
         taken = logits.gather(1, whole[0, len(ids) :, None])[:, 0]
         assert ((logits.max(-1).values - taken) < 0.5 * logits.std(-1)).all()  # rounding decides near ties only
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [16, 64, 128, 256])
+@pytest.mark.parametrize("share", [1, 3, 16])  # heads that share keys and values
+def test_attention_of_one_new_token(dtype, size, share):
+    from utils.decode_attention import attend, serves  # needs Triton
+
+    torch.manual_seed(0)
+    query, kept = torch.randn(6, 3 * share, size, dtype=dtype), torch.randn(2, 600, 3, size, dtype=dtype)
+    starts, seen = torch.tensor([0, 5, 90, 95, 300, 599, 600]), torch.tensor([1, 33, 5, 200, 256, 1])
+    assert serves(3 * share, 3, size)
+    moved = (part.cuda() for part in (query, *kept, starts.int(), seen.int()))
+    out = attend(*moved, scale=size**-0.5).cpu().double()
+    for record, first, count in zip(range(6), starts.tolist(), seen.tolist(), strict=False):
+        key, value = kept[:, first : first + count].double().repeat_interleave(share, 2)
+        score = torch.einsum("hs,ths->ht", query[record].double(), key) * size**-0.5
+        exact = torch.einsum("ht,ths->hs", score.softmax(-1), value)
+        assert (out[record] - exact).abs().max() < 4 * torch.finfo(dtype).eps
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

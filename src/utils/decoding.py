@@ -1,16 +1,15 @@
 """The engine `fast`: many records decoded side by side, a finished one's place given to a waiting one at once.
 
-Keys and values of all records lie one behind the other in one tensor a layer, made once. So a step always has the same
-shapes, and on a card it is captured as a CUDA graph and replayed without the CPU. Greedy answers only.
+Keys and values of all records lie one behind the other in one tensor a layer, made once. So all steps of as many rows
+have the same shapes, and on a card each is captured as a CUDA graph and replayed without the CPU. Greedy answers only.
 """
 
 import gc
 import math
 from bisect import bisect
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Callable
 from itertools import accumulate, islice
-from typing import NamedTuple
 
 import torch
 from torch.nn.functional import pad
@@ -24,6 +23,7 @@ from utils.kept import Kept, Spans, use_kept_attention
 from utils.loading import read_adapter_config
 from utils.loops import loops
 from utils.memory import SAFE, cached_numbers, free_bytes
+from utils.places import Place, Places, Started
 from utils.precision import Precision
 
 STEPS = 8  # tokens made between two looks at what is finished
@@ -31,7 +31,6 @@ BLOCK = 64  # new tokens of a record between two looks for loops
 PASS = 12288  # tokens of one pass over new prompts
 MOST = 512  # rows on a card
 ENOUGH = 64  # rows: with fewer, a card mostly reads weights
-SHARED = 16  # tokens: so long a beginning, in common with a prompt that is kept, is copied
 AHEAD = 128  # new tokens that a record gets room for at first, where the memory has none for all that it may have
 
 
@@ -81,80 +80,14 @@ def room(config, device: torch.device) -> float:
     return free / (2 * cached_numbers(config))  # of 16 bits: the engine has no others on a card
 
 
-class Place(NamedTuple):
-    row: int
-    start: int  # of its stretch of the kept tokens
-    end: int
-
-
-class Places:
-    """`size` rows, each with a stretch of the kept tokens; a row without a record has one token, behind the others."""
-
-    def __init__(self, model, size: int, count: int):
-        self.kept, self.count = Kept(model, count + size), count
-        self.tokens = torch.zeros(size, dtype=torch.long, device=model.device)  # the newest, not kept yet
-        self.positions = torch.zeros_like(self.tokens)  # where it stands in its record
-        self.each = torch.arange(size + 1, dtype=torch.int32, device=model.device)
-        self.starts = torch.zeros_like(self.tokens)  # of the row's stretch
-        self.last = torch.zeros_like(self.tokens)  # position that the stretch has room for
-        self.taken = {}  # row -> Place
-        self.prompts = []  # (tokens, where their keys and values stand), also of records that are done
-        self.clear(list(range(size)))
-
-    def clear(self, rows: list[int]) -> None:
-        for row in rows:
-            self.taken.pop(row, None)
-        where = torch.tensor(rows, dtype=torch.long, device=self.tokens.device)
-        self.starts[where] = self.count + where
-        self.positions[where], self.last[where] = 0, 0
-
-    def admit(self, new: "Started") -> list[tuple[int, int, int]]:
-        """Records get their rows: (number, row, first new token) of each."""
-        rows, starts, ends = torch.tensor(new.places, device=self.tokens.device).T
-        lengths = torch.tensor(list(map(len, new.prompts)), device=self.tokens.device)
-        self.tokens[rows], self.positions[rows] = new.firsts, lengths
-        self.starts[rows], self.last[rows] = starts, ends - starts - 1
-        self.taken |= {place.row: place for place in new.places}
-        self.prompts += [(ids, place.start) for ids, place in zip(new.prompts, new.places, strict=True)]
-        return list(zip(new.numbers, (place.row for place in new.places), new.firsts.tolist(), strict=True))
-
-    def find(self, needs: Iterable[int]) -> list[Place]:
-        """Where records of so many tokens go, in their order, while there are rows and room."""
-        found = []
-        for row, need in zip((row for row in range(len(self.tokens)) if row not in self.taken), needs, strict=False):
-            start = 0
-            for other in sorted([*self.taken.values(), *found], key=lambda place: place.start):
-                if other.start - start >= need:
-                    break
-                start = other.end
-            else:
-                if self.count - start < need:
-                    break
-            found.append(Place(row, start, start + need))
-        return found
-
-    def overwrite(self, places: list[Place]) -> None:
-        """Forget the prompts that stand at `places`."""
-        self.prompts = [
-            (ids, start)
-            for ids, start in self.prompts
-            if all(place.end <= start or start + len(ids) <= place.start for place in places)
-        ]
-
-    def beginnings(self, prompts: list[list[int]]) -> list[tuple[int, int]]:
-        """The longest beginning of each prompt that stands here already, without its last token: (tokens, where)."""
-        there, found = sorted(self.prompts), []
-        for prompt in prompts:
-            at = bisect(there, (prompt,))  # what has most in common with it is one of its neighbours
-            near = [(common(prompt[:-1], ids), start) for ids, start in there[max(0, at - 1) : at + 1]]
-            found.append(max((pair for pair in near if pair[0] >= SHARED), default=(0, 0)))
-        return found
-
-
-def common(one: list[int], other: list[int]) -> int:
-    """How many tokens two prompts begin with in common."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((at for at, (mine, its) in pairs if mine != its), min(len(one), len(other)))
+def use_kernels(model) -> None:
+    """Give `model`, on a card, what kernels there are beyond torch's; `answers` is slower without."""
+    if model.device.type != "cuda":
+        return
+    if reason := fused.why_not("decode_attention", model.device, model.dtype):
+        say(f"kernels: torch's (Triton's: {reason})")
+    elif fused.has_liger():
+        apply_liger_kernel(model, fused.LIGER)
 
 
 def answers(model, codec, waiting: dict[int, list[int]], rules: Rules):
@@ -163,10 +96,6 @@ def answers(model, codec, waiting: dict[int, list[int]], rules: Rules):
         return
     if model.device.type == "cuda":
         torch.cuda.set_device(model.device)  # which streams, graphs and Triton take
-        if reason := fused.why_not("decode_attention", model.device, model.dtype):
-            say(f"kernels: torch's (Triton's: {reason})")
-        elif fused.has_liger():
-            apply_liger_kernel(model, fused.LIGER)
     usual = use_kept_attention(model)
     left, size, count = dict(waiting), rules.batch_size, Counter()
     try:
@@ -199,17 +128,20 @@ def _answers(model, codec, waiting: dict[int, list[int]], rules: Rules, count: C
     """One attempt of `answers`; adds the tokens of prompts to `count`: computed, copied."""
     budget = rules.max_new_tokens
     places, needs = _make_places(model, rules.batch_size, waiting, budget)
-    beside = _stream_beside(places)
+    beside, steps = _stream_beside(places), _make_steps(model, places)
     queue, prompts, said = deque(waiting), dict(waiting), {number: [] for number in waiting}  # said: new tokens
-    step, busy, finished = None, {}, {}  # busy: row -> number
+    busy, finished = {}, {}  # row -> number; number -> its tokens, or Failure
     while queue or busy:
         if finished and not beside:
-            yield finished
+            yield _cut(codec, finished, rules)
+            finished = {}
         if busy:
-            step = step or _make_step(model, places)
-            made = _decode(places, step)  # a card is not waited for: it works on while answers are put on disk
-        if finished and beside:
-            yield finished
+            size = next(size for size in steps if size >= len(busy))
+            if max(busy) >= size:
+                busy = places.gather(busy)
+            made = _decode(places.tokens[:size], steps[size])
+        if finished:  # a card is not waited for: it decodes while answers are put on disk, and new prompts computed
+            yield _cut(codec, finished, rules)
         with torch.cuda.stream(beside):  # None: no other one
             finished, started = _start(model, prompts, queue, places, needs)
         free = []
@@ -218,8 +150,8 @@ def _answers(model, codec, waiting: dict[int, list[int]], rules: Rules, count: C
             before, prompt = len(said[number]), waiting[number]
             most = needs[number] - len(prompt) + 1  # that it has room for: the newest token is not kept yet
             said[number] = ids = (said[number] + new)[: min(budget, most)]
-            if answer := _answer(codec, ids, before, rules):
-                finished[number] = answer
+            if _has_ended(codec, ids, before, rules):
+                finished[number] = ids
             elif len(ids) == most:  # it goes on, with all the room that it may need, when its turn comes again
                 prompts[number], needs[number] = prompt + ids, len(prompt) + budget
                 queue.append(number)
@@ -236,20 +168,30 @@ def _answers(model, codec, waiting: dict[int, list[int]], rules: Rules, count: C
                 busy[row] = number
                 said[number].append(first)
             count.update(copied=started.copied, computed=sum(map(len, started.prompts)) - started.copied)
-    yield finished
+    yield _cut(codec, finished, rules)
 
 
-def _answer(codec, ids: list[int], before: int, rules: Rules) -> Answer | Failure | None:
-    """The answer that the new tokens of a record are, if they are a whole one; `before`: as many were looked at."""
+def _has_ended(codec, ids: list[int], before: int, rules: Rules) -> bool:
+    """Whether the new tokens of a record are a whole answer; `before`: as many were looked at."""
+    if codec.eos_id in ids or len(ids) == rules.max_new_tokens:
+        return True
+    if not rules.max_repeats or before // BLOCK == len(ids) // BLOCK:
+        return False
     try:
-        looped = (
-            rules.max_repeats and before // BLOCK < len(ids) // BLOCK and loops(codec.decode(ids), rules.max_repeats)
-        )
-        if codec.eos_id in ids or len(ids) == rules.max_new_tokens or looped:
-            return cut_answer(codec, ids, rules.max_repeats)
-    except Exception as error:  # noqa: BLE001 - whatever one record's tokens make a tokenizer raise
-        return Failure(reason_of(error))
-    return None
+        return loops(codec.decode(ids), rules.max_repeats)
+    except Exception:  # noqa: BLE001 - `_cut` meets it again
+        return True
+
+
+def _cut(codec, finished: dict, rules: Rules) -> dict[int, Answer | Failure]:
+    """The answers that tokens are; what has failed already stays as it is."""
+    made = {}
+    for number, ids in finished.items():
+        try:
+            made[number] = ids if isinstance(ids, Failure) else cut_answer(codec, ids, rules.max_repeats)
+        except Exception as error:  # noqa: BLE001 - whatever one record's tokens make a tokenizer raise
+            made[number] = Failure(reason_of(error))
+    return made
 
 
 def _stream_beside(places: Places):
@@ -274,16 +216,6 @@ def _make_places(model, size: int, waiting: dict[int, list[int]], budget: int) -
         needs = {number: len(ids) + min(budget, AHEAD) for number, ids in waiting.items()}
         mean = sum(needs.values()) / len(needs)
     return Places(model, size, max(longest, int(min(size * mean, fit)))), needs
-
-
-class Started(NamedTuple):
-    """Records whose prompts are computed, and the token that follows each of these."""
-
-    numbers: list[int]
-    places: list[Place]
-    prompts: list[list[int]]
-    copied: int  # tokens of them
-    firsts: torch.Tensor
 
 
 def _start(model, prompts: dict, queue: deque, places: Places, needs: dict) -> tuple[dict, Started | None]:
@@ -346,39 +278,49 @@ def _pass(model, kept: Kept, ids, positions, at, spans: Spans, **more):
     return model(**given, spans=spans, **more).logits[0]
 
 
+def _make_steps(model, places: Places) -> dict[int, Callable]:
+    """The steps there are: number of rows, the first ones -> a function that makes one token of each; in their order.
+
+    A card captures each, so that it has two at most, and with half as many rows a step of few is no faster.
+    """
+    rows, sizes = len(places.tokens), range(1, len(places.tokens) + 1)
+    if places.tokens.device.type == "cuda":
+        sizes = [rows // 2, rows] if rows >= 4 * ENOUGH else [rows]
+    return {size: _make_step(model, places, size) for size in sizes}
+
+
 @torch.inference_mode()
-def _decode(places: Places, step) -> torch.Tensor:
-    """STEPS more tokens of every row, (rows, STEPS); those of rows without a record mean nothing."""
+def _decode(tokens: torch.Tensor, step) -> torch.Tensor:
+    """STEPS more of the newest `tokens` (rows), that `step` makes: (rows, STEPS); no record's mean nothing."""
     new = []
     for _ in range(STEPS):
         step()
-        new.append(places.tokens.clone())
+        new.append(tokens.clone())
     return torch.stack(new, 1)
 
 
 @torch.inference_mode()
-def _make_step(model, places: Places):
-    """A function that makes one token of every row; on a card the replay of a CUDA graph."""
+def _make_step(model, places: Places, size: int):
+    """A function that makes one token of each of the first `size` rows; on a card the replay of a CUDA graph."""
+    tokens, positions, starts = places.tokens[:size], places.positions[:size], places.starts[:size]
 
     def step() -> None:
-        keys = pad(places.starts, (0, 1)).int()
-        spans = Spans(places.each, keys, (places.positions + 1).int(), 1)
-        at = places.starts + places.positions
-        logits = _pass(model, places.kept, places.tokens, places.positions, at, spans)
-        places.tokens.copy_(logits.argmax(-1))
-        places.positions.copy_(torch.minimum(places.positions + 1, places.last))
+        spans = Spans(places.each[: size + 1], pad(starts, (0, 1)).int(), (positions + 1).int(), 1)
+        logits = _pass(model, places.kept, tokens, positions, starts + positions, spans)
+        tokens.copy_(logits.argmax(-1))
+        positions.copy_(torch.minimum(positions + 1, places.last[:size]))
 
-    if places.tokens.device.type != "cuda":
+    if tokens.device.type != "cuda":
         return step
-    before = places.tokens.clone(), places.positions.clone()
+    before = tokens.clone(), positions.clone()
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         step()  # kernels are loaded, workspaces made
     torch.cuda.current_stream().wait_stream(stream)
-    places.tokens.copy_(before[0])  # what trying it changed is put back
-    places.positions.copy_(before[1])
+    tokens.copy_(before[0])  # what trying it changed is put back
+    positions.copy_(before[1])
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):  # whose workspaces the replay will use: no other stream may share them
         step()
     return graph.replay

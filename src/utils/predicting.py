@@ -117,8 +117,8 @@ def answer_records(model, codec, records, questions, settings, args, ranks: Rank
 def predict(model, codec, asked: dict[int, list[int]], settings, args, ranks: Ranks):
     """Answer this process's share of the questions `asked` (number -> prompt) that no earlier run has answered.
 
-    Every answer is in a partial file before the next group of them begins. What failed (number -> reason), how many
-    were answered, and the new tokens and seconds it took.
+    Each group of answers is in a partial file before the engine is asked for the next. What failed (number -> reason),
+    how many were answered, and the new tokens and seconds it took.
     """
     done = partial.resume(args.output_file, settings, ranks.rank)
     if done:
