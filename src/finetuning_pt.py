@@ -36,14 +36,19 @@ from utils.records import load
 from utils.shards import whole_files
 from utils.steps import Log, finish, make_plan, train
 from utils.tokens import load_codec, save_tokenizer
-from utils.training import is_done
+from utils.training import alone, is_done
 
 
 def main(argv=None) -> None:
-    begun = {"time": time.time()}
     model_args, args = parse_ptuning(argv)
-    base, out = model_args.model_name_or_path, Path(args.output_dir)
     rank, processes = engines.process()
+    with alone(args.output_dir, rank):
+        finetune(model_args, args, rank, processes)
+
+
+def finetune(model_args, args, rank: int, processes: int) -> None:
+    begun = {"time": time.time()}
+    base, out = model_args.model_name_or_path, Path(args.output_dir)
 
     # Everything that can be wrong is found before the base is loaded.
     engines.make_config(args)

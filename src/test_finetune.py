@@ -27,6 +27,7 @@ from utils.training import (
     LogFile,
     SaveTokenizer,
     TripleTrainer,
+    alone,
     checkpoint_step,
     choose_resume,
     clear,
@@ -38,9 +39,13 @@ from utils.training import (
 
 
 def main(argv=None) -> None:
-    started = time.time()
-    model_args, data_args, lora_args, args = parse_finetune(argv)
-    out = Path(args.output_dir)
+    *others, args = parse_finetune(argv)
+    with alone(args.output_dir, args.process_index):
+        finetune(*others, args)
+
+
+def finetune(model_args, data_args, lora_args, args) -> None:
+    started, out = time.time(), Path(args.output_dir)
 
     # Everything that can be wrong is found before the base is loaded.
     family, name = choose_family(model_args.model_name_or_path, model_args)

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from utils import partial
+from utils import locks, partial
 from utils.errors import UserError
 
 SETTINGS = {
@@ -130,7 +130,7 @@ def test_a_file_that_was_replaced_before_it_was_locked_is_not_taken_for_the_one_
         partial.partial_path(output).touch()
         return True
 
-    monkeypatch.setattr(partial, "_lock", lock)
+    monkeypatch.setattr(locks, "take", lock)
     with pytest.raises(UserError, match="another process is writing it"), partial.held(output):
         pass
 

@@ -16,7 +16,7 @@ from conftest import GOLDEN, ROOT
 
 import finetuning_pt
 import inference_pt
-from utils import args_pt, prefix, pt_checkpoints
+from utils import args_pt, locks, prefix, pt_checkpoints
 from utils import engine as engines
 from utils.args_pt import parse_ptuning
 from utils.errors import UserError
@@ -286,6 +286,8 @@ def test_a_run_is_not_overwritten_or_continued_otherwise_in_silence(flags, tmp_p
     finetuning_pt.main(flags(tmp_path, max_steps=2))
     with pytest.raises(UserError, match=r"holds a run already .global_step-2.; .* --resume to go on"):
         finetuning_pt.main(flags(tmp_path, max_steps=2))
+    with locks.held(tmp_path / "training.lock", ""), pytest.raises(UserError, match="another training is writing it"):
+        finetuning_pt.main(flags(tmp_path, "--overwrite_output_dir", max_steps=2))
     with pytest.raises(UserError, match="the run to resume was started otherwise .seed: 42 then, 7 now"):
         finetuning_pt.main(flags(tmp_path, "--resume", max_steps=2, seed=7))
     with pytest.raises(UserError, match="started otherwise .prefix: .*4.* then, .*5"):

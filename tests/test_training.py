@@ -14,6 +14,7 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 
 from test_finetune import main
+from utils import locks
 from utils.batches import make_collator
 from utils.errors import UserError
 from utils.families import find_family
@@ -195,6 +196,20 @@ def test_a_run_is_not_overwritten_or_continued_otherwise_in_silence(tmp_path):
     assert json.loads((tmp_path / "run.json").read_text())["results"]["steps"] == 1
     assert not list(tmp_path.glob("checkpoint-*"))
     assert len([row for row in log(tmp_path) if "loss" in row]) == 1
+
+
+def test_a_second_training_does_not_touch_what_another_is_writing(tmp_path):
+    with locks.held(tmp_path / "training.lock", ""):
+        (tmp_path / "checkpoint-2").mkdir()
+        with pytest.raises(UserError, match=f"--output_dir {tmp_path}: another training is writing it"):
+            main(flags(tmp_path, "--overwrite_output_dir"))
+    assert (tmp_path / "checkpoint-2").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"--output_dir .*file/out: cannot be written"):
+        main(flags(tmp_path / "file" / "out"))
+    with pytest.raises(UserError, match="no such layer"):
+        main(flags(tmp_path / "new", lora_target_modules="q_prj"))
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path, capsys):

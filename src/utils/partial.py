@@ -8,16 +8,12 @@ process is at work, its file is locked: a second run, or one that left its proce
 
 import json
 import os
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from utils import locks
 from utils.errors import UserError
 from utils.records import to_line, write
-
-try:
-    import fcntl
-except ImportError:  # Windows has no locks of this kind
-    fcntl = None
 
 
 def partial_path(output: str | Path, rank: int = 0) -> Path:
@@ -38,46 +34,19 @@ def partial_paths(output: str | Path) -> list[Path]:
 def held(output: str | Path, rank: int = 0):
     """Keep this process's partial file from others until the block ends; UserError when one writes it already."""
     path = partial_path(output, rank)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "ab")  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise UserError(
-            f"--output_file {output}: {path} cannot be written ({error.strerror}); give another path"
-        ) from error
-    with file:
-        # Another file, or none, stands there when a run ended between these lines.
-        if not _lock(file.fileno()) or not _stands_at(path, file):
-            raise UserError(
-                f"{path}: another process is writing it, of a run that goes on or of one whose main process alone was "
-                "killed (ps and nvidia-smi show it); wait for it, or end it, then repeat the command"
-            )
+    refusal = (
+        f"{path}: another process is writing it, of a run that goes on or of one whose main process alone was killed "
+        "(ps and nvidia-smi show it); wait for it, or end it, then repeat the command"
+    )
+    with ExitStack() as stack:
         try:
-            yield
-        finally:
-            if _stands_at(path, file) and not os.fstat(file.fileno()).st_size:
-                path.unlink(missing_ok=True)
-
-
-def _stands_at(path: Path, file) -> bool:
-    """Whether the open `file` is still the one at `path`: a run that ends takes its partial files away."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _lock(file: int) -> bool:
-    """False when another process has it; where files cannot be locked, nobody has."""
-    if fcntl is None:
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass
-    return True
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locks.held(path, refusal))
+        except OSError as error:
+            raise UserError(
+                f"--output_file {output}: {path} cannot be written ({error.strerror}); give another path"
+            ) from error
+        yield
 
 
 def recorded_settings(output: str | Path) -> dict | None:

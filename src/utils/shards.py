@@ -1,6 +1,5 @@
 """Checkpoint folders tensor by tensor: what they hold, one tensor at a time, and a writer that never holds a shard."""
 
-import fcntl
 import json
 import math
 import os
@@ -14,6 +13,7 @@ import torch
 from safetensors import safe_open
 from tqdm import tqdm
 
+from utils import locks
 from utils.errors import UserError, say
 from utils.records import write_lines
 
@@ -234,10 +234,8 @@ def begin(out: Path, flag: str, plan: dict, *inputs: dict[str, Stored]) -> Path:
 def lock(partial: Path) -> None:
     """Keep other runs off `partial` until this process ends; UserError when one is writing it."""
     handle = os.open(partial / LOCK, os.O_CREAT | os.O_RDWR)  # never closed: the lock lasts as long as the process
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise UserError(f"{partial}: another run is writing it; wait for its end") from None
+    if not locks.take(handle):
+        raise UserError(f"{partial}: another run is writing it; wait for its end")
 
 
 def write_model(partial: Path, plan: dict[str, tuple[tuple[int, ...], torch.dtype]], pieces) -> dict[str, float]:

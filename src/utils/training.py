@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import Counter
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback
 
-from utils import manifest
+from utils import locks, manifest
 from utils.cache import cached_rows
 from utils.errors import UserError, say
 from utils.generating import Rules, plan_batches
@@ -222,6 +223,35 @@ def find_checkpoint(output_dir: str | Path, processes: int = 1) -> str | None:
 def checkpoint_step(folder: str | Path) -> int:
     """The optimizer step a checkpoint was saved at; OSError, ValueError or KeyError when it is not whole."""
     return json.loads((Path(folder) / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+
+
+@contextmanager
+def alone(output_dir: str | Path, rank: int):
+    """Keep other trainings out of --output_dir until the block ends: they would mix, or delete, each other's files.
+
+    UserError when one is at work there, or the folder cannot be made.
+    """
+    if rank:  # the first process holds it for all
+        yield
+        return
+    folder = Path(output_dir)
+    refusal = (
+        f"--output_dir {folder}: another training is writing it (ps and nvidia-smi show it); give another folder, or "
+        "wait for it"
+    )
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.callback(_remove_empty, folder)
+            stack.enter_context(locks.held(folder / "training.lock", refusal))
+        except OSError as error:
+            raise UserError(f"--output_dir {folder}: cannot be written ({error.strerror}); give another") from error
+        yield
+
+
+def _remove_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def choose_resume(args) -> str | None:
