@@ -322,11 +322,9 @@ def available(device: torch.device, cap: int | None) -> int:
 
     Of several processes training together the one with the least counts: all must decide alike.
     """
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-        free = min(free, cap * MB) if cap else free
-    else:
-        free = psutil.virtual_memory().available
+    free = free_bytes(device)
+    if cap and device.type == "cuda":
+        free = min(free, cap * MB)
     if torch.distributed.is_initialized():
         least = torch.tensor(free, device=device)
         torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)

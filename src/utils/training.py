@@ -235,6 +235,7 @@ def alone(output_dir: str | Path, rank: int):
         yield
         return
     folder = Path(output_dir)
+    was_there = folder.exists()
     refusal = (
         f"--output_dir {folder}: another training is writing it (ps and nvidia-smi show it); give another folder, or "
         "wait for it"
@@ -242,7 +243,8 @@ def alone(output_dir: str | Path, rank: int):
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            stack.callback(_remove_empty, folder)
+            if not was_there:
+                stack.callback(_remove_empty, folder)
             stack.enter_context(locks.held(folder / "training.lock", refusal))
         except OSError as error:
             raise UserError(f"--output_dir {folder}: cannot be written ({error.strerror}); give another") from error
