@@ -281,7 +281,7 @@ def _pass(model, kept: Kept, ids, positions, at, spans: Spans, **more):
 def _make_steps(model, places: Places) -> dict[int, Callable]:
     """The steps there are: number of rows, the first ones -> a function that makes one token of each; in their order.
 
-    A card captures each, so that it has two at most, and with half as many rows a step of few is no faster.
+    Each has to be captured on a card, which has two at most: all rows and, where so many keep it busy, half of them.
     """
     rows, sizes = len(places.tokens), range(1, len(places.tokens) + 1)
     if places.tokens.device.type == "cuda":
