@@ -27,12 +27,11 @@ printf '{"description": "", "prompt_input": "{instruction}\\n{input}", "prompt_n
     mv "$BASE.new" "$BASE"
 }
 ask=$OUT/ask-$MODEL-$RECORDS ragged=$OUT/ragged-$MODEL-$RECORDS alike=$OUT/alike-$MODEL-$RECORDS
-for kind in "$ask --answers 400 400" "$ragged --answers 20 400" "$alike --answers 400 400 --alike 12"; do
-    read -r name more <<<"$kind"
-    # shellcheck disable=SC2086  # the flags of a kind
-    [ -f "$name.json" ] || python scripts/bench_records.py --base "$BASE" --out "$name.json" --records "$RECORDS" \
-        --template "$OUT/ask-template.json" $more 2>"$name.log" || quit "$name.log"
-done
+make() { # the records NAME.json, if they are not there: NAME, flags
+    [ -f "$1.json" ] || python scripts/bench_records.py --base "$BASE" --out "$1.json" --records "$RECORDS" \
+        --template "$OUT/ask-template.json" "${@:2}" 2>"$1.log" || quit "$1.log"
+}
+make "$ask" --answers 400 400
 [ -f "$OUT/counting-$MODEL-adapter/run.json" ] || python src/test_finetune.py --do_train --model_name_or_path "$BASE" --max_steps 1 \
     --train_file "$ask.json" --output_dir "$OUT/counting-$MODEL-adapter" --prompt_template_name "$OUT/ask-template.json" \
     --learning_rate 1e-5 --save_strategy no >"$OUT/adapter.log" 2>&1 || quit "$OUT/adapter.log"
@@ -42,8 +41,8 @@ printf '%-16s %10s %12s %9s %6s\n' row records/s "new tokens/s" "peak GiB" share
 for row in $ROWS; do
     records=$ask tokens=128 start=python engine=${row#ragged-}
     case $row in
-        ragged-*) records=$ragged tokens=512 ;;
-        alike-*) records=$alike ;;
+        ragged-*) records=$ragged tokens=512 && make "$ragged" --answers 20 400 ;;
+        alike-*) records=$alike && make "$alike" --answers 400 400 --alike 12 ;;
         two-cards) start="torchrun --nproc_per_node=2 --master_port=${PORT:-1331}" engine=fast ;;
     esac
     engine=${engine#alike-} engine=${engine#cap-} engine=${engine%-?bit}
