@@ -82,11 +82,27 @@ def _attend_each(query, key, value, spans: Spans, scale: float | None):
     bounds = (part.tolist() for part in (spans.queries[1:], spans.keys[:-1], spans.seen))
     for last, start, seen in zip(*bounds, strict=True):
         parts = query[first:last], key[start : start + seen], value[start : start + seen]
-        parts = (part.transpose(0, 1)[None] for part in parts)
-        rows = last - first
-        mask = torch.ones(rows, seen, dtype=torch.bool).tril(seen - rows) if 1 < rows < seen else None
-        causal = {"attn_mask": mask, "is_causal": rows == seen > 1}  # its own mask is of a square alone
-        made = scaled_dot_product_attention(*parts, **causal, scale=scale, enable_gqa=True)
-        out[first:last] = made[0].transpose(0, 1)
+        out[first:last] = (_attend_once if last - first == 1 else _attend_many)(*parts, scale)
         first = last
     return out
+
+
+def _attend_once(query, key, value, scale: float | None):
+    """A record's one new token: heads that share keys are rows of one product, and a row alone stands twice, for in 16
+    bits torch multiplies several rows many times faster than one (docs/log.md).
+    """
+    kept, size = key.shape[1:]
+    rows = query.view(kept, -1, size)
+    share = rows.shape[1]
+    rows = rows if share > 1 else rows.expand(-1, 2, -1)
+    made = scaled_dot_product_attention(rows[None], key.transpose(0, 1)[None], value.transpose(0, 1)[None], scale=scale)
+    return made[0, :, :share].reshape(query.shape)
+
+
+def _attend_many(query, key, value, scale: float | None):
+    """The last tokens of a record, which see those before them."""
+    rows, seen = len(query), len(key)
+    mask = torch.ones(rows, seen, dtype=torch.bool).tril(seen - rows) if rows < seen else None
+    parts = (part.transpose(0, 1)[None] for part in (query, key, value))
+    causal = {"attn_mask": mask, "is_causal": rows == seen}  # its own mask is of a square alone
+    return scaled_dot_product_attention(*parts, **causal, scale=scale, enable_gqa=True)[0].transpose(0, 1)
