@@ -40,14 +40,14 @@ from utils.training import alone, is_done
 
 
 def main(argv=None) -> None:
-    model_args, args = parse_ptuning(argv)
-    rank, processes = engines.process()
-    with alone(args.output_dir, rank):
-        finetune(model_args, args, rank, processes)
-
-
-def finetune(model_args, args, rank: int, processes: int) -> None:
     begun = {"time": time.time()}
+    model_args, args = parse_ptuning(argv)
+    with alone(args.output_dir, engines.process()[0]):
+        finetune(model_args, args, begun)
+
+
+def finetune(model_args, args, begun: dict) -> None:
+    rank, processes = engines.process()
     base, out = model_args.model_name_or_path, Path(args.output_dir)
 
     # Everything that can be wrong is found before the base is loaded.

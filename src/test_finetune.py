@@ -39,13 +39,14 @@ from utils.training import (
 
 
 def main(argv=None) -> None:
+    started = time.time()
     *others, args = parse_finetune(argv)
     with alone(args.output_dir, args.process_index):
-        finetune(*others, args)
+        finetune(*others, args, started)
 
 
-def finetune(model_args, data_args, lora_args, args) -> None:
-    started, out = time.time(), Path(args.output_dir)
+def finetune(model_args, data_args, lora_args, args, started: float) -> None:
+    out = Path(args.output_dir)
 
     # Everything that can be wrong is found before the base is loaded.
     family, name = choose_family(model_args.model_name_or_path, model_args)

@@ -286,7 +286,10 @@ def test_a_run_is_not_overwritten_or_continued_otherwise_in_silence(flags, tmp_p
     finetuning_pt.main(flags(tmp_path, max_steps=2))
     with pytest.raises(UserError, match=r"holds a run already .global_step-2.; .* --resume to go on"):
         finetuning_pt.main(flags(tmp_path, max_steps=2))
-    with locks.held(tmp_path / "training.lock", ""), pytest.raises(UserError, match="another training is writing it"):
+    with (
+        locks.held(tmp_path / "training.lock", "", ""),
+        pytest.raises(UserError, match="another training is writing it"),
+    ):
         finetuning_pt.main(flags(tmp_path, "--overwrite_output_dir", max_steps=2))
     with pytest.raises(UserError, match="the run to resume was started otherwise .seed: 42 then, 7 now"):
         finetuning_pt.main(flags(tmp_path, "--resume", max_steps=2, seed=7))

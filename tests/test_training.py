@@ -199,7 +199,7 @@ def test_a_run_is_not_overwritten_or_continued_otherwise_in_silence(tmp_path):
 
 
 def test_a_second_training_does_not_touch_what_another_is_writing(tmp_path):
-    with locks.held(tmp_path / "training.lock", ""):
+    with locks.held(tmp_path / "training.lock", "", ""):
         (tmp_path / "checkpoint-2").mkdir()
         with pytest.raises(UserError, match=f"--output_dir {tmp_path}: another training is writing it"):
             main(flags(tmp_path, "--overwrite_output_dir"))

@@ -13,11 +13,18 @@ except ImportError:  # Windows has no locks of this kind
 
 
 @contextmanager
-def held(path: Path, refusal: str):
-    """Keep the file at `path`, made if it is not there, from others until the block ends, and remove it if it is empty
-    then. UserError(refusal) when another process has it; OSError when it cannot be made.
+def held(path: Path, what: str, refusal: str):
+    """Keep the file at `path`, made with its folders if it is not there, from others until the block ends, and remove
+    it if it is empty then.
+
+    UserError: `refusal` when another process has it, one about `what` (a flag, its value) when it cannot be made.
     """
-    with open(path, "ab") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "ab")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise UserError(f"{what} cannot be written ({error.strerror}); give another path") from error
+    with file:
         # Another file, or none, stands there when a run ended between these lines.
         if not take(file.fileno()) or not _stands_at(path, file):
             raise UserError(refusal)

@@ -8,7 +8,6 @@ process is at work, its file is locked: a second run, or one that left its proce
 
 import json
 import os
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from utils import locks
@@ -30,7 +29,6 @@ def partial_paths(output: str | Path) -> list[Path]:
     return [path for path in (first, *sorted(others)) if path.is_file()]
 
 
-@contextmanager
 def held(output: str | Path, rank: int = 0):
     """Keep this process's partial file from others until the block ends; UserError when one writes it already."""
     path = partial_path(output, rank)
@@ -38,15 +36,7 @@ def held(output: str | Path, rank: int = 0):
         f"{path}: another process is writing it, of a run that goes on or of one whose main process alone was killed "
         "(ps and nvidia-smi show it); wait for it, or end it, then repeat the command"
     )
-    with ExitStack() as stack:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locks.held(path, refusal))
-        except OSError as error:
-            raise UserError(
-                f"--output_file {output}: {path} cannot be written ({error.strerror}); give another path"
-            ) from error
-        yield
+    return locks.held(path, f"--output_file {output}: {path}", refusal)
 
 
 def recorded_settings(output: str | Path) -> dict | None:

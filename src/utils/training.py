@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections import Counter
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -235,25 +235,15 @@ def alone(output_dir: str | Path, rank: int):
         yield
         return
     folder = Path(output_dir)
-    was_there = folder.exists()
-    refusal = (
-        f"--output_dir {folder}: another training is writing it (ps and nvidia-smi show it); give another folder, or "
-        "wait for it"
-    )
-    with ExitStack() as stack:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if not was_there:
-                stack.callback(_remove_empty, folder)
-            stack.enter_context(locks.held(folder / "training.lock", refusal))
-        except OSError as error:
-            raise UserError(f"--output_dir {folder}: cannot be written ({error.strerror}); give another") from error
-        yield
-
-
-def _remove_empty(folder: Path) -> None:
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
+    was_there, what = folder.exists(), f"--output_dir {folder}:"
+    refusal = f"{what} another training is writing it (ps and nvidia-smi show it); give another folder, or wait for it"
+    try:
+        with locks.held(folder / "training.lock", what, refusal):
+            yield
+    finally:
+        if not was_there:
+            with suppress(OSError):  # what holds something, or was not made
+                folder.rmdir()
 
 
 def choose_resume(args) -> str | None:
