@@ -29,6 +29,7 @@ ROWS = {
     "fast-8bit": "--engine fast --bits 8",
     "batch-32-4bit": "--engine batch --batch_size 32 --bits 4",
     "fast-4bit": "--engine fast --bits 4",
+    "vllm": "--engine vllm",
 }
 
 

@@ -34,22 +34,28 @@ def python(*command, launcher=(), **more):
     return subprocess.run(start, cwd=ROOT, capture_output=True, text=True, timeout=300, **more)
 
 
-@pytest.fixture(scope="session")
-def random_base(tmp_path_factory):
-    """A LLaMA of random weights, larger than a trained one's, so that its layers do look at a prefix of P-Tuning."""
+def random_llama(folder, **sizes):
+    """A LLaMA of random weights, larger than a trained one's, so that its layers do look at a prefix or an adapter."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    folder = tmp_path_factory.mktemp("base")
     for name in ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"):
         shutil.copy(GOLDEN / "checkpoint" / name, folder)
     torch.manual_seed(1)
-    config = AutoConfig.from_pretrained(GOLDEN / "checkpoint", intermediate_size=128, pad_token_id=0)
+    config = AutoConfig.from_pretrained(GOLDEN / "checkpoint", pad_token_id=0, **sizes)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     for parameter in model.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.2)
     model.save_pretrained(folder)
+    return model
+
+
+@pytest.fixture(scope="session")
+def random_base(tmp_path_factory):
+    """The folder of such a LLaMA."""
+    folder = tmp_path_factory.mktemp("base")
+    random_llama(folder, intermediate_size=128)
     return folder
 
 

