@@ -83,7 +83,8 @@ def main(argv=None) -> None:
             check_fits(adapter, shape.sizes)
         if args.engine == "vllm":
             room = longest + args.max_new_tokens * args.retry_length
-            model = vllm_engine.load(base, adapter, precision, room, context_of(base, codec), args, model_args)
+            context = context_of(base, codec)
+            model = vllm_engine.load(base, adapter, precision, device, room, context, args, model_args)
         else:
             # The engine fast makes of --batch_size what fits.
             kept = longest * args.num_beams * ((args.batch_size or 1) if args.engine == "batch" else 1)

