@@ -253,6 +253,20 @@ def test_an_interrupted_second_asking_goes_on(tmp_path, budgets, monkeypatch):
     assert budgets == [(24, 2)] * 4
 
 
+def test_an_answer_that_cannot_be_made_longer_stays(tmp_path, budgets, monkeypatch, capsys):
+    real = Codec.answer
+
+    def answer(codec, model, prompts, rules, *more):
+        if rules.max_new_tokens == 24:
+            raise MemoryError
+        return real(codec, model, prompts, rules, *more)
+
+    monkeypatch.setattr(Codec, "answer", answer)
+    inference.main(flags(tmp_path / "out.json", "--retry_length", max_new_tokens=12, batch_size=4))
+    assert {(row["output"], row["finish_reason"]) for row in rows(tmp_path / "out.json")} == {("12", "length")}
+    assert "warning: 12 answers stay cut at 12 tokens: asked again, it failed (out of memory" in capsys.readouterr().err
+
+
 def test_without_the_flag_nothing_is_asked_again(tmp_path, budgets):
     inference.main(flags(tmp_path / "out.json", max_new_tokens=12, batch_size=4))
     assert budgets == [(12, 4)] * 3
@@ -349,6 +363,11 @@ def test_windows_of_any_text_cover_it_in_order(seed, most):
     assert len("".join(found)) <= 2 * len(text)
 
 
+def test_a_text_without_a_character_fits_or_has_no_window():
+    assert windows("", lambda text: True) == [""]
+    assert windows("", lambda text: False) is None
+
+
 def test_the_triples_of_windows_are_merged_in_order_without_repeats():
     record = {"id": 1, "instruction": "已知候选的关系列表：['位于']", "input": "甲在乙。丙在丁。", "kg": []}
     other = {"id": 2, "instruction": "", "input": "x"}
@@ -383,7 +402,8 @@ def test_long_texts_are_asked_about_in_windows(tmp_path, capsys):
     assert f"windows: {len(split)} of 12 texts" in capsys.readouterr().err
 
 
-def test_an_instruction_without_room_for_a_text_is_an_error_that_names_the_record():
-    records = [{"id": 3, "instruction": "x", "input": "text"}]
+@pytest.mark.parametrize("text", ["text", ""])
+def test_an_instruction_without_room_for_a_text_is_an_error_that_names_the_record(text):
+    records = [{"id": 3, "instruction": "x", "input": text}]
     with pytest.raises(UserError, match="record id 3: its instruction leaves no room.*has 1 tokens: give --window"):
         make_questions(records, lambda record: [1], lambda record: False)

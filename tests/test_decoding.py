@@ -107,9 +107,23 @@ def test_a_loop_ends_its_row_at_once(tiny, monkeypatch):  # noqa: F811
     fast(model, codec, prompts, Rules(20, batch_size=7))
 
 
+SHORT = {
+    "a card": lambda: torch.OutOfMemoryError("no room"),
+    "a CPU": lambda: RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 6 bytes"),
+}
+
+
+@pytest.mark.parametrize("device", SHORT)
 @pytest.mark.parametrize("where", ["Places", "_make_step", "_decode", "_compute"])
 @pytest.mark.parametrize("rows", [1, 3])
-def test_out_of_memory_halves_the_rows_says_so_and_goes_on(tiny, where, rows, monkeypatch, capsys):  # noqa: F811
+def test_out_of_memory_halves_the_rows_says_so_and_goes_on(
+    tiny,  # noqa: F811
+    where,
+    rows,
+    device,
+    monkeypatch,
+    capsys,
+):
     model, codec, prompts = tiny
     real, sizes, made_for = getattr(decoding, where), [], []
     rows_of = {
@@ -122,7 +136,7 @@ def test_out_of_memory_halves_the_rows_says_so_and_goes_on(tiny, where, rows, mo
     def small(*given):
         sizes.append(rows_of(given))
         if sizes[-1] > rows:
-            raise torch.OutOfMemoryError("no room")
+            raise SHORT[device]()
         return real(*given)
 
     make = decoding.Places
@@ -157,7 +171,8 @@ def test_answers_kept_back_while_a_card_works_are_not_lost_or_said_twice(tiny, f
     assert made == [generate(model, codec, [ids], Rules(20))[0] for ids in prompts]
 
 
-def test_a_record_too_large_even_alone_fails_by_itself(tiny, monkeypatch):  # noqa: F811
+@pytest.mark.parametrize("device", SHORT)
+def test_a_record_too_large_even_alone_fails_by_itself(tiny, device, monkeypatch):  # noqa: F811
     model, codec, prompts = tiny
     longest = max(prompts, key=len)
     for where in ("Places", "_compute"):
@@ -165,7 +180,7 @@ def test_a_record_too_large_even_alone_fails_by_itself(tiny, monkeypatch):  # no
 
         def small(*given, where=where, real=real):
             if given[2] > len(longest) + 19 if where == "Places" else longest in given[2]:
-                raise torch.OutOfMemoryError("no room")
+                raise SHORT[device]()
             return real(*given)
 
         with monkeypatch.context() as patch:

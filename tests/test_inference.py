@@ -197,6 +197,7 @@ def test_a_base_without_an_adapter_predicts(tmp_path):
         ({"model_name_or_path": None}, "--model_name_or_path is missing, and no run.json"),
         ({"device": "cuda:7"}, r"--device cuda:7: this machine shows \d+ cards"),
         ({"device": "gpu"}, "--device gpu: expected cpu, cuda"),
+        ({"device": "mps"}, "--device mps: expected cpu, cuda"),
         ({"output_file": VALID}, "is an input of this command"),
     ],
 )

@@ -45,6 +45,21 @@ def test_appended_batches_come_back_by_index(output):
     assert partial.resume(output, SETTINGS) == ROWS
 
 
+@pytest.mark.parametrize("line", ["[1]", "7", "half of a lin"])
+def test_a_file_that_is_no_partial_file_is_said(output, line):
+    partial.partial_path(output).write_text(line + "\n")
+    with pytest.raises(UserError, match=r"valid.json.partial:1: not a partial file of predictions; delete it"):
+        partial.resume(output, SETTINGS)
+
+
+@pytest.mark.parametrize("ranks", [(0, 0), (0, 1), (1, 0)])
+def test_an_answer_that_was_asked_again_counts_whichever_process_made_it(output, ranks):
+    for rank, budget in zip(ranks, (8, 16), strict=True):
+        partial.resume(output, SETTINGS, rank)
+        partial.append(output, {3: {"output": f"of {budget}", "budget": budget}}, rank)
+    assert partial.finished(output) == {3: {"output": "of 16", "budget": 16}}
+
+
 def test_a_run_can_be_interrupted_more_than_once(output):
     interrupted(output, BATCHES[:1])
     assert partial.resume(output, SETTINGS) == BATCHES[0]

@@ -10,11 +10,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 
 from utils import decoding, vllm_engine
 from utils.errors import UserError, say
-from utils.generating import ALONE, Failure, Rules, choose_batch_size, reason_of
+from utils.generating import ALONE, Failure, Rules, choose_batch_size, is_out_of_memory, reason_of
 
 
 def choose_engine(asked: str, family, args, why_not_fast: Callable) -> str:
@@ -85,7 +84,7 @@ def _try(model, codec, waiting: dict, batch: list[int], rules: Rules):
     except torch.AcceleratorError:
         raise  # the card takes no further orders from this process
     except Exception as error:  # noqa: BLE001 - whatever one record makes a model raise, the others shall be answered
-        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and not should_reduce_batch_size(error):
+        if not is_out_of_memory(error):
             return error.with_traceback(None)  # which would hold on to the tensors of the batch
     gc.collect()  # the error held on to the tensors that it was about
     if torch.cuda.is_available():

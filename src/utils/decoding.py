@@ -18,7 +18,7 @@ from transformers.integrations.liger import apply_liger_kernel
 
 from utils import fused, packing
 from utils.errors import say
-from utils.generating import ALONE, Answer, Failure, Rules, choose_batch_size, cut_answer, reason_of
+from utils.generating import ALONE, Answer, Failure, Rules, choose_batch_size, cut_answer, is_out_of_memory, reason_of
 from utils.kept import Kept, Spans, use_kept_attention
 from utils.loading import read_adapter_config
 from utils.loops import loops
@@ -107,8 +107,10 @@ def answers(model, codec, waiting: dict[int, list[int]], rules: Rules):
                         del left[number]
                     yield made
                 continue
-            except torch.OutOfMemoryError:
-                pass  # only after this block nothing holds on to the tensors that it was about
+            except Exception as error:
+                if isinstance(error, torch.AcceleratorError) or not is_out_of_memory(error):
+                    raise
+            # Only here nothing holds on to the tensors that the error was about.
             if size > 1:
                 size //= 2
                 say(f"\nbatch_size: {size} (out of memory)")
@@ -236,7 +238,7 @@ def _start(model, prompts: dict, queue: deque, places: Places, needs: dict) -> t
             raise  # the card takes no further orders from this process
         except Exception as error:  # whatever one record makes a model raise, the others shall be answered
             if len(numbers) == 1:
-                short = isinstance(error, torch.OutOfMemoryError)
+                short = is_out_of_memory(error)
                 if short and len(places.tokens) > 1:
                     raise  # fewer rows leave it more
                 failed[numbers[0]] = Failure(ALONE if short else reason_of(error))

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from transformers import StoppingCriteriaList
 
 from utils.choosing import StopLoops, processors
@@ -31,6 +32,11 @@ def reason_of(error: Exception) -> str:
     """What went wrong, in one line."""
     text = str(error).strip().split("\n")[0][:200]
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a card or the machine lacked memory, which fewer records at a time may need less of."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or should_reduce_batch_size(error)
 
 
 class Rules(NamedTuple):

@@ -48,13 +48,14 @@ def _settings_of(path: Path) -> dict | None:
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             first = file.readline()
-        return json.loads(first) if first.endswith("\n") else None
+        settings = json.loads(first) if first.endswith("\n") else None
     except FileNotFoundError:
         return None
     except json.JSONDecodeError:
-        raise UserError(
-            f"{path}:1: not a partial file of predictions; delete it, or give another --output_file"
-        ) from None
+        settings = first
+    if not isinstance(settings, dict | None):
+        raise UserError(f"{path}:1: not a partial file of predictions; delete it, or give another --output_file")
+    return settings
 
 
 def check(output: str | Path, settings: dict) -> None:
@@ -79,13 +80,18 @@ def _short(value) -> str:
 
 
 def finished(output: str | Path) -> dict[int, dict]:
-    """Number -> row of everything in the partial files. A later row of one number replaces an earlier one."""
+    """Number -> row of everything in the partial files; of two rows of one number the one with the larger `budget`.
+
+    An answer that was asked again may stand in the file of another process than the first one.
+    """
     rows = {}
     for path in partial_paths(output):
         whole = path.read_bytes()
         for number, line in enumerate(whole[: whole.rfind(b"\n") + 1].split(b"\n")[1:], start=2):
             try:
-                rows |= {int(question): row for question, row in json.loads(line or b"{}").items()}
+                for question, row in json.loads(line or b"{}").items():
+                    if row.get("budget", 0) >= rows.get(int(question), row).get("budget", 0):
+                        rows[int(question)] = row
             except (ValueError, AttributeError):
                 raise UserError(f"{path}:{number}: damaged; delete this line: its answers are made again") from None
     return rows

@@ -127,12 +127,13 @@ def predict(model, codec, asked: dict[int, list[int]], settings, args, ranks: Ra
     # Shares depend on the questions alone: processes that see each other's answers early or late agree about them.
     mine = [numbers[at] for batch in plan_batches(lengths, 1) for at in batch][ranks.rank :: ranks.count]
     rules = rules_of(args, settings["batch_size"] or 1)
-    failed, count, tokens, start = {}, 0, 0, time.time()
+    count, tokens, start = 0, 0, time.time()
 
-    def ask(waiting: list[int], rules: Rules, what: str) -> None:
+    def ask(waiting: list[int], rules: Rules, what: str) -> dict[int, str]:
         nonlocal count, tokens
+        failed = {}
         if not waiting:
-            return
+            return failed
         begun, hidden = len(mine) - len(waiting), ranks.rank > 0
         with tqdm(total=len(mine), initial=begun, unit="record", desc=what, disable=hidden) as bar:
             prompts = {number: asked[number] for number in waiting}
@@ -146,11 +147,15 @@ def predict(model, codec, asked: dict[int, list[int]], settings, args, ranks: Ra
                 count += len(answers)
                 tokens += sum(answer.tokens for answer in answers.values())
                 bar.update(len(made))
+        return failed
 
-    ask([number for number in mine if number not in done], rules, "predicting")
+    failed = ask([number for number in mine if number not in done], rules, "predicting")
     if args.retry_length:
         longer = rules._replace(max_new_tokens=2 * rules.max_new_tokens, batch_size=max(1, rules.batch_size // 2))
-        ask([n for n in mine if cut_short(done.get(n), asked[n], codec, rules)], longer, "asking again")
+        vain = ask([n for n in mine if cut_short(done.get(n), asked[n], codec, rules)], longer, "asking again")
+        if vain:
+            reason, cut = next(iter(vain.values())), f"{len(vain)} answers stay cut at {rules.max_new_tokens} tokens"
+            say(f"warning: {cut}: asked again, it failed ({reason})")
     return failed, count, tokens, time.time() - start
 
 
@@ -189,7 +194,7 @@ def report_failed(records, questions: list[Question], failed: dict[int, str], ar
     count = len({questions[number].record for number in failed})
     what = f"{count} of {len(records)} records failed, for the reasons above"
     if args.skip_failed:
-        say(f"warning: {what}; their output is empty, their finish_reason error")
+        say(f"warning: {what}; their output is empty or lacks the failed windows, their finish_reason is error")
         return
     raise UserError(
         f"{what}; {args.output_file} is not written. The answers of the others are kept in "
@@ -235,7 +240,9 @@ def choose_device(asked: str | None, fall_back: bool = False) -> torch.device:
     try:
         device = torch.device({"cuda": "cuda:0"}.get(asked, f"cuda:{asked}" if asked.isdigit() else asked))
     except RuntimeError:
-        raise UserError(f"--device {asked}: expected cpu, cuda, cuda:N or N") from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {asked}: expected cpu, cuda, cuda:N or N")
     if fall_back and device.type == "cuda" and not has_cuda():
         say(f"device: cpu (--device {asked}: no GPU)")
         return torch.device("cpu")

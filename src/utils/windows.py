@@ -14,7 +14,8 @@ def sentences(text: str) -> list[str]:
 
 
 def windows(text: str, fits) -> list[str] | None:
-    """Stretches of a text, in order, each as long as `fits(stretch)` allows; None when not even one character fits.
+    """Stretches of a text, in order, each as long as `fits(stretch)` allows; None when not even one character fits,
+    or, of a text without any, not even that.
 
     They begin and end with sentences, and each begins with the sentence that the one before ends with, where that
     leaves room for another. A sentence that is too long is cut at its commas, and a clause anywhere.
@@ -56,7 +57,7 @@ def _small_pieces(text: str, fits) -> list[str] | None:
                 pieces.append(clause[:size])
                 clause = clause[size:]
             pieces.append(clause)
-    return pieces
+    return pieces or None
 
 
 def _longest_beginning(text: str, fits) -> int:
