@@ -108,7 +108,7 @@ def answers(model, codec, waiting: dict[int, list[int]], rules: Rules):
                     yield made
                 continue
             except Exception as error:
-                if isinstance(error, torch.AcceleratorError) or not is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
             # Only here nothing holds on to the tensors that the error was about.
             if size > 1:

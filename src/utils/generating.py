@@ -36,6 +36,8 @@ def reason_of(error: Exception) -> str:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether a card or the machine lacked memory, which fewer records at a time may need less of."""
+    if isinstance(error, torch.AcceleratorError):
+        return False  # the card takes no further orders from this process
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or should_reduce_batch_size(error)
 
 
