@@ -253,7 +253,7 @@ def test_the_tables_of_p_tuning_have_every_flag_with_its_default(name):
 def test_every_flag_in_the_prose_exists(name, capsys):
     known = {*actions(parser_of("")), *actions(parser_of("## Prediction"))}
     known |= {*actions(HfArgumentParser(PTUNING_ARGUMENTS)), *actions(HfArgumentParser(PTUNING_INFERENCE))}
-    known |= {"--model", "--tokenizer"}  # of scripts/random_base.py
+    known |= {"--model", "--tokenizer", "--counting"}  # of scripts/random_base.py
     known |= {"--help", "--help_all", "--master_port", "--nocheck"}  # of torchrun, and fire's way to say --check False
     known |= {"--nproc_per_node", "--nnodes", "--node_rank", "--master_addr"}  # of torchrun, too
     known |= {"--include", "--num_gpus"}  # of deepspeed
