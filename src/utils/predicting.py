@@ -131,10 +131,9 @@ def predict(model, codec, asked: dict[int, list[int]], settings, args, ranks: Ra
 
     def ask(waiting: list[int], rules: Rules, what: str) -> dict[int, str]:
         nonlocal count, tokens
-        failed = {}
         if not waiting:
-            return failed
-        begun, hidden = len(mine) - len(waiting), ranks.rank > 0
+            return {}
+        failed, begun, hidden = {}, len(mine) - len(waiting), ranks.rank > 0
         with tqdm(total=len(mine), initial=begun, unit="record", desc=what, disable=hidden) as bar:
             prompts = {number: asked[number] for number in waiting}
             for made in ENGINES[args.engine].answers(model, codec, prompts, rules):

@@ -134,7 +134,7 @@ def own_cards(device: torch.device, each: int):
     """Show vLLM `each` cards, those of this process, and nothing of torchrun: it would take that for its own."""
     kept = {name: os.environ.get(name) for name in (*TORCHRUN, "CUDA_VISIBLE_DEVICES")}
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    first = int(os.environ["LOCAL_RANK"]) * each if several else device.index or 0
+    first = (device.index or 0) * (each if several else 1)  # a process's device has its number
     if several or first:
         shown = (kept["CUDA_VISIBLE_DEVICES"] or ",".join(map(str, range(torch.cuda.device_count())))).split(",")
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(shown[first : first + each])
