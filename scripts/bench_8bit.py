@@ -11,9 +11,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from utils import fused
-from utils.errors import UserError, run_script
-from utils.quantised import dequantise_by_torch
+from common.errors import UserError, run_script
+from loading.quantised import dequantise_by_torch
+from ops import available
 
 SHAPES = {(4096, 4096): 4, (11008, 4096): 2, (4096, 11008): 1}  # (outs, width) of a weight: how many a layer has
 BF16 = torch.bfloat16
@@ -27,9 +27,9 @@ def main(argv=None) -> None:
     parser.parse_args(argv)
     if not torch.cuda.is_available():
         raise UserError("a card is needed: the CPU multiplies in one way only")
-    if reason := fused.why_not("quantised_kernels", torch.device("cuda"), BF16):
+    if reason := available.why_not("quantised_kernels", torch.device("cuda"), BF16):
         raise UserError(f"Triton is needed: {reason}")
-    from utils.quantised_kernels import FEW, dequantise, multiply
+    from ops.int8_product import FEW, dequantise, multiply
 
     ways = {
         "16 bits": lambda inputs, codes, scales, weight: inputs @ weight.T,

@@ -11,9 +11,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from utils.errors import UserError, run_script
-from utils.memory import read_shape
-from utils.speed import product_rate
+from common.errors import UserError, run_script
+from loading.shape import read_shape
+from training.speed import product_rate
 
 
 def main(argv=None) -> None:

@@ -13,8 +13,9 @@ import torch
 from compare_8bit import keep_own
 
 import test_finetune
-from utils import batches, loading, tokens
-from utils.errors import run_script
+from common.errors import run_script
+from loading import quantised
+from tokens import batches
 
 
 def make_collator(pad_id: int, width_of: int = 1):
@@ -34,6 +35,6 @@ def make_collator(pad_id: int, width_of: int = 1):
 
 
 if __name__ == "__main__":
-    loading.use_plain_product = keep_own
-    tokens.make_collator = make_collator
+    quantised.use_plain_product = keep_own
+    batches.make_collator = make_collator
     run_script(test_finetune.main)

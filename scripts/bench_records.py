@@ -14,11 +14,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from random_base import COUNTED
 
-from utils.errors import run_script, say
-from utils.families import find_family
-from utils.prompter import load_template, prompt
-from utils.records import read, write
-from utils.tokens import Limits, fit, load_codec
+from checkpoints.family import find_family
+from common.errors import run_script, say
+from common.files import write_rows
+from data.prompts import load_template, make_prompt
+from data.records import read_records
+from tokens.readers import load_codec
+from tokens.rows import Limits, fit_record
 
 SAMPLE = Path(__file__).resolve().parents[1] / "data" / "sample" / "train.json"
 
@@ -43,7 +45,7 @@ def main(argv=None) -> None:
     arguments = parser.parse_args(argv)
     family, _, _ = find_family(arguments.base)
     codec, template = load_codec(arguments.base, family), load_template(arguments.template)
-    draw, sample = random.Random(0), read(SAMPLE)
+    draw, sample = random.Random(0), read_records(SAMPLE)
     text = "".join(record["input"] for record in sample)
     shortest = sorted({record["instruction"] for record in sample}, key=lambda one: (len(one), one))
     instructions = shortest[: arguments.alike] if arguments.alike else ["抽取关系：类型。"]
@@ -57,16 +59,16 @@ def main(argv=None) -> None:
             "output": "" if arguments.answers else sample[number % len(sample)]["output"][:40],
         }
         record["input"] = text[start : start + 600]
-        fitted = fit(codec, template, record, Limits(wanted - 1 if arguments.answers else wanted))
+        fitted = fit_record(codec, template, record, Limits(wanted - 1 if arguments.answers else wanted))
         record["input"] = fitted.text
         length = len(fitted.prompt) + len(fitted.answer)
         if arguments.answers:
             last = COUNTED[draw.randint(*arguments.answers) - 1]
             record["input"] += "\n" + codec.tokenizer.convert_ids_to_tokens(last)
-            length = len(codec.encode(prompt(template, record["instruction"], record["input"])))
+            length = len(codec.encode(make_prompt(template, record["instruction"], record["input"])))
         rows.append(record)
         tokens += length
-    write(arguments.out, rows)
+    write_rows(arguments.out, rows)
     say(f"{arguments.out}: {len(rows)} records of {tokens / len(rows):.0f} tokens on average")
 
 

@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 import torch
 
 import test_finetune
-from utils import loading
-from utils.errors import run_script
+from common.errors import run_script
+from loading import quantised
 
 MEAN_OF = 10  # steps: the loss of one batch alone says little
 
@@ -42,12 +42,12 @@ def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", default="results/compare-8bit", help="folder of all runs, made anew")
     arguments, flags = parser.parse_known_args(argv)
-    products = {"ours": loading.use_plain_product, "bitsandbytes": keep_own}
+    products = {"ours": quantised.use_plain_product, "bitsandbytes": keep_own}
     if not torch.cuda.is_available():
         products["bitsandbytes-8bit-inputs"] = multiply_as_a_card
     losses = {}
     for name, product in products.items():
-        loading.use_plain_product = product
+        quantised.use_plain_product = product
         out = Path(arguments.output_dir) / name
         own = ["--output_dir", str(out), "--bits", "8", "--logging_steps", "1", "--save_strategy", "no"]
         test_finetune.main(["--do_train", "--overwrite_output_dir", *own, *flags])

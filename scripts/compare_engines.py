@@ -14,10 +14,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from utils.errors import UserError, run_script
-from utils.flags import check_flags, command
-from utils.records import read, write
-from utils.score import f1, load_answers, triples_of
+from common.errors import UserError, run_script
+from common.files import write_rows
+from common.flags import check_flags, command
+from data.answers import load_answers
+from data.records import read_records
+from kg.metrics import f1, triples_of
 
 PREDICT = str(Path(__file__).resolve().parents[1] / "src" / "inference.py")
 ROWS = {
@@ -43,7 +45,7 @@ def predict(rows: list[str], records: list[dict], flags: list[str], out: Path, p
         count = min(processes, len(records)) if row == "one" else 1
         for rank in range(count):
             ask, part = (out / f"{row}-{what}-{rank}.json" for what in ("ask", "answers"))
-            write(ask, records[rank::count])
+            write_rows(ask, records[rank::count])
             parts[row].append(part)
             files = ["--input_file", str(ask), "--output_file", str(part)]
             commands.append([sys.executable, PREDICT, *ROWS[row].split(), *flags, *files])
@@ -54,7 +56,7 @@ def predict(rows: list[str], records: list[dict], flags: list[str], out: Path, p
         if end:
             raise UserError(f"failed, see above: {' '.join(words)}")
     for row, made in parts.items():
-        write(out / f"{row}.json", [record for part in made for record in read(part)])
+        write_rows(out / f"{row}.json", [record for part in made for record in read_records(part)])
 
 
 def main(argv=None) -> None:
@@ -72,7 +74,10 @@ def main(argv=None) -> None:
         raise UserError(f"--processes {arguments.processes}: expected 1 or more")
     names = ("lora_weights", "model_name_or_path", "max_new_tokens")
     flags = [word for name in names if (value := getattr(arguments, name)) for word in (f"--{name}", value)]
-    records, gold = read(arguments.input_file), load_answers(arguments.gold, "give the records with their answers")
+    records, gold = (
+        read_records(arguments.input_file),
+        load_answers(arguments.gold, "give the records with their answers"),
+    )
     ids = [record.get("id") for record in records]
     if set(ids) != {record["id"] for record in gold} or len(set(ids)) < len(ids):
         raise UserError(
@@ -81,7 +86,7 @@ def main(argv=None) -> None:
         )
     out = Path(arguments.output_dir)
     predict(arguments.rows, records, flags, out, arguments.processes)
-    answers = {row: {record["id"]: record for record in read(out / f"{row}.json")} for row in arguments.rows}
+    answers = {row: {record["id"]: record for record in read_records(out / f"{row}.json")} for row in arguments.rows}
 
     print(f"equal answers of {len(records)}" + "".join(f"{row:>15}" for row in answers) + f"{'F1':>9}")
     for row, mine in answers.items():

@@ -14,9 +14,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from utils.errors import run_script
-from utils.records import read
-from utils.triples import Triple, parse, render, schema
+from common.errors import run_script
+from data.records import read_records
+from kg.schema import read_schema
+from kg.triples import Triple, parse, render
 
 
 def main() -> None:
@@ -25,11 +26,13 @@ def main() -> None:
     parser.add_argument("--show", type=int, default=0, metavar="N", help="rows of each kind that are printed")
     arguments = parser.parse_args()
     for file in arguments.files:
-        rows = [(row, row.get("kg", row.get("gold"))) for row in read(file) if isinstance(row.get("output"), str)]
+        rows = [
+            (row, row.get("kg", row.get("gold"))) for row in read_records(file) if isinstance(row.get("output"), str)
+        ]
         rows = [(row, list(dict.fromkeys(Triple(*t) for t in right))) for row, right in rows if right is not None]
         counts, shown, characters, start = {}, {}, 0, time.process_time()
         for row, right in rows:
-            known = schema(row.get("instruction")), row.get("input")
+            known = read_schema(row.get("instruction")), row.get("input")
             for text, of in ((row["output"], "output"), (render(right), "rendered")):
                 for context, name in ((known, "relations and input known"), ((), "neither known")):
                     found = parse(text, *context)

@@ -13,12 +13,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+from common.errors import UserError, run_script, say
 from models.chatglm import ChatGLMConfig, ChatGLMTokenizer
 from models.cpmbee import CpmBeeConfig
 from models.cpmbee import load_tokenizer as cpmbee_tokenizer
 from models.moss import MossConfig
 from models.moss import load_tokenizer as moss_tokenizer
-from utils.errors import UserError, run_script, say
 
 COUNTED = range(900, 1400)  # ids of single characters in the tokenizer of tests/golden/llama
 

@@ -6,6 +6,7 @@ deepspeed --include localhost:0 src/finetuning_pt.py --train_path data/sample/tr
 
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -14,157 +15,192 @@ os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 import torch
 
-from utils import engine as engines
-from utils import manifest, memory, pt_checkpoints
+from checkpoints.family import Chosen, choose_family
+from checkpoints.prefixes import Kind
+from checkpoints.stored import whole_files
+from common import manifest
+from common.errors import UserError, run_script, say
+from common.files import fingerprint
+from common.machine import has_cuda, training_device
+from common.processes import this_process
+from data.prompts import load_template
+from data.records import load_records
+from loading.memory import limit_memory
+from loading.prefix import check_saved_prefix, check_supported, load_with_prefix, save_prefix
+from tokens.codec import Codec
+from tokens.dataset import make_rows
+from tokens.readers import load_codec, save_tokenizer
+from training import deepspeed_engine, ptuning_checkpoints
+from training.planning import Decided, check_ptuning_memory, decide_ptuning
+from training.ptuning import Schedule, make_schedule, train_prefix
+from training.reporting import Log, finish_run, make_run, mean_and_last
+from training.resuming import Start, alone, is_done
 from utils.args_pt import parse_ptuning
-from utils.errors import UserError, run_script, say
-from utils.families import choose_family
-from utils.loading import limit_memory, training_device
-from utils.precision import has_cuda
-from utils.prefix import (
-    Kind,
-    can_recompute,
-    check_saved_prefix,
-    check_supported,
-    count_weights,
-    load_with_prefix,
-    save_prefix,
-)
-from utils.prompter import load_template
-from utils.ptuning_rows import make_rows
-from utils.records import load
-from utils.shards import whole_files
-from utils.steps import Log, finish, make_plan, train
-from utils.tokens import load_codec, save_tokenizer
-from utils.training import alone, is_done
 
 
 def main(argv=None) -> None:
-    begun = {"time": time.time()}
+    started = time.time()
     model_args, args = parse_ptuning(argv)
-    with alone(args.output_dir, engines.process()[0]):
-        finetune(model_args, args, begun)
+    with alone(args.output_dir, this_process().rank):
+        finetune(model_args, args, started)
 
 
-def finetune(model_args, args, begun: dict) -> None:
-    rank, processes = engines.process()
-    base, out = model_args.model_name_or_path, Path(args.output_dir)
-
+def finetune(model_args, args, started: float) -> None:
     # Everything that can be wrong is found before the base is loaded.
-    engines.make_config(args)
-    family, name = choose_family(base, model_args)
-    check_supported(family, base)
-    choose_recompute(args, family, base)
-    template_name = args.prompt_template_name or family.templates[name]
-    template = load_template(template_name)
-    records = load(args.train_path)
-    begun["step"], resumed = pt_checkpoints.choose_start(args, processes)
-    whole_files(base, "model_dir")
-    codec = load_codec(base, family, model_args.trust_remote_code)
-    if codec.suffix_ids and args.prompt_template_name:
-        say(f"prompt_template_name: not used by family {family.name}, whose rows are instruction, text and answer")
-    rows = make_rows(codec, template, records, args.max_len, args.max_src_len)
-    kind = Kind(args.pre_seq_len, args.prefix_projection)
-    plan = make_plan(len(rows), args, processes)
-
-    run = {
-        "status": "training",
-        "method": "P-Tuning v2",
-        "family": family.name,
-        "model_name": name,
-        "base": str(Path(base).resolve()),
-        "template_name": template_name,
-        "template": template,
-        "precision": args.precision._asdict(),
-        "prefix": {"pre_seq_len": kind.length, "prefix_projection": kind.projection},
-        "seed": args.seed,
-        "data": {"train": len(rows), "sha256": manifest.fingerprint(args.train_path)},
-        "training": {
-            "max_len": args.max_len,
-            "max_src_len": args.max_src_len,
-            "train_batch_size": args.train_batch_size,
-            "gradient_accumulation_steps": args.gradient_accumulation_steps,
-            "records_a_step": args.train_batch_size * args.gradient_accumulation_steps * processes,
-            "learning_rate": args.learning_rate,
-            "lr_scheduler_type": args.lr_scheduler_type,
-            "warmup_steps": args.warmup_steps,
-            "weight_decay": args.weight_decay,
-            "max_grad_norm": args.max_grad_norm,
-        },
-        "planned": {"max_steps": args.max_steps, "num_train_epochs": args.num_train_epochs},
-        "versions": manifest.versions(),
-    }
-    if is_done(args, run, resumed):
+    checked = check(model_args, args)
+    rows = make_rows(checked.codec, checked.template, checked.records, args.max_len, args.max_src_len)
+    schedule = make_schedule(len(rows), args, this_process().count)
+    run = describe(model_args, args, checked, rows)
+    if is_done(args, run, checked.start.checkpoint):
         return
-    if begun["step"] > plan.steps:
-        raise UserError(f"--resume: {resumed} has done more than the {plan.steps} steps that are asked for; give more")
+    if checked.start.step > schedule.steps:
+        raise UserError(
+            f"--resume: {checked.start.checkpoint} has done more than the {schedule.steps} steps that are asked for; "
+            "give more"
+        )
+    device = plan_memory(model_args, args, checked, rows)
+    model, weights = load(args, checked, schedule, device)
+    with deepspeed_engine.processes() as deepspeed:
+        engine = deepspeed_engine.make_engine(deepspeed, model, args)
+        keeper = begin(args, checked, run, model, engine)
+        clock = time.time()
+        collate = checked.codec.collator(8 if device.type == "cuda" else 1)
+        train_prefix(engine, rows.to_list(), collate, args, schedule, checked.start.step, keeper.log, keeper.save)
+        if this_process().rank == 0:
+            check_saved_prefix(model, Path(args.output_dir) / f"global_step-{schedule.steps}")
+            report(args, run, keeper, checked.start.step, weights, time.time() - clock, time.time() - started)
 
-    device = training_device(not has_cuda())
-    check_memory(model_args, args, rows, kind, device)
+
+@dataclass(frozen=True)
+class Checked:
+    """What flags and files say, once they are known to be right."""
+
+    base: str  # folder
+    chosen: Chosen  # its family
+    template_name: str
+    template: dict
+    records: list[dict]
+    start: Start
+    codec: Codec
+    kind: Kind
+    decided: Decided
+
+
+def check(model_args, args) -> Checked:
+    """UserError for a base, a template, records or a folder that cannot be used."""
+    base = model_args.model_name_or_path
+    deepspeed_engine.make_config(args)
+    chosen = choose_family(base, model_args.model_name, model_args.trust_remote_code)
+    check_supported(chosen.family, base)
+    decided = decide_ptuning(args, chosen.family, base)
+    template_name = args.prompt_template_name or chosen.template_name
+    template = load_template(template_name)
+    records = load_records(args.train_path)
+    start = ptuning_checkpoints.start_ptuning(args, this_process().count)
+    whole_files(base, "model_dir")
+    codec = load_codec(base, chosen.family, chosen.trust)
+    if codec.suffix_ids and args.prompt_template_name:
+        family = chosen.family.name
+        say(f"prompt_template_name: not used by family {family}, whose rows are instruction, text and answer")
+    kind = Kind(args.pre_seq_len, args.prefix_projection)
+    return Checked(base, chosen, template_name, template, records, start, codec, kind, decided)
+
+
+def describe(model_args, args, checked: Checked, rows) -> dict:
+    """The run record: what it is made of, by which a resumed run is known to be the same."""
+    names = ("max_len", "max_src_len", "train_batch_size", "gradient_accumulation_steps", "learning_rate")
+    names += ("lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm")
+    records = args.train_batch_size * args.gradient_accumulation_steps * this_process().count
+    return make_run(
+        checked.base,
+        checked.chosen,
+        checked.template_name,
+        checked.template,
+        args,
+        data={"train": len(rows), "sha256": fingerprint(args.train_path)},
+        training={**{name: getattr(args, name) for name in names}, "records_a_step": records},
+        method="P-Tuning v2",
+        prefix={"pre_seq_len": checked.kind.length, "prefix_projection": checked.kind.projection},
+        decided=checked.decided.as_json(),
+    )
+
+
+def plan_memory(model_args, args, checked: Checked, rows) -> torch.device:
+    """The device, once the run is known to fit into it."""
+    device, recompute = training_device(not has_cuda()), checked.decided.checkpointing.value
+    check_ptuning_memory(model_args, args, checked.chosen.trust, rows, checked.kind, recompute, device)
     limit_memory(model_args.max_memory_MB, device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    return device
+
+
+def load(args, checked: Checked, schedule: Schedule, device):
+    """The base with a fresh prefix, and how many weights that has."""
     torch.manual_seed(args.seed)  # the first values of the prefix
-    model = load_with_prefix(base, family, kind, args.precision, device, codec, model_args.trust_remote_code)
-    if args.gradient_checkpointing:
+    how = (checked.kind, args.precision, device, checked.codec, checked.chosen.trust)
+    model = load_with_prefix(checked.base, checked.chosen.family, *how)
+    if checked.decided.checkpointing.value:
         model.recompute()
     weights = sum(parameter.numel() for parameter in model.parameters())
-    how = "through a network" if kind.projection else "directly"
-    say(f"trained: {weights:,} weights (prefix of {kind.length} tokens, {how}), {plan.steps} steps")
-
-    with engines.processes() as deepspeed:
-        engine = engines.make_engine(deepspeed, model, args)
-        torch.manual_seed(args.seed + rank)  # dropout; the prefix itself is alike on all
-        if rank == 0:
-            if args.overwrite_output_dir:
-                pt_checkpoints.clear(out)
-            pt_checkpoints.sweep(out)
-            manifest.write(out, run)
-        if resumed:
-            engines.restore(engine, pt_checkpoints.load_state(resumed, rank))
-
-        def save(step: int) -> None:
-            since = time.time()
-
-            def write(folder: Path) -> None:
-                save_prefix(model, base, kind, folder)
-                save_tokenizer(codec, family, base, folder)
-                manifest.write(folder, {**run, "step": step})
-
-            pt_checkpoints.save(out, step, engines.state_of(engine), rank, write, args.save_total_limit)
-            begun["saving"] += time.time() - since
-
-        log = Log(out, begun["step"])
-        begun |= {"training": time.time(), "saving": 0.0}
-        collate = codec.collator(8 if device.type == "cuda" else 1)
-        train(engine, rows.to_list(), collate, args, plan, begun["step"], log, save)
-        if rank == 0:
-            check_saved_prefix(model, out / f"global_step-{plan.steps}")
-            finish(out, run, log.rows(), begun, weights)
+    made = "through a network" if checked.kind.projection else "directly"
+    say(f"trained: {weights:,} weights (prefix of {checked.kind.length} tokens, {made}), {schedule.steps} steps")
+    return model, weights
 
 
-def choose_recompute(args, family, base) -> None:
-    """--gradient_checkpointing, or what suits the machine and the architecture."""
-    able = can_recompute(family, base)
-    if args.gradient_checkpointing and not able:
-        raise UserError("--gradient_checkpointing: this architecture cannot do so with a prefix; drop it")
-    if args.gradient_checkpointing is None:
-        args.gradient_checkpointing = able and has_cuda()
+class Keeper:
+    """What a run leaves on the way: its log, and its checkpoints with the seconds that writing them took."""
+
+    def __init__(self, args, checked: Checked, run: dict, model, engine):
+        self.args, self.checked, self.run, self.model, self.engine = args, checked, run, model, engine
+        self.log = Log(Path(args.output_dir), checked.start.step)
+        self.seconds = 0.0
+
+    def save(self, step: int) -> None:
+        since, rank = time.time(), this_process().rank
+        state = deepspeed_engine.state_of(self.engine)
+
+        def write(folder: Path) -> None:
+            save_prefix(self.model, self.checked.base, self.checked.kind, folder)
+            save_tokenizer(self.checked.codec, self.checked.chosen.family, self.checked.base, folder)
+            manifest.write_run(folder, {**self.run, "step": step})
+
+        out, limit = Path(self.args.output_dir), self.args.save_total_limit
+        ptuning_checkpoints.save_checkpoint(out, step, state, rank, write, limit)
+        self.seconds += time.time() - since
 
 
-def check_memory(model_args, args, rows, kind, device) -> None:
-    """UserError when the rows do not suit the base, or the run would not fit into the card."""
-    shape = memory.read_shape(model_args.model_name_or_path, model_args.trust_remote_code)
-    memory.check_vocabulary(shape, rows["input_ids"])
-    plan = memory.Plan(
-        args.train_batch_size, args.gradient_accumulation_steps, args.precision, args.gradient_checkpointing
-    )
-    # With AdamW's state in the machine's memory the prefix is counted twice: DeepSpeed lays it anew beside itself, and
-    # its gradients, which leave the card as they come, find that place free.
-    offload = engines.make_config(args)["zero_optimization"].get("offload_optimizer", {})
-    optimizer = "paged_adamw" if offload.get("device") == "cpu" else "adamw"
-    trained = shape and count_weights(shape, kind)
-    memory.fit_training(shape, rows, plan, trained, False, optimizer, device, model_args.max_memory_MB)
+def begin(args, checked: Checked, run: dict, model, engine) -> Keeper:
+    """Clear the folder of what does not belong to this run, and put the state of a resumed one back."""
+    out, rank = Path(args.output_dir), this_process().rank
+    torch.manual_seed(args.seed + rank)  # dropout; the prefix itself is alike on all
+    if rank == 0:
+        if args.overwrite_output_dir:
+            ptuning_checkpoints.clear_ptuning(out)
+        ptuning_checkpoints.sweep(out)
+        manifest.write_run(out, run)
+    if checked.start.checkpoint:
+        deepspeed_engine.restore(engine, ptuning_checkpoints.load_state(checked.start.checkpoint, rank))
+    return Keeper(args, checked, run, model, engine)
+
+
+def report(args, run: dict, keeper: Keeper, resumed_at: int, weights: int, training: float, seconds: float) -> None:
+    """Write run.json and the curve, and say all. `training`: seconds from the first step on, `seconds`: in all."""
+    rows, out = keeper.log.rows(), Path(args.output_dir)
+    steps, saving = rows[-1]["step"], keeper.seconds
+    pace = round((steps - resumed_at) * run["training"]["records_a_step"] / (training - saving), 2)
+    results = {
+        "steps": steps,
+        "epochs": rows[-1]["epoch"],
+        **mean_and_last([row["loss"] for row in rows]),
+        "resumed_at_step": resumed_at,
+        "seconds": round(seconds, 1),  # of this process: since step `resumed_at_step`
+        "seconds_saving": round(saving, 1),
+        "samples_per_second": pace,
+    }
+    said = f"{pace} samples/s (checkpoints were written for {saving:.0f} s besides)"
+    made = f"prefix: {out / f'global_step-{steps}'} ({weights:,} weights were trained, read back); in {out} run.json, "
+    finish_run(out, run, rows, results, said, "", made + "curve.png, log.jsonl")
 
 
 if __name__ == "__main__":

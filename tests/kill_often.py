@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import inference
-from utils import partial
+from prediction import partial
 
 LONGEST_RUN = 60  # seconds
 

@@ -6,8 +6,8 @@ import random_base
 
 import inference
 import test_finetune
-from utils import triples
-from utils.score import f1
+from kg import triples
+from kg.metrics import f1
 
 PLACES = ("刘德华", "香港"), ("陈思雨", "杭州"), ("张三", "北京"), ("李四", "上海"), ("王五", "南京"), ("赵六", "成都")
 EIGHT = [  # records that a tiny model can learn by heart

@@ -10,11 +10,12 @@ from unittest.mock import patch
 
 import pytest
 import random_base
-from conftest import ROOT
+from helpers import ROOT
 from transformers import HfArgumentParser
 
+from common.errors import UserError
+from models import families
 from utils import args, args_predict, args_pt, convert, score, weight_diff
-from utils.errors import UserError
 
 READMES = ("README.md", "README_CN.md")
 WEIGHTS = ("docs/weights.md", "docs/weights_CN.md")
@@ -271,13 +272,13 @@ def test_every_flag_in_the_prose_exists(name, capsys):
 def test_every_family_of_the_code_is_in_the_table_of_models():
     for name in READMES:
         first = [code(cells[0]) for heading, cells in tables(TEXT[name]) if heading in ("## Models", "## 模型")]
-        assert sorted(cell[0] for cell in first[1:]) == sorted(args.NAMES)
+        assert sorted(cell[0] for cell in first[1:]) == sorted(families.NAMES)
 
 
 def test_every_base_has_a_page_that_says_its_name_and_the_readme_links_it():
     for index, readme in enumerate(READMES):
         linked = set(re.findall(r"\]\((docs/models/[^)]+)\)", TEXT[readme]))
         assert linked == {pair[index] for pair in MODELS}
-    for name in args.NAMES:
+    for name in families.NAMES:
         page = TEXT[f"docs/models/{'other' if name == 'auto' else name}.md"]
         assert f"--model_name {name}" in page or f"--model_file {name}" in page

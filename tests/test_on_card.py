@@ -10,15 +10,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT
+from helpers import ROOT
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from utils import decoding, packing, quantised
-from utils.batches import IGNORED, make_collator
-from utils.generating import Rules
-from utils.loading import _quantization
-from utils.precision import Precision
-from utils.quantised import use_plain_product
+from decoding import fast_engine
+from decoding.answers import Rules
+from decoding.fast_engine import MEASURED, Tuning
+from loading import quantised
+from loading.quantised import QUANTISATIONS, use_plain_product
+from ops import packed_attention
+from tokens import batches
+from tokens.batches import IGNORED, make_collator
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card and TEST_ON_CARD=1")
 KINDS = [("llama", 8), ("llama", 2), ("mistral", 2), ("qwen2", 2), ("qwen3", 2), ("qwen3", 8)]
@@ -46,8 +48,8 @@ def test_packed_losses_and_gradients_are_padded_ones(model_type, kv_heads):
     rows = [row for row in make_rows() if len(row["input_ids"]) > 1]
     reference, exact = learn(model, make_collator(0, 8)(rows), torch.float32)
     padded, rough = learn(model, make_collator(0, 8)(rows), torch.bfloat16)
-    packing.use_packed_attention(model)
-    packed, fused = learn(model, packing.pack(rows), torch.bfloat16)
+    packed_attention.use_packed_attention(model)
+    packed, fused = learn(model, batches.pack(rows), torch.bfloat16)
     assert packed == pytest.approx(reference, rel=2e-3)
     assert padded == pytest.approx(reference, rel=2e-3)
     for name, gradient in exact.items():
@@ -68,7 +70,7 @@ def learn(model, batch, dtype):
 @pytest.mark.parametrize("size", [1, 24, 300])  # 300: more than are multiplied by the codes as they are
 def test_fast_takes_the_likeliest_tokens_over_quantised_weights(bits, size, tmp_path, capsys):
     make("llama", 2).save_pretrained(tmp_path)
-    config = _quantization(Precision("bfloat16", bits), None)
+    config = QUANTISATIONS[bits].config(torch.bfloat16, None)
     model = AutoModelForCausalLM.from_pretrained(
         tmp_path, quantization_config=config, dtype=torch.bfloat16, device_map={"": 0}
     )
@@ -79,15 +81,14 @@ def test_fast_takes_the_likeliest_tokens_over_quantised_weights(bits, size, tmp_
 
 @pytest.mark.parametrize(("model_type", "kv_heads"), KINDS)
 @pytest.mark.parametrize("size", [1, 4, 24])
-@pytest.mark.parametrize("most", [1, decoding.PASS])  # tokens of a pass: 1 computes each prompt by itself
-def test_fast_takes_the_likeliest_tokens(model_type, kv_heads, size, most, capsys, monkeypatch):
-    monkeypatch.setattr(decoding, "PASS", most)
-    monkeypatch.setattr(decoding, "ENOUGH", 1)  # steps of half as many rows, too
-    compare_with_whole_passes(make(model_type, kv_heads), make(model_type, kv_heads).to(torch.bfloat16), size)
+@pytest.mark.parametrize("most", [1, Tuning().pass_tokens])  # tokens of a pass: 1 computes each prompt by itself
+def test_fast_takes_the_likeliest_tokens(model_type, kv_heads, size, most, capsys):
+    tuning = Tuning(pass_tokens=most, enough=1)  # steps of half as many rows, too
+    compare_with_whole_passes(make(model_type, kv_heads), make(model_type, kv_heads).to(torch.bfloat16), size, tuning)
     assert ("copied from" in capsys.readouterr().err) == (size < 24 or most == 1)  # else all begin together
 
 
-def compare_with_whole_passes(exact, model, size: int) -> None:
+def compare_with_whole_passes(exact, model, size: int, tuning: Tuning = MEASURED) -> None:
     """What `fast` takes, `size` records at a time, by the logits of `exact`, which sees each answer in one pass."""
     codec = SimpleNamespace(decode=lambda ids: " ".join(map(str, ids)), eos_id=-1)
     prompts = {}
@@ -96,8 +97,8 @@ def compare_with_whole_passes(exact, model, size: int) -> None:
         prompts[len(prompts)] = ids[:half] + [10 + (token + len(prompts) // 18) % 990 for token in ids[half:]]
     prompts = dict(sorted(prompts.items(), key=lambda item: -len(item[1])))
     said = {}
-    decoding.use_kernels(model)
-    for made in decoding.answers(model, codec, prompts, Rules(40, batch_size=size)):
+    fast_engine.use_kernels(model)
+    for made in fast_engine.answers(model, codec, prompts, Rules(40, batch_size=size), tuning):
         said |= {number: [int(token) for token in answer.text.split()] for number, answer in made.items()}
     assert {len(ids) for ids in said.values()} == {40}
     for number, ids in prompts.items():
@@ -112,7 +113,7 @@ def compare_with_whole_passes(exact, model, size: int) -> None:
 @pytest.mark.parametrize("size", [16, 64, 128, 256])
 @pytest.mark.parametrize("share", [1, 3, 16])  # heads that share keys and values
 def test_attention_of_one_new_token(dtype, size, share):
-    from utils.decode_attention import attend, serves  # needs Triton
+    from ops.decode_attention import attend, serves  # needs Triton
 
     torch.manual_seed(0)
     query, kept = torch.randn(6, 3 * share, size, dtype=dtype), torch.randn(2, 600, 3, size, dtype=dtype)
@@ -142,7 +143,7 @@ def test_products_with_8_bit_weights(dtype, width, count):
         out = quantised._multiply(inputs[None], codes, scales)[0]
     exact = inputs.double() @ (codes.double() * scales.double()[:, None] / 127).T
     assert torch.dist(out.double(), exact) < 1.1 * torch.dist((inputs @ weight.T).double(), exact)
-    from utils.quantised_kernels import serves  # needs Triton
+    from ops.int8_product import serves  # needs Triton
 
     assert torch.equal(out, inputs @ weight.T) != serves(inputs)  # which of the two ways it went
 

@@ -6,10 +6,11 @@ import subprocess
 
 import compare_engines
 import pytest
-from conftest import GOLDEN, ROOT
+from helpers import GOLDEN, ROOT
 
-from utils.errors import UserError
-from utils.records import read, write
+from common.errors import UserError
+from common.files import write_rows
+from data.records import read_records
 
 
 @pytest.fixture
@@ -70,8 +71,8 @@ def test_a_prediction_is_shared_between_processes_with_nproc(project):
 
 def test_engines_are_compared_answer_by_answer_and_by_f1(tmp_path, capsys):
     """Each row is predicted for itself, a row's shares beside each other; these engines agree in 32 bits."""
-    records = read(GOLDEN / "train.json")[:3]
-    write(tmp_path / "ask.json", records)
+    records = read_records(GOLDEN / "train.json")[:3]
+    write_rows(tmp_path / "ask.json", records)
     run = ["--model_name_or_path", GOLDEN / "checkpoint", "--lora_weights", GOLDEN / "adapter", "--max_new_tokens", 4]
     files = ["--input_file", tmp_path / "ask.json", "--gold", tmp_path / "ask.json", "--output_dir", tmp_path / "out"]
     compare_engines.main(list(map(str, [*run, *files, "--rows", "one", "fast", "--processes", 2])))
@@ -80,15 +81,15 @@ def test_engines_are_compared_answer_by_answer_and_by_f1(tmp_path, capsys):
         ["one", "3", "3", "0.0000"],
         ["fast", "3", "3", "0.0000"],
     ]
-    assert {row["id"] for row in read(tmp_path / "out" / "one.json")} == {row["id"] for row in records}
+    assert {row["id"] for row in read_records(tmp_path / "out" / "one.json")} == {row["id"] for row in records}
 
 
 def test_of_engines_that_differ_the_equal_answers_and_the_f1_are_told(tmp_path, capsys, monkeypatch):
-    records = read(GOLDEN / "train.json")[:2]
+    records = read_records(GOLDEN / "train.json")[:2]
     wrong = [records[0], records[1] | {"output": "(无,无,无)"}]
-    write(tmp_path / "ask.json", records)
-    write(tmp_path / "one.json", records)
-    write(tmp_path / "fast.json", wrong)
+    write_rows(tmp_path / "ask.json", records)
+    write_rows(tmp_path / "one.json", records)
+    write_rows(tmp_path / "fast.json", wrong)
     monkeypatch.setattr(compare_engines, "predict", lambda *_: None)
     files = ["--input_file", tmp_path / "ask.json", "--gold", tmp_path / "ask.json", "--output_dir", tmp_path]
     compare_engines.main(list(map(str, ["--lora_weights", "x", *files, "--rows", "fast", "one"])))
@@ -100,9 +101,9 @@ def test_of_engines_that_differ_the_equal_answers_and_the_f1_are_told(tmp_path, 
 
 @pytest.mark.parametrize("asked", [[0], [0, 0], [0, 1, 2]])
 def test_engines_are_compared_on_the_records_of_gold_alone(tmp_path, asked):
-    records = [record | {"id": number} for number, record in enumerate(read(GOLDEN / "train.json")[:3])]
-    write(tmp_path / "ask.json", [records[number] for number in asked])
-    write(tmp_path / "gold.json", records[:2])
+    records = [record | {"id": number} for number, record in enumerate(read_records(GOLDEN / "train.json")[:3])]
+    write_rows(tmp_path / "ask.json", [records[number] for number in asked])
+    write_rows(tmp_path / "gold.json", records[:2])
     files = ["--input_file", tmp_path / "ask.json", "--gold", tmp_path / "gold.json", "--output_dir", tmp_path / "out"]
     with pytest.raises(UserError, match="expected the same ids in both, each once"):
         compare_engines.main(list(map(str, ["--lora_weights", "x", *files])))

@@ -4,20 +4,23 @@ Those of prediction alone stand in args_predict.py, those of P-Tuning in args_pt
 """
 
 import argparse
-import os
 import sys
 from dataclasses import dataclass, field, fields
+from typing import NamedTuple
 
-import torch
 from transformers import HfArgumentParser, TrainingArguments
 
-from utils import fused
-from utils.errors import UserError, say
-from utils.families import NAMES
-from utils.flags import check_flags
-from utils.order import ORDERS
-from utils.precision import Precision, asked_dtype, choose_bits, choose_dtype, has_cuda
-from utils.sharding import CONFIG, choose_policy
+from common.errors import UserError, say
+from common.flags import check_flags
+from common.machine import check_processes, has_cuda
+from common.processes import this_process
+from kg.metrics import BEST
+from loading.fsdp import CONFIG, choose_policy
+from loading.precision import Precision, asked_dtype, choose_bits, choose_dtype
+from models.families import NAMES
+from ops import available
+from training.order import ORDERS
+from training.planning import set_checkpointing
 
 
 def option(default, text: str, *aliases: str, **more):
@@ -207,8 +210,8 @@ class FinetuneArguments(TrainingArguments):
             )
         # Autocast: products in 16 bits, the trained weights themselves in 32.
         dtype = choose_dtype(asked_dtype(self), self.use_cpu)
-        self.fp16, self.bf16 = dtype == "float16", dtype == "bfloat16"
-        self.precision = Precision(dtype, 16)  # parse_finetune, which knows --bits, may lower the bits
+        self.fp16, self.bf16 = dtype.value == "float16", dtype.value == "bfloat16"
+        self.precision, self.decided = Precision(dtype.value, 16), {"dtype": dtype}  # of --bits knows parse_finetune
         if self.do_eval and self.eval_strategy == "no":
             self.eval_strategy = "epoch"
         if self.predict_with_generate and self.eval_strategy == "no":
@@ -221,10 +224,10 @@ class FinetuneArguments(TrainingArguments):
         # Left out, the memory estimate decides about it; until then, the side that needs less.
         self.may_skip_checkpointing = self.gradient_checkpointing is None and not self.use_cpu
         set_checkpointing(self, self.may_skip_checkpointing or bool(self.gradient_checkpointing))
-        if self.use_liger_kernel and not fused.has_liger():
+        if self.use_liger_kernel and not available.has_liger():
             raise UserError("--use_liger_kernel: the package is not installed; pip install liger-kernel, or drop it")
-        self.liger_kernel_config = fused.LIGER
-        self.metric_for_best_model = "eval_contest" if self.predict_with_generate else "eval_loss"
+        self.liger_kernel_config = available.LIGER
+        self.metric_for_best_model = f"eval_{BEST}" if self.predict_with_generate else "eval_loss"
         self.greater_is_better = self.predict_with_generate
         # Only where every checkpoint has been evaluated; TrainingArguments evaluates each --logging_steps by default.
         evaluated = self.eval_strategy != "steps" or self.save_steps % (self.eval_steps or self.logging_steps) == 0
@@ -249,18 +252,11 @@ class FinetuneArguments(TrainingArguments):
             self._n_gpu = 1
 
 
-def set_checkpointing(args: TrainingArguments, on: bool) -> None:
-    """Gradient checkpointing, under both names that releases of transformers give it."""
-    args.gradient_checkpointing = on
-    if hasattr(args, "activation_checkpointing"):
-        args.activation_checkpointing = on
-
-
 def check_split(args) -> None:
     """UserError for what does not go with a model that is split over cards."""
     if not args.fsdp:
         return
-    if "RANK" not in os.environ:
+    if not this_process().launched:
         raise UserError("--fsdp: one process has nobody to share with; start it with torchrun --nproc_per_node=2 …")
     if args.predict_with_generate:
         raise UserError("--predict_with_generate does not work on a model split by --fsdp; drop one of them")
@@ -288,16 +284,26 @@ def check_least(arguments, least: int, *names: str) -> None:
             raise UserError(f"--{name} {value}: expected at least {least}")
 
 
-def parse_finetune(argv=None):
-    """(model, data, lora, training) arguments of src/test_finetune.py."""
+class Arguments(NamedTuple):
+    """Those of src/test_finetune.py."""
+
+    model: ModelArguments
+    data: DataArguments
+    lora: LoraArguments
+    train: FinetuneArguments
+
+
+def parse_finetune(argv=None) -> Arguments:
+    """The arguments of src/test_finetune.py."""
     model, data, lora, train = parse((ModelArguments, DataArguments, LoraArguments, FinetuneArguments), argv)
     if not model.model_name_or_path:
         raise UserError("--model_name_or_path is missing; give the folder of the base model")
     check_bits(model.bits, lora.full_finetune, train)
     if data.val_set_size is None:
         data.val_set_size = 1000 if train.do_eval and not data.valid_file else 0
-    train.precision = train.precision._replace(bits=choose_bits(model.bits or 16, train.use_cpu))
-    return model, data, lora, train
+    bits = choose_bits(model.bits or 16, train.use_cpu)
+    train.precision, train.decided = train.precision._replace(bits=bits.value), {**train.decided, "bits": bits}
+    return Arguments(model, data, lora, train)
 
 
 def parse(types, argv=None):
@@ -317,16 +323,6 @@ def parse(types, argv=None):
         return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)[: len(types)]
     except ValueError as error:  # TrainingArguments' own cross-checks
         raise UserError(str(error)) from None
-
-
-def check_processes(use_cpu: bool = False) -> None:
-    """UserError when torchrun started more processes on this machine than it has cards."""
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if has_cuda(use_cpu) and local > torch.cuda.device_count():
-        raise UserError(
-            f"--nproc_per_node {local}: this machine shows {torch.cuda.device_count()} cards; start as many "
-            "processes as cards (CUDA_VISIBLE_DEVICES limits what is shown)"
-        )
 
 
 class _Formatter(argparse.HelpFormatter):

@@ -1,12 +1,12 @@
 """The arguments of prediction: those that both its scripts have, and those of src/inference.py."""
 
 import math
-import os
 from dataclasses import dataclass
 
+from common.errors import UserError
+from common.files import check_output
+from common.processes import this_process
 from utils.args import ModelArguments, check_least, option, parse
-from utils.errors import UserError
-from utils.records import check_output
 
 DRAWING = ("temperature", "top_k", "top_p", "seed")  # flags that mean something only with --do_sample
 
@@ -101,7 +101,7 @@ class InferenceArguments(AnswerArguments):
         for name, default in (("tensor_parallel_size", 1), ("data_parallel_size", None)):
             if getattr(self, name) != default and self.engine != "vllm":
                 raise UserError(f"--{name} without --engine vllm: it is vLLM's; drop it, or add --engine vllm")
-        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        processes = this_process().count
         for flag, given in (
             ("--engine vllm", self.engine == "vllm"),
             (f"--device {self.device}", self.device is not None),

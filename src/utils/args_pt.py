@@ -5,14 +5,14 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.errors import UserError
+from common.files import check_output
+from common.machine import has_cuda
+from loading.precision import Precision, asked_dtype, choose_bits, choose_dtype
+from models.families import NAMES
+from tokens.ptuning_rows import MAX_LEN, MAX_SRC_LEN, check_lengths
 from utils.args import ModelArguments, check_least, option, parse
 from utils.args_predict import AnswerArguments
-from utils.errors import UserError
-from utils.families import NAMES
-from utils.precision import Precision, asked_dtype, choose_bits, choose_dtype, has_cuda
-from utils.records import check_output
-
-MAX_LEN, MAX_SRC_LEN = 768, 450
 
 
 @dataclass
@@ -89,7 +89,8 @@ class PtuningArguments:
             raise UserError("--output_dir is missing; give a folder for the checkpoints, e.g. output_dir_pt")
         least = ("pre_seq_len", "train_batch_size", "gradient_accumulation_steps", "log_steps", "save_steps")
         check_least(self, 1, *least, "save_total_limit")
-        check_lengths(self)
+        check_least(self, 1, "max_len", "max_src_len")
+        check_lengths(self.max_len, self.max_src_len)
         if self.max_steps < 1 and not 0 < self.num_train_epochs < math.inf:
             raise UserError(f"--num_train_epochs {self.num_train_epochs:g}: expected more than 0, and an end")
         for name in ("learning_rate", "weight_decay", "warmup_steps", "max_grad_norm"):
@@ -140,7 +141,8 @@ class PtuningInferenceArguments(AnswerArguments):
         if not self.model_dir:
             raise UserError("--model_dir is missing; give a checkpoint of P-Tuning, e.g. output_dir_pt/global_step-100")
         super().__post_init__()
-        check_lengths(self)
+        check_least(self, 1, "max_len", "max_src_len")
+        check_lengths(self.max_len, self.max_src_len)
         if self.window:
             raise UserError(f"--window {self.window}: here --max_src_len says how long a window is; drop the number")
         if self.output_file is None:
@@ -153,16 +155,6 @@ class PtuningInferenceArguments(AnswerArguments):
         return self.test_path
 
 
-def check_lengths(args) -> None:
-    """UserError unless --max_src_len leaves room for an answer within --max_len."""
-    check_least(args, 1, "max_len", "max_src_len")
-    if args.max_len and args.max_src_len and args.max_len - args.max_src_len < 4:
-        raise UserError(
-            f"--max_len {args.max_len} and --max_src_len {args.max_src_len} leave no room for an answer; raise "
-            f"--max_len above {args.max_src_len + 3}, or lower --max_src_len"
-        )
-
-
 def parse_ptuning(argv=None):
     """(model, P-Tuning) arguments of src/finetuning_pt.py."""
     model, args = parse((TunedModelArguments, PtuningArguments), argv)
@@ -170,7 +162,8 @@ def parse_ptuning(argv=None):
         raise UserError(f"--model_dir is missing; give the folder of the base model ({', '.join(NAMES)})")
     on_cpu = not has_cuda()
     dtype = choose_dtype(asked_dtype(args), on_cpu)
-    args.precision = Precision(dtype, choose_bits(model.bits or 16, on_cpu))
+    bits = choose_bits(model.bits or 16, on_cpu)
+    args.precision, args.decided = Precision(dtype.value, bits.value), {"dtype": dtype, "bits": bits}
     return model, args
 
 

@@ -17,7 +17,7 @@ import transformers
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from utils.errors import UserError, run_script, say
+from common.errors import UserError, run_script, say
 
 
 def find_gguf(package: str) -> Path:

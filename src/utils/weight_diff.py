@@ -8,9 +8,7 @@ Commands: recover, make_diff, merge, from_tencentpretrain. None of them ever hol
 
 import functools
 import inspect
-import json
 import math
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -21,12 +19,12 @@ import fire
 import torch
 from fire.decorators import SetParseFn, SetParseFns
 
-from utils import shards
-from utils import tencentpretrain as tencent
-from utils.deltas import added, check_alike, check_kind, check_sum, known_sum, read_config, wide_enough
-from utils.errors import UserError, run_script, say
-from utils.precision import FLAGS
-from utils.records import write_lines
+from checkpoints import tencentpretrain, writing
+from checkpoints.deltas import added, check_alike, check_kind, check_sum, known_sum, read_first_config, wide_enough
+from checkpoints.stored import blocks, contents, dtype_name, read_record, read_tensor, refuse_quantised, tensors_of
+from checkpoints.writing import copy_tokenizer, write_config
+from common.errors import UserError, run_script, say
+from loading.precision import FLAGS
 
 DTYPES = {**FLAGS, **{name: name for name in FLAGS.values()}, "float64": "float64"}
 OLD_FLAGS = {  # of the publishers' scripts
@@ -36,15 +34,6 @@ OLD_FLAGS = {  # of the publishers' scripts
     "--check_integrity_naively": "--check",
     "--nocheck_integrity_naively": "--nocheck",
 }
-VOCABULARIES = ("tokenizer.model", "tokenizer.json", "ice_text.model", "vocab.txt", "vocab.json")
-TOKENIZER_FILES = (
-    *VOCABULARIES,
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-)
 
 
 def recover(
@@ -65,29 +54,31 @@ def recover(
         device: accepted without effect
     """
     started, out = time.time(), Path(path_tuned)
-    raw, diff = shards.tensors_of(path_raw, "path_raw"), shards.tensors_of(path_diff, "path_diff")
-    config = read_config("path_diff", path_diff, path_raw)
+    raw, diff = tensors_of(path_raw, "path_raw"), tensors_of(path_diff, "path_diff")
+    config = read_first_config("path_diff", path_diff, path_raw)
     check_kind("path_raw", path_raw, config, delta=False)
     check_kind("path_diff", path_diff, config, delta=True)
     check_alike(("path_raw", raw), ("path_diff", diff))
-    record, chosen = shards.read_record(path_diff), choose_dtype(dtype, is_fp16)
+    record, chosen = read_record(path_diff), choose_dtype(dtype, is_fp16)
     own = {name: getattr(torch, value) for name, value in record.get("dtypes", {}).items()}
     plan = {name: (at.shape, chosen or own.get(name, at.dtype)) for name, at in diff.items()}
     known = known_sum(path_diff, record, plan, expected_sum) if check else None
-    partial = shards.begin(out, "path_tuned", plan, raw, diff)
-    raw_at, diff_at = shards.copy_old(raw, partial / "raw"), shards.copy_old(diff, partial / "diff")
+    partial = writing.begin_folder(out, "path_tuned", plan, raw, diff)
+    raw_at, diff_at = writing.copy_old(raw, partial / "raw"), writing.copy_old(diff, partial / "diff")
 
     def pieces(name):
-        return added(shards.read(name, raw_at[name]), shards.read(name, diff_at[name]), plan[name][1])
+        return added(read_tensor(name, raw_at[name]), read_tensor(name, diff_at[name]), plan[name][1])
 
-    sums = shards.write_model(partial, plan, pieces)
+    sums = writing.write_model(partial, plan, pieces)
     verdict = "not checked (--check False)" if not check else "not checked, for none is known for this delta and dtype"
     if known:
         verdict = check_sum(sums, known, plan, config, partial)
     write_config(partial, plan, config)
     copy_tokenizer(partial, path_diff, path_raw)
     total = math.fsum(sums.values())
-    shards.finish(partial, out, {"command": "recover", "raw": str(path_raw), "diff": str(path_diff), "sum": total})
+    writing.finish_folder(
+        partial, out, {"command": "recover", "raw": str(path_raw), "diff": str(path_diff), "sum": total}
+    )
     verdict = f"sum of all weights {total:.4f}, {verdict}"
     report(f"{out} = {path_raw} + {path_diff}", plan, (raw, diff), started, verdict)
 
@@ -105,21 +96,21 @@ def make_diff(path_raw, path_tuned, path_diff, *, dtype="float32", device=None) 
         device: accepted without effect
     """
     started, out = time.time(), Path(path_diff)
-    raw, tuned = shards.tensors_of(path_raw, "path_raw"), shards.tensors_of(path_tuned, "path_tuned")
-    config = read_config("path_tuned", path_tuned, path_raw)
+    raw, tuned = tensors_of(path_raw, "path_raw"), tensors_of(path_tuned, "path_tuned")
+    config = read_first_config("path_tuned", path_tuned, path_raw)
     check_kind("path_raw", path_raw, config, delta=False)
     check_kind("path_tuned", path_tuned, config, delta=False)
     check_alike(("path_raw", raw), ("path_tuned", tuned))
     chosen = choose_dtype(dtype)
     plan = {name: (at.shape, chosen) for name, at in tuned.items()}
-    partial = shards.begin(out, "path_diff", plan, raw, tuned)
-    raw_at, tuned_at = shards.copy_old(raw, partial / "raw"), shards.copy_old(tuned, partial / "tuned")
+    partial = writing.begin_folder(out, "path_diff", plan, raw, tuned)
+    raw_at, tuned_at = writing.copy_old(raw, partial / "raw"), writing.copy_old(tuned, partial / "tuned")
     sums, unequal, furthest = [], 0, 0.0
 
     def pieces(name):
         nonlocal unequal, furthest
-        base, model = shards.read(name, raw_at[name]), shards.read(name, tuned_at[name])
-        for a, b in zip(shards.blocks(base), shards.blocks(model), strict=True):
+        base, model = read_tensor(name, raw_at[name]), read_tensor(name, tuned_at[name])
+        for a, b in zip(blocks(base), blocks(model), strict=True):
             wide = wide_enough(a.dtype, b.dtype, chosen)
             difference = (b.to(wide) - a.to(wide)).to(chosen)
             (back,) = added(a, difference, b.dtype)
@@ -129,13 +120,13 @@ def make_diff(path_raw, path_tuned, path_diff, *, dtype="float32", device=None) 
             sums.append(back.sum(dtype=torch.float64).item())
             yield difference
 
-    shards.write_model(partial, plan, pieces)
+    writing.write_model(partial, plan, pieces)
     write_config(partial, plan, config)
     copy_tokenizer(partial, path_tuned, path_raw)
     record = {"command": "make_diff", "raw": str(path_raw), "tuned": str(path_tuned)}
     record |= {"sum": math.fsum(sums), "unequal": unequal}
-    record["dtypes"] = {name: shards.dtype_name(at.dtype) for name, at in tuned.items()}
-    shards.finish(partial, out, record)
+    record["dtypes"] = {name: dtype_name(at.dtype) for name, at in tuned.items()}
+    writing.finish_folder(partial, out, record)
     verdict = "recover gives every weight back equal"
     if unequal:
         verdict = f"recover gives {unequal} weights back unequal, the furthest off by {furthest:.2g}"
@@ -153,28 +144,31 @@ def merge(path_base, path_adapter, path_merged, *, dtype=None, is_fp16=None, dev
         is_fp16: True is --dtype float16, False is --dtype float32
         device: accepted without effect
     """
-    from utils.lora import read_adapter, updated  # with transformers and peft, which the other commands do without
+    from checkpoints.merging import (  # with transformers and peft, which the other commands do without
+        read_adapter,
+        updated,
+    )
 
     started, out = time.time(), Path(path_merged)
-    base, config = shards.tensors_of(path_base, "path_base"), read_config("path_base", path_base)
+    base, config = tensors_of(path_base, "path_base"), read_first_config("path_base", path_base)
     check_kind("path_base", path_base, config, delta=False)
     updates, whole = read_adapter(Path(path_adapter), base, config)
     chosen = choose_dtype(dtype, is_fp16)
     plan = {name: (at.shape, chosen or at.dtype) for name, at in base.items()}
-    partial = shards.begin(out, "path_merged", plan, base)
-    base_at = shards.copy_old(base, partial / "base")
+    partial = writing.begin_folder(out, "path_merged", plan, base)
+    base_at = writing.copy_old(base, partial / "base")
 
     def pieces(name):
         dtype = plan[name][1]
         if name in updates:
-            return updated(shards.read(name, base_at[name]), updates[name], dtype)
-        tensor = whole[name] if name in whole else shards.read(name, base_at[name])
-        return (block.to(dtype) for block in shards.blocks(tensor))
+            return updated(read_tensor(name, base_at[name]), updates[name], dtype)
+        tensor = whole[name] if name in whole else read_tensor(name, base_at[name])
+        return (block.to(dtype) for block in blocks(tensor))
 
-    shards.write_model(partial, plan, pieces)
+    writing.write_model(partial, plan, pieces)
     write_config(partial, plan, config)
     copy_tokenizer(partial, path_base)
-    shards.finish(partial, out, {"command": "merge", "base": str(path_base), "adapter": str(path_adapter)})
+    writing.finish_folder(partial, out, {"command": "merge", "base": str(path_base), "adapter": str(path_adapter)})
     what = f"LoRA added to {len(updates)} tensors" + (f", {len(whole)} replaced (modules_to_save)" if whole else "")
     report(f"{out} = {path_base} + {path_adapter}", plan, (base,), started, what)
 
@@ -190,31 +184,31 @@ def from_tencentpretrain(path_in, path_out, *, heads=None) -> None:
     started, out, file = time.time(), Path(path_out), Path(path_in)
     if not file.exists():
         raise UserError(f"--path_in {path_in}: no such file or folder; give the .bin file or the folder that holds it")
-    if file.is_dir() and (file := tencent.find_file(path_in)) is None:
+    if file.is_dir() and (file := tencentpretrain.find_file(path_in)) is None:
         inside = ", ".join(sorted(path.name for path in Path(path_in).iterdir())[:12]) or "nothing"
         raise UserError(
             f"--path_in {path_in}: no .bin file in TencentPretrain's format there; found {inside}. A folder with "
             "config.json and pytorch_model*.bin needs no conversion"
         )
-    stored = shards.contents(file)
-    shards.refuse_quantised(stored, "path_in")
-    names = tencent.rename(stored, file)
-    config = tencent.make_config(stored, names, heads)
+    stored = contents(file)
+    refuse_quantised(stored, "path_in")
+    names = tencentpretrain.rename(stored, file)
+    config = tencentpretrain.make_config(stored, names, heads)
     tokenizer = file.with_name("tokenizer.model")
-    tencent.check_tokenizer(tokenizer, config["vocab_size"])
+    tencentpretrain.check_tokenizer(tokenizer, config["vocab_size"])
     rotary = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
     plan = {new: (stored[old].shape, stored[old].dtype) for new, old in names.items()}
-    partial = shards.begin(out, "path_out", plan, stored)
-    stored_at = shards.copy_old(stored, partial / "in")
+    partial = writing.begin_folder(out, "path_out", plan, stored)
+    stored_at = writing.copy_old(stored, partial / "in")
 
     def pieces(name):
-        tensor, layer = shards.read(names[name], stored_at[names[name]]), name.split(".")[-2]
-        return shards.blocks(tencent.to_rotary_halves(tensor, rotary[layer]) if layer in rotary else tensor)
+        tensor, layer = read_tensor(names[name], stored_at[names[name]]), name.split(".")[-2]
+        return blocks(tencentpretrain.to_rotary_halves(tensor, rotary[layer]) if layer in rotary else tensor)
 
-    shards.write_model(partial, plan, pieces)
+    writing.write_model(partial, plan, pieces)
     write_config(partial, plan, config)
-    tencent.write_tokenizer(partial, tokenizer)
-    shards.finish(partial, out, {"command": "from_tencentpretrain", "in": str(file)})
+    tencentpretrain.write_tokenizer(partial, tokenizer)
+    writing.finish_folder(partial, out, {"command": "from_tencentpretrain", "in": str(file)})
     what = f"{config['num_hidden_layers']} layers, {rotary['q_proj']} heads, vocabulary of {config['vocab_size']}"
     report(f"{out} = {file}", plan, (stored,), started, what)
 
@@ -230,39 +224,15 @@ def choose_dtype(text: str | None, is_fp16: bool | None = None) -> torch.dtype |
     return None if text is None else getattr(torch, DTYPES[text])
 
 
-# What stands beside the weights, and what is said
-
-
-def write_config(partial: Path, plan: dict, config: dict) -> None:
-    """config.json, with the dtype of most weights."""
-    count = {}
-    for shape, dtype in plan.values():
-        count[dtype] = count.get(dtype, 0) + torch.Size(shape).numel()
-    config = {name: value for name, value in config.items() if name != "dtype"}
-    config["torch_dtype"] = shards.dtype_name(max(count, key=count.get))
-    write_lines(partial / "config.json", [json.dumps(config, ensure_ascii=False, indent=2)])
-
-
-def copy_tokenizer(partial: Path, *folders) -> None:
-    """The tokenizer and generation settings of the first folder that has a tokenizer."""
-    for folder in map(Path, folders):
-        if any((folder / name).is_file() for name in VOCABULARIES):
-            for name in (*TOKENIZER_FILES, "generation_config.json"):
-                if (folder / name).is_file():
-                    shutil.copyfile(folder / name, partial / name)
-            return
-    say(f"warning: no tokenizer in {' or '.join(map(str, folders))}; copy one into the folder before it is used")
-
-
 def report(what: str, plan: dict, inputs, started: float, verdict: str) -> None:
     """The block at the end: what was made, in what, and what it took."""
     weights = sum(torch.Size(shape).numel() for shape, _ in plan.values())
     files = {at.file for stored in inputs for at in stored.values()}
     largest, peak = max(file.stat().st_size for file in files), peak_memory()
-    dtypes = "/".join(sorted({shards.dtype_name(dtype) for _, dtype in plan.values()}))
+    dtypes = "/".join(sorted({dtype_name(dtype) for _, dtype in plan.values()}))
     say(
         f"\n{what}\n{len(plan)} tensors, {weights:,} weights in {dtypes}, {len(files)} shards read, "
-        f"{len(shards.split(plan))} written\n{verdict}\n{time.time() - started:.0f} s"
+        f"{len(writing.split_shards(plan))} written\n{verdict}\n{time.time() - started:.0f} s"
         + (f", peak memory {peak / 1e9:.2f} GB" if peak else "")
         + f" (largest shard read: {largest / 1e9:.2f} GB)"
     )
@@ -274,8 +244,6 @@ def peak_memory() -> int | None:
     lines = status.read_text().splitlines() if status.is_file() else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
 
-
-# The command line
 
 COMMANDS = (recover, make_diff, merge, from_tencentpretrain)
 

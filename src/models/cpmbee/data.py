@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import torch
 
-from models.cpmbee.modeling import IGNORED
-from models.cpmbee.tokenizer import CpmBeeTokenizer, Families, escape
+from models.cpmbee.tokenizer import CpmBeeTokenizer, Families
 
 ANSWER, ROOT = "<ans>", "<root>"
+IGNORED = -100  # the label of a position that is not learnt
 DEEPEST = 8  # steps up and down the tree are told apart below this number
 
 
@@ -79,35 +79,27 @@ def _relations(parents: list[int | None]) -> list[int]:
     return relations
 
 
-def record_data(record: dict, answer: str = "") -> dict:
-    """The data of a record (plain texts): instruction and input as `input`, and `answer`."""
-    return {"input": escape(f"{record['instruction']}\n{record['input']}"), ANSWER: escape(answer)}
+def training_features(tokenizer: CpmBeeTokenizer, data: dict) -> dict:
+    """Data with their answer as a training row: what `collate` makes batches of.
 
-
-def training_features(tokenizer: CpmBeeTokenizer, data: dict, cutoff: int | None = None) -> dict:
-    """Data with their answer (see `record_data`) as a training row of at most `cutoff` tokens, the rest cut off.
-
-    `whole`: tokens of all the data; `answer_cut`: the row lost some, and so the answer's end. A row whose `context`
-    holds no 0 teaches nothing, and a batch of such rows has no loss: leave them out.
+    A row whose `context` holds no 0 teaches nothing, and a batch of such rows has no loss: leave them out.
     """
     example = convert(tokenizer, data)
     return {
-        "input_ids": example.ids[:cutoff],
-        "input_id_sub": example.subs[:cutoff],
-        "context": example.context[:cutoff],
-        "segment": example.segments[:cutoff],
+        "input_ids": example.ids,
+        "input_id_sub": example.subs,
+        "context": example.context,
+        "segment": example.segments,
         "segment_rel": example.relations,
         "num_segments": example.count,
-        "whole": len(example.ids),
-        "answer_cut": cutoff is not None and len(example.ids) > cutoff,
     }
 
 
 def collate(tokenizer: CpmBeeTokenizer, features: list[dict], width: int | None = None) -> dict[str, torch.Tensor]:
     """The model's arguments for a batch of training rows, padded with 0 on the right to `width` or the longest row.
 
-    A label stands at the token before the one it names, `</s>` at an answer's last token; a cut answer has no end to
-    learn. Numbered tokens are classes of their own, in the order in which they appear.
+    A label stands at the token before the one it names, `</s>` at an answer's last token. Numbered tokens are classes
+    of their own, in the order in which they appear.
     """
     width = width or max(len(row["input_ids"]) for row in features)
     names = ("input_ids", "input_id_sub", "context", "segment")
@@ -124,9 +116,7 @@ def collate(tokenizer: CpmBeeTokenizer, features: list[dict], width: int | None 
     classes[ids == tokenizer.bos_id] = tokenizer.eos_id  # before the next segment begins, this one ends
     labels = torch.full_like(ids, IGNORED)
     labels[:, :-1] = torch.where(real[:, 1:], classes[:, 1:], IGNORED)
-    for row, feature in enumerate(features):
-        if not feature["answer_cut"]:
-            labels[row, lengths[row] - 1] = tokenizer.eos_id
+    labels[torch.arange(len(features)), lengths - 1] = tokenizer.eos_id
     labels[(batch["context"] == 1) | ~real] = IGNORED
 
     table = torch.tensor(list(columns) or [(0, 1)])  # the originals never leave it empty

@@ -17,12 +17,15 @@ from transformers import PreTrainedModel, initialization
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutput
 
+from models.cpmbee.bias import bias_index, segment_relations
 from models.cpmbee.configuration import CpmBeeConfig
+from models.cpmbee.data import ANSWER, IGNORED
+from models.cpmbee.generation import generate
+from models.cpmbee.tokenizer import unescape
 
 RESIDUAL = 1.05  # the hidden state is divided by it after every addition
 ROTARY_BASE = 10000
 STRANGERS = 1  # the relation of tokens of different samples or spans
-IGNORED = -100  # the label of a position that is not learnt
 
 
 def scaled(linear: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
@@ -40,37 +43,6 @@ def lora_alphas(config: CpmBeeConfig, alpha: float, targets) -> dict[str, float]
     inputs = dict.fromkeys(("project_q", "project_k", "project_v", "w_0", "w_1"), config.hidden_size)
     inputs |= {"attention_out": config.num_attention_heads * config.dim_head, "w_out": config.dim_ff}
     return {name: alpha * math.sqrt(size) for name, size in inputs.items() if everywhere or name in targets}
-
-
-def distance_buckets(distance: torch.Tensor, buckets: int, max_distance: int) -> torch.Tensor:
-    """Bucket (0 to buckets - 1) of key position - query position: near ones alone, far ones by their logarithm.
-
-    The upper half is for keys behind the query's position. The logarithm is taken in float32, as the checkpoints' was.
-    """
-    half = buckets // 2
-    near = half // 2
-    size = distance.abs()
-    ratio = torch.log(size.clamp(min=near).float() / near) / math.log(max_distance / near)
-    far = (near + (ratio * (half - near)).int()).clamp(max=half - 1)
-    return half * (distance > 0) + torch.where(size < near, size, far)
-
-
-def segment_relations(table, query_segment, query_segments, query_offset, key_segment) -> torch.Tensor:
-    """Relation of every query's segment to every key's, (batch, queries, keys).
-
-    `table` (batch, entries) holds the relations of a row's samples one after the other; `query_segments` (batch,
-    queries) is the number of segments of the query's sample, `query_offset` where its relations begin.
-    """
-    index = (query_segment * query_segments + query_offset)[:, :, None] + key_segment[:, None, :]
-    index = index.clamp(max=table.shape[1] - 1)  # pairs of different samples point anywhere; the caller replaces them
-    return table.gather(1, index.flatten(1)).view_as(index)
-
-
-def bias_index(config: CpmBeeConfig, distance: torch.Tensor, relation: torch.Tensor) -> torch.Tensor:
-    """Row of the position bias for each pair of tokens: by distance within a segment, by relation between segments."""
-    buckets = config.position_bias_num_buckets
-    near = distance_buckets(distance, buckets, config.position_bias_max_distance)
-    return torch.where(relation == 0, near, buckets + relation - 1)
 
 
 class RMSNorm(nn.Module):
@@ -288,7 +260,17 @@ class CpmBeeForCausalLM(PreTrainedModel):
         return False
 
     def prepare_inputs_for_generation(self, *_, **__):  # peft looks for it
-        raise NotImplementedError("CPM-Bee answers structured data: call models.cpmbee.generate(model, tokenizer, …)")
+        raise NotImplementedError("CPM-Bee answers structured data: call answer_trees(tokenizer, …)")
+
+    def answer_trees(
+        self, tokenizer, trees: list[dict], max_new_tokens: int, num_beams: int = 1, repetition_penalty: float = 1.0
+    ) -> list[tuple[str, str, int]]:
+        """Of each tree of texts its answer without markup, why it ended (eos or length), and how many tokens it took.
+
+        See `generation.generate`.
+        """
+        made = generate(self, tokenizer, trees, max_new_tokens, num_beams, repetition_penalty)
+        return [(unescape(one.data[ANSWER] or ""), one.finish_reason, one.tokens) for one in made]
 
     def logits(self, hidden, ext_table_ids, ext_table_sub):
         """(…, vocabulary + X) of hidden states (…, hidden); the X extra classes are the tokens of the ext table (X)."""

@@ -1,0 +1,66 @@
+"""config.json of a checkpoint folder, and what is no model by itself."""
+
+import json
+from pathlib import Path
+
+from checkpoints import tencentpretrain
+from checkpoints.stored import contents, is_delta, model_files
+from common.errors import UserError
+from models.families import Family
+
+CONVERTER = "python src/utils/weight_diff.py"
+
+
+def read_config(model_path: str | Path) -> dict:
+    """The config.json of a checkpoint folder; UserError when the folder holds none, or what is no model by itself."""
+    folder = Path(model_path)
+    if not folder.is_dir():
+        raise UserError(
+            f"--model_name_or_path {model_path}: no such folder. Give the folder of a downloaded checkpoint "
+            "(config.json, tokenizer files, weights)"
+        )
+    config = folder / "config.json"
+    if not model_files(folder)[1] and (file := tencentpretrain.find_file(folder)):
+        raise UserError(
+            f"--model_name_or_path {model_path}: {file.name} is in TencentPretrain's format; convert it first: "
+            f"{CONVERTER} from_tencentpretrain --path_in {model_path} --path_out NEW_FOLDER"
+        )
+    if not config.is_file():
+        there = sorted(path.name for path in folder.iterdir())
+        if "adapter_config.json" in there:
+            raise UserError(
+                f"--model_name_or_path {model_path} is a LoRA adapter, not a base model; give the base here and this "
+                "folder as --lora_weights"
+            )
+        inside = ", ".join(there[:12]) or "nothing"
+        raise UserError(f"--model_name_or_path {model_path}: no config.json there; found {inside}")
+    try:
+        settings = json.loads(config.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{config}:{error.lineno}: not JSON ({error.msg}); download the file again") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"{config}: no JSON object; download the file again")
+    if settings.get("pre_seq_len") and (folder / "pytorch_model.bin").is_file() and not _has_layers(folder):
+        raise UserError(
+            f"--model_name_or_path {model_path} holds a prefix of P-Tuning v2 and no model; predict with python "
+            f"src/inference_pt.py --model_dir {model_path} --ori_model_dir BASE"
+        )
+    if is_delta(folder, settings):
+        raise UserError(
+            f"--model_name_or_path {model_path} is a delta, not a model (its norm weights are near 0, a model's near "
+            f"1); add it to its base first: {CONVERTER} recover --path_raw BASE --path_diff {model_path} --path_tuned "
+            "NEW_FOLDER, and give NEW_FOLDER here"
+        )
+    return settings
+
+
+def _has_layers(folder: Path) -> bool:
+    """Whether the folder's weights are more than the tensors of a prefix encoder."""
+    return any("prefix_encoder" not in name for file in model_files(folder)[1] for name in contents(file))
+
+
+def read_context(model_path: str | Path, family: Family) -> int | None:
+    """The positions that a base has or was trained on; None: its config.json names none."""
+    config = read_config(model_path)
+    config = {**config, **(config.get("text_config") or {})}
+    return next((config[key] for key in family.context_keys if config.get(key)), None)

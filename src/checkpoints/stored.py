@@ -1,0 +1,199 @@
+"""The tensors of a checkpoint folder, as files: what lies where, checked, read one at a time."""
+
+import json
+import re
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import safe_open
+
+from common.errors import UserError
+
+BLOCK = 1 << 18  # weights that are worked on at once
+RECORD = "weight_diff.json"  # how a folder was made; the first file of an unfinished one
+BUFFER = "rotary_emb.inv_freq"  # old checkpoints hold these; they follow from the config and are no weights
+CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+DTYPES = {code: dtype for dtype, code in CODES.items()}
+LAYOUTS = (
+    ("model.safetensors.index.json", "model*.safetensors"),
+    ("pytorch_model.bin.index.json", "pytorch_model*.bin"),
+    ("", "*.pt"),  # CPM-Bee as OpenBMB gives it out; it has no index
+)
+
+
+class Stored(NamedTuple):
+    """Where a tensor lies, and what it is."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def tensors_of(folder: str | Path, flag: str) -> dict[str, Stored]:
+    """The weights of a checkpoint folder by name, rotary buffers left out; nothing but names and shapes is read.
+
+    UserError with `flag` for a folder without weights, files that are missing or cut off, and quantised weights.
+    """
+    index, files = whole_files(folder, flag)
+    stored = {}
+    for file in files:
+        stored |= contents(file)
+    if lost := sorted(set(index) - set(stored)):
+        raise UserError(f"--{flag} {folder}: {index[lost[0]]} does not hold {lost[0]}, as the index says it does")
+    stored = {name: at for name, at in stored.items() if not name.endswith(BUFFER)}
+    refuse_quantised(stored, flag)
+    return stored
+
+
+def whole_files(folder: str | Path, flag: str) -> tuple[dict[str, str], list[Path]]:
+    """The index and the weight files of a checkpoint folder; UserError with `flag` when one is missing or cut off."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"--{flag} {folder}: no such folder; give the folder of a downloaded checkpoint")
+    index, files = model_files(folder)
+    if not files:
+        inside = ", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "nothing"
+        raise UserError(
+            f"--{flag} {folder}: no weights there (expected {' or '.join(f for _, f in LAYOUTS)}); found {inside}"
+        )
+    if files[0].suffix == ".pt" and len(files) > 1:
+        raise UserError(
+            f"--{flag} {folder}: {', '.join(file.name for file in files)}: expected one .pt file; move the others away"
+        )
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise UserError(f"--{flag} {folder}: the index names {', '.join(missing)}, not there; download what is missing")
+    parts = re.fullmatch(r".*-of-(\d+)\.\w+", files[0].name)
+    if not index and parts and len(files) != int(parts[1]):
+        raise UserError(
+            f"--{flag} {folder}: {len(files)} of {int(parts[1])} shards are there, and no index; download it again"
+        )
+    for file in files:
+        if not is_old(file):  # one of torch before 1.6 could only be read whole
+            contents(file)
+    return index, files
+
+
+def refuse_quantised(stored: dict[str, Stored], flag: str) -> None:
+    """UserError for the first tensor that is not of a dtype in CODES."""
+    for name, at in stored.items():
+        if at.dtype not in CODES:
+            raise UserError(f"--{flag} {at.file}: {name} is {at.dtype}; only unquantised weights can be worked on")
+
+
+def contents(file: Path) -> dict[str, Stored]:
+    """Every tensor of one file."""
+    if file.suffix != ".safetensors":
+        return {name: Stored(file, tuple(t.shape), t.dtype) for name, t in load_bin(file).items()}
+    with open(file, "rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        text = stream.read(min(length, file.stat().st_size))
+    try:
+        header = json.loads(text)
+    except ValueError:
+        raise _broken(file, "no safetensors file") from None
+    header.pop("__metadata__", None)
+    end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    if file.stat().st_size < end:
+        raise _broken(file, f"cut off after {file.stat().st_size} of {end} bytes")
+    return {n: Stored(file, tuple(e["shape"]), DTYPES.get(e["dtype"], e["dtype"])) for n, e in header.items()}
+
+
+def load_bin(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a .bin file: mapped, not read, unless the file is of torch before 1.6."""
+    with open(file, "rb") as stream:
+        if stream.read(2) == b"PK" and not zipfile.is_zipfile(file):
+            raise _broken(file, "cut off")
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=not is_old(file))
+    except Exception as error:  # noqa: BLE001 - whatever the reader raises, these are no weights
+        raise _broken(file, f"no state dict ({(str(error) or type(error).__name__).splitlines()[0]})") from None
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise _broken(file, "no state dict, for it holds more than tensors")
+    return state
+
+
+def is_old(file: Path) -> bool:
+    """Whether a .bin file is of torch before 1.6, which can only be read whole."""
+    if file.suffix == ".safetensors":
+        return False
+    with open(file, "rb") as stream:
+        return stream.read(2) != b"PK"  # one that begins as a zip archive and is none is cut off
+
+
+def read_tensor(name: str, at: Stored) -> torch.Tensor:
+    """One tensor. The file is opened anew each time, so that what is mapped of it goes with the tensor."""
+    if at.file.suffix == ".safetensors":
+        with safe_open(at.file, "pt") as file:
+            return file.get_tensor(name)
+    return load_bin(at.file)[name]
+
+
+def blocks(tensor: torch.Tensor, size: int = BLOCK):
+    """A tensor's weights in order, in flat pieces of at most `size`."""
+    yield from tensor.reshape(-1).split(size)
+
+
+def is_delta(folder: str | Path, config: dict) -> bool | None:
+    """Whether make_diff wrote the folder, or the last norm of its LLaMA is near 0 instead of 1; None: cannot be told.
+
+    Other architectures may keep their norms around 0, and a .bin file of torch before 1.6 cannot be read in part.
+    """
+    if read_record(folder).get("command") == "make_diff":
+        return True
+    if config.get("model_type") != "llama":
+        return None
+    name = "model.norm.weight"
+    index, files = model_files(Path(folder))
+    files = [Path(folder) / index[name]] if name in index else files
+    for file in files:
+        if file.is_file() and file.stat().st_size and not is_old(file) and name in (inside := contents(file)):
+            return read_tensor(name, inside[name]).float().abs().mean().item() < 0.1
+    return None
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def model_files(folder: Path) -> tuple[dict[str, str], list[Path]]:
+    """The index (tensor -> file name; {} without one) and the files with weights, as transformers would choose them."""
+    for index, pattern in LAYOUTS:
+        if index and (folder / index).is_file():
+            names = read_json(folder / index).get("weight_map")
+            if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+                raise _broken(folder / index, "no weight_map from tensors to files")
+            return names, [folder / name for name in sorted(set(names.values()))]
+        if files := sorted(folder.glob(pattern)):
+            return {}, files
+    return {}, []
+
+
+def read_json(file: Path) -> dict:
+    """An object in a JSON file; UserError when it is none."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _broken(file, f"not JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise _broken(file, "no JSON object")
+    return found
+
+
+def _broken(file: Path, why: str) -> UserError:
+    with open(file, "rb") as stream:
+        if stream.read(23) == b"version https://git-lfs":
+            why = "a pointer of Git LFS, not the file itself"
+    return UserError(f"{file}: {why}; download it again")
+
+
+def read_record(folder: str | Path) -> dict:
+    """What weight_diff.json says; {} when there is none."""
+    file = Path(folder) / RECORD
+    return read_json(file) if file.is_file() else {}
+
+
+def _size(shape, dtype) -> int:
+    return torch.Size(shape).numel() * dtype.itemsize

@@ -1,0 +1,205 @@
+"""Read, check, split and write records: JSON lines, or one JSON list, in UTF-8."""
+
+import io
+import json
+import random
+import re
+from pathlib import Path
+
+from common.errors import UserError, say
+
+TEXT_FIELDS = ("instruction", "input", "output")
+PIECE = 2**20  # characters of a JSON list that are read at a time
+
+
+def read_records(path: str | Path) -> list[dict]:
+    """All records of a file. UserError (file, line, found, expected) for anything that is not a list of objects."""
+    return [record for _, record in read_with_lines(path)]
+
+
+def read_with_lines(path: str | Path, piece: int = PIECE) -> list[tuple[int, dict]]:
+    """The records with the line each one starts on."""
+    return list(stream_records(path, piece=piece))
+
+
+def stream_records(path: str | Path, bad: list[str] | None = None, piece: int = PIECE):
+    """Yield (line it starts on, record), holding one line, or of a JSON list one `piece` (characters), in memory.
+
+    What is no record raises UserError. With a list `bad`, the error's text is appended there and reading goes on at
+    the next line or item; only a list whose JSON is broken still raises.
+    """
+    path = Path(path)
+    if not path.is_file():
+        folder = path if path.is_dir() else path.parent
+        near = sorted(p.name for p in folder.glob("*.json*")) if folder.is_dir() else []
+        names = ", ".join(near[:12]) + (", …" if len(near) > 12 else "")
+        what = (
+            "is a folder, expected a file"
+            if path.is_dir()
+            else "is no ordinary file"
+            if path.exists()
+            else "no such file"
+        )
+        raise UserError(f"{path}: {what} ({folder} holds {names or 'no .json file'})")
+    nothing = True
+    with open(path, "rb") as file:
+        first = file.read(PIECE).decode("utf-8-sig", "replace").lstrip()[:1]
+        file.seek(0)
+        items = _list_items(path, io.TextIOWrapper(file, "utf-8-sig"), piece) if first == "[" else _lines(path, file)
+        for line, item in items:
+            nothing = False
+            if isinstance(item, dict):
+                yield line, item
+                continue
+            found = item if isinstance(item, UserError) else None
+            expected = f"expected an object with {', '.join(TEXT_FIELDS)}"
+            error = found or UserError(f"{path}:{line}: found {_kind(item)}, {expected}")
+            if bad is None:
+                raise error
+            bad.append(str(error))
+    if nothing:
+        what = "list" if first == "[" else "file"
+        raise UserError(f"{path}: the {what} is empty; expected JSON lines or a JSON list of records")
+
+
+def _lines(path, file):
+    """Yield (line, value or the UserError that says why there is none) of JSON lines."""
+    # Only "\n" ends a record: str.splitlines would also cut at U+2028, which JSON strings may hold as it is.
+    for number, raw in enumerate(file, 1):
+        try:
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            if line.strip():
+                yield number, json.loads(line)
+        except UnicodeDecodeError as error:
+            yield number, UserError(f"{path}:{number}: not UTF-8 (byte {error.start} of the line); save it as UTF-8")
+        except (ValueError, RecursionError) as error:
+            where = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+            message = f"{path}:{number}: not JSON ({where}): {line[:60]!r}; expected one whole object a line, or one "
+            yield number, UserError(message + "list of objects in [ ] (a line cut in the middle? then remove it)")
+
+
+def _list_items(path, file, piece: int):
+    """Yield (line, value) of one JSON list, read piece by piece."""
+    decoder, line = json.JSONDecoder(), 1  # `line` is that of text[counted]
+    text, counted = _piece(path, file, piece), 0
+    position, comma = text.index("[") + 1, True  # whether an item may follow
+    while True:
+        while position < len(text) and text[position] in " \t\r\n" + ("" if comma else ","):
+            comma = comma or text[position] == ","
+            position += 1
+        line, counted = line + text.count("\n", counted, position), position
+        if text[position : position + 1] == "]":
+            if (text[position + 1 :] + _piece(path, file, -1)).strip():
+                raise UserError(f"{path}:{line}: something stands behind the ] that closes the list; remove it")
+            return
+        try:
+            if not comma and position < len(text):
+                raise json.JSONDecodeError("Expecting ',' between two objects", text, position)
+            record, position = decoder.raw_decode(text, position)
+            comma = False
+        except (json.JSONDecodeError, RecursionError) as error:
+            more = _piece(path, file, max(piece, len(text)))  # doubled: the time stays linear in what is read
+            if not more:
+                at = line + text.count("\n", counted, error.pos) if isinstance(error, json.JSONDecodeError) else line
+                raise UserError(
+                    f"{path}:{at}: not JSON ({getattr(error, 'msg', error)}); "
+                    "expected one JSON list of objects, closed by ]"
+                ) from None
+            text, position, counted = text[position:] + more, 0, 0
+            continue
+        yield line, record
+
+
+def _piece(path, file, size: int) -> str:
+    try:
+        return file.read(size)
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8; save the file as UTF-8") from None
+
+
+def check_records(path: str | Path, pairs: list[tuple[int, dict]], needs: tuple[str, ...]) -> list[dict]:
+    """The records of `read_with_lines`, once every one has the text fields `needs` and no id stands twice."""
+    if "output" in needs and all("output" not in record for _, record in pairs):
+        raise UserError(
+            f"{path}: none of its {len(pairs)} records has the field output: this looks like the test set "
+            "(the contest calls it valid.json); train on the file whose records hold instruction, input and output"
+        )
+    seen = {}
+    for line, record in pairs:
+        for field in needs:
+            if field not in record:
+                raise UserError(f"{path}:{line}: the field {field} is missing; found {', '.join(record) or 'none'}")
+            if not isinstance(record[field], str):
+                raise UserError(f"{path}:{line}: {field} is {_kind(record[field])}, expected a string")
+        if record.get("kg") is not None and not is_kg(record["kg"]):
+            raise UserError(f"{path}:{line}: kg is not a list of [head, relation, tail], all strings")
+        identity = record.get("id", "")
+        if isinstance(identity, (int, str)) and identity != "":
+            if identity in seen:
+                raise UserError(
+                    f"{path}:{line}: id {identity!r} already stands on line {seen[identity]}; ids must be unique"
+                )
+            seen[identity] = line
+    return [record for _, record in pairs]
+
+
+def load_records(path: str | Path, needs: tuple[str, ...] = TEXT_FIELDS) -> list[dict]:
+    """Read and check, for a model: its tokenizer takes no text with half a surrogate pair."""
+    pairs = read_with_lines(path)
+    records = check_records(path, pairs, needs)
+    for line, record in pairs:
+        for field in needs:
+            if re.search("[\ud800-\udfff]", record[field]):
+                raise UserError(
+                    f"{path}:{line}: {field} holds half a surrogate pair (an escape \\ud8xx without its second half), "
+                    "which is no character; remove it"
+                )
+    return records
+
+
+def split_records(records: list[dict], held_out: int, seed: int) -> tuple[list[dict], list[dict]]:
+    """`held_out` records drawn with `seed`, and the others; both in file order."""
+    if held_out < 0:
+        raise UserError(f"--val_set_size {held_out}: expected 0 (no split) or more")
+    if held_out >= len(records):
+        raise UserError(
+            f"--val_set_size {held_out}: there are only {len(records)} records, and some must remain for training; "
+            "give a smaller number, 0 for no split, or --valid_file"
+        )
+    chosen = set(random.Random(seed).sample(range(len(records)), held_out))
+    train = [record for index, record in enumerate(records) if index not in chosen]
+    return train, [records[index] for index in sorted(chosen)]
+
+
+def choose_records(data_args, do_eval: bool, seed: int) -> tuple[list[dict], list[dict]]:
+    """Training and validation records, checked; the second is empty when nothing is evaluated.
+
+    `data_args`: utils.args.DataArguments; `seed`: of the split.
+    """
+    records = load_records(data_args.train_file)
+    if not do_eval and (data_args.valid_file or data_args.val_set_size):
+        say("validation: none (add --do_eval, or --eval_strategy, to evaluate)")
+    if not do_eval:
+        return records, []
+    if data_args.valid_file:
+        return records, load_records(data_args.valid_file)
+    if not data_args.val_set_size:
+        raise UserError(
+            "--do_eval and --val_set_size 0: nothing to evaluate; give --valid_file or a size, or drop --do_eval"
+        )
+    return split_records(records, data_args.val_set_size, seed)
+
+
+def is_kg(kg) -> bool:
+    """Whether it is a list of `[head, relation, tail]`, all strings."""
+    triples = kg if isinstance(kg, list) else [None]
+    return all(isinstance(t, list) and len(t) == 3 and all(isinstance(part, str) for part in t) for t in triples)
+
+
+def _kind(value) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def name_of(record: dict, index: int) -> str:
+    return f"id {record['id']}" if "id" in record else f"number {index + 1}"

@@ -1,0 +1,71 @@
+"""What an answer is, how it is to be made, and where it ends."""
+
+from typing import NamedTuple
+
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+
+from kg.loops import loop_end
+
+DRAWING = ("temperature", "top_k", "top_p", "seed")  # flags and fields that mean something only with --do_sample
+
+
+class Answer(NamedTuple):
+    text: str
+    # "eos": the model ended its answer; "length": it was stopped at max_new_tokens; "loop": it repeated a triple
+    finish_reason: str
+    tokens: int  # new tokens, eos included
+
+
+class Failure(NamedTuple):
+    """What takes an answer's place when a record cannot be answered."""
+
+    reason: str
+
+
+ALONE = "out of memory, even alone; a smaller --bits may help"  # a Failure's reason
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a card or the machine lacked memory, which fewer records at a time may need less of."""
+    if isinstance(error, torch.AcceleratorError):
+        return False  # the card takes no further orders from this process
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or should_reduce_batch_size(error)
+
+
+class Rules(NamedTuple):
+    """How answers are made: what every engine is told."""
+
+    max_new_tokens: int
+    batch_size: int = 1  # most prompts at a time
+    num_beams: int = 1  # 1: no beam search
+    repetition_penalty: float = 1.0  # divides the logits of tokens that are there already; 1: none
+    do_sample: bool = False  # draw each token, instead of the likeliest; the next four are about that
+    temperature: float = 1.0
+    top_k: int = 50  # 0: any token
+    top_p: float = 1.0
+    seed: int = 42
+    max_repeats: int = 0  # an answer ends where it says a triple for this time; 0: it may repeat
+
+
+def plan_batches(lengths: list[int], batch_size: int) -> list[list[int]]:
+    """Indices of all prompts in batches of like length, longest first; the same for the same lengths."""
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def cut_answer(codec, ids: list[int], max_repeats: int = 0) -> Answer:
+    """An answer up to its first eos. The cut is made on ids: a record's text may hold anything a template holds."""
+    if codec.eos_id in ids:
+        end = ids.index(codec.eos_id)
+        return end_loop(Answer(codec.decode(ids[:end]).strip(), "eos", end + 1), max_repeats)
+    return end_loop(Answer(codec.decode(ids).strip(), "length", len(ids)), max_repeats)
+
+
+def end_loop(answer: Answer, max_repeats: int) -> Answer:
+    """The answer up to where it says one triple for the `max_repeats`-th time, if it does; 0: as it is.
+
+    That depends on the text alone: engines may look for loops as often, and stop rows as late, as they like.
+    """
+    end = loop_end(answer.text, max_repeats) if max_repeats else None
+    return answer if end is None else Answer(answer.text[:end], "loop", answer.tokens)

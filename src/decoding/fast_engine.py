@@ -1,0 +1,359 @@
+"""The engine `fast`: many records decoded side by side, a finished one's place given to a waiting one at once.
+
+Keys and values of all records lie one behind the other in one tensor a layer, made once. So all steps of as many rows
+have the same shapes, and on a card each is captured as a CUDA graph and replayed without the CPU. Greedy answers only.
+"""
+
+import gc
+import math
+from bisect import bisect
+from collections import Counter, deque
+from collections.abc import Callable
+from itertools import accumulate, islice
+from typing import NamedTuple
+
+import torch
+from torch.nn.functional import pad
+from transformers import AutoConfig
+from transformers.integrations.liger import apply_liger_kernel
+
+from checkpoints.adapters import read_adapter_config
+from common.errors import UserError, reason_of, say
+from common.machine import free_bytes
+from decoding.answers import ALONE, Answer, Failure, Rules, cut_answer, is_out_of_memory
+from decoding.batch_engine import choose_batch_size, load_model
+from decoding.kept import Kept, Spans, use_kept_attention
+from decoding.places import Place, Places, Started
+from decoding.serving import Serving
+from kg.loops import loops
+from loading.memory import SAFE
+from loading.shape import cached_numbers
+from ops import available, packed_attention
+
+
+class Tuning(NamedTuple):
+    """Sizes that decide how fast the engine is, never what it answers; measured (docs/log.md)."""
+
+    steps: int = 8  # tokens made between two looks at what is finished
+    block: int = 64  # new tokens of a record between two looks for loops
+    pass_tokens: int = 12288  # of one pass over new prompts
+    most: int = 512  # rows on a card
+    enough: int = 64  # rows: with fewer, a card mostly reads weights
+    ahead: int = 128  # new tokens that a record gets room for at first, where the memory has none for all of them
+    shared: int = 16  # tokens: so long a beginning, in common with a prompt that is kept, is copied
+
+
+MEASURED = Tuning()
+
+
+def why_not(serving: Serving) -> str | None:
+    """Why the engine cannot serve these rules, base and adapter or prefix on this device; None: it can."""
+    if serving.prefix:
+        return "it does not know prefixes"
+    rules = serving.rules
+    asked = {"num_beams": rules.num_beams > 1, "do_sample": rules.do_sample, "device_map": bool(serving.device_map)}
+    asked["repetition_penalty"] = rules.repetition_penalty != 1
+    if wrong := [f"--{name}" for name, there in asked.items() if there]:
+        return f"it answers greedily, on one card, without {', '.join(wrong)}"
+    if serving.adapter and (kind := read_adapter_config(serving.adapter).get("peft_type")) != "LORA":
+        return f"adapters of kind {kind} are not known to it"
+    try:
+        config = AutoConfig.from_pretrained(serving.base, trust_remote_code=serving.trust).get_text_config()
+    except Exception as error:  # noqa: BLE001 - somebody's own code may fail in any way; loading will say more
+        return reason_of(error)
+    if serving.trust and getattr(config, "auto_map", None):
+        return "the base brings code of its own"
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope in ("dynamic", "longrope"):
+        return f"rope_type {rope} turns all records of a pass as the longest of them asks for"
+    if method := getattr(config, "quantization_config", None):
+        return f"the base comes quantised ({method.get('quant_method')}), which was not tried with it"
+    return packed_attention.why_not(config, serving.family.packed_types, serving.device, serving.precision.dtype)
+
+
+def check(serving: Serving) -> None:
+    """UserError when the engine was asked for and cannot serve."""
+    if reason := why_not(serving):
+        raise UserError(f"--engine fast: {reason}; use --engine batch")
+
+
+def open_model(serving: Serving, codec, longest: int):
+    """The model, ready to answer. The engine makes of --batch_size what fits: one record has to."""
+    model = load_model(serving, codec, longest, 1)
+    use_kernels(model)
+    return model
+
+
+def choose_rows(
+    config, lengths: list[int], max_new_tokens: int, num_beams: int, device: torch.device, tuning: Tuning = MEASURED
+) -> int:
+    """How many records of average length the free memory holds, at most `tuning.most`, or 32 on a CPU.
+
+    Where few fit with all the tokens that they may have, only `tuning.ahead` new ones are counted.
+    """
+    if device.type != "cuda":
+        return choose_batch_size(config, lengths, max_new_tokens, num_beams, device)
+    fit, mean = room(config, device, tuning), sum(lengths) / len(lengths)
+    whole, short = (int(fit / (mean + new)) for new in (max_new_tokens, min(max_new_tokens, tuning.ahead)))
+    return max(1, min(tuning.most, len(lengths), max(whole, min(short, tuning.enough))))
+
+
+def room(config, device: torch.device, tuning: Tuning) -> float:
+    """Tokens whose keys and values the free memory of a card holds beside a pass; on a CPU any number."""
+    if device.type != "cuda":
+        return math.inf
+    config = config.get_text_config()
+    free = (
+        SAFE * free_bytes(device) - tuning.pass_tokens * config.hidden_size * 16 * 2
+    )  # a pass: 16 numbers a hidden unit
+    return free / (2 * cached_numbers(config))  # of 16 bits: the engine has no others on a card
+
+
+def use_kernels(model) -> None:
+    """Give `model`, on a card, what kernels there are beyond torch's; `answers` is slower without."""
+    if model.device.type != "cuda":
+        return
+    if reason := available.why_not("decode_attention", model.device, model.dtype):
+        say(f"kernels: torch's (Triton's: {reason})")
+    elif available.has_liger():
+        apply_liger_kernel(model, available.LIGER)
+
+
+def answers(model, codec, waiting: dict[int, list[int]], rules: Rules, tuning: Tuning = MEASURED):
+    """The engine: see engines.py. Out of memory it begins anew with half as many rows."""
+    if not waiting:
+        return
+    if model.device.type == "cuda":
+        torch.cuda.set_device(model.device)  # which streams, graphs and Triton take
+    usual = use_kept_attention(model)
+    left, size, count = dict(waiting), rules.batch_size, Counter()
+    try:
+        while left:
+            size = min(size, len(left))
+            try:
+                for made in _answers(model, codec, dict(left), rules._replace(batch_size=size), count, tuning):
+                    for number in made:
+                        del left[number]
+                    yield made
+                continue
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+            # Only here nothing holds on to the tensors that the error was about.
+            if size > 1:
+                size //= 2
+                say(f"\nbatch_size: {size} (out of memory)")
+                continue
+            longest = next(iter(left))
+            del left[longest]
+            yield {longest: Failure(ALONE)}
+            size = rules.batch_size
+        if count["copied"]:
+            computed, copied = count["computed"], count["copied"]
+            say(f"\nprompts: {computed:,} tokens computed, {copied:,} copied from prompts that begin alike")
+    finally:
+        model.set_attn_implementation(usual)
+
+
+def _answers(model, codec, waiting: dict[int, list[int]], rules: Rules, count: Counter, tuning: Tuning):
+    """One attempt of `answers`; adds the tokens of prompts to `count`: computed, copied."""
+    budget = rules.max_new_tokens
+    places, needs = _make_places(model, rules.batch_size, waiting, budget, tuning)
+    beside, steps = _stream_beside(places), _make_steps(model, places, tuning)
+    queue, prompts, said = deque(waiting), dict(waiting), {number: [] for number in waiting}  # said: new tokens
+    busy, finished = {}, {}  # row -> number; number -> its tokens, or Failure
+    while queue or busy:
+        if finished and not beside:
+            yield _cut(codec, finished, rules)
+            finished = {}
+        if busy:
+            size = next(size for size in steps if size >= len(busy))
+            if max(busy) >= size:
+                busy = places.gather(busy)
+            made = _decode(places.tokens[:size], steps[size], tuning.steps)
+        if finished:  # a card is not waited for: it decodes while answers are put on disk, and new prompts computed
+            yield _cut(codec, finished, rules)
+        with torch.cuda.stream(beside):  # None: no other one
+            finished, started = _start(model, prompts, queue, places, needs, tuning.pass_tokens)
+        free = []
+        for row, new in zip(busy, made[list(busy)].tolist() if busy else [], strict=True):
+            number = busy[row]
+            before, prompt = len(said[number]), waiting[number]
+            most = needs[number] - len(prompt) + 1  # that it has room for: the newest token is not kept yet
+            said[number] = ids = (said[number] + new)[: min(budget, most)]
+            if _has_ended(codec, ids, before, rules, tuning.block):
+                finished[number] = ids
+            elif len(ids) == most:  # it goes on, with all the room that it may need, when its turn comes again
+                prompts[number], needs[number] = prompt + ids, len(prompt) + budget
+                queue.append(number)
+            else:
+                continue
+            free.append(row)
+        places.clear(free)
+        for row in free:
+            del busy[row]
+        if started:
+            if beside:
+                torch.cuda.current_stream().wait_stream(beside)
+            for number, row, first in places.admit(started):
+                busy[row] = number
+                said[number].append(first)
+            count.update(copied=started.copied, computed=sum(map(len, started.prompts)) - started.copied)
+    yield _cut(codec, finished, rules)
+
+
+def _has_ended(codec, ids: list[int], before: int, rules: Rules, block: int) -> bool:
+    """Whether the new tokens of a record are a whole answer; `before`: as many were looked at, in blocks."""
+    if codec.eos_id in ids or len(ids) == rules.max_new_tokens:
+        return True
+    if not rules.max_repeats or before // block == len(ids) // block:
+        return False
+    try:
+        return loops(codec.decode(ids), rules.max_repeats)
+    except Exception:  # noqa: BLE001 - `_cut` meets it again
+        return True
+
+
+def _cut(codec, finished: dict, rules: Rules) -> dict[int, Answer | Failure]:
+    """The answers that tokens are; what has failed already stays as it is."""
+    made = {}
+    for number, ids in finished.items():
+        try:
+            made[number] = ids if isinstance(ids, Failure) else cut_answer(codec, ids, rules.max_repeats)
+        except Exception as error:  # noqa: BLE001 - whatever one record's tokens make a tokenizer raise
+            made[number] = Failure(reason_of(error))
+    return made
+
+
+def _stream_beside(places: Places):
+    """On a card, the stream on which prompts are computed while other records are decoded; else None."""
+    if places.tokens.device.type != "cuda":
+        return None
+    stream = torch.cuda.Stream(places.tokens.device)
+    stream.wait_stream(torch.cuda.current_stream())  # the places are there
+    return stream
+
+
+def _make_places(
+    model, size: int, waiting: dict[int, list[int]], budget: int, tuning: Tuning
+) -> tuple[Places, dict[int, int]]:
+    """Places for `size` records of average length, and the tokens that each needs: all that it may have, or `ahead`
+    new ones at first where so few fit that a card would mostly read weights.
+    """
+    gc.collect()  # of an earlier use, or attempt
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    needs = {number: len(ids) + budget for number, ids in waiting.items()}
+    longest, mean, fit = max(needs.values()), sum(needs.values()) / len(needs), room(model.config, model.device, tuning)
+    if fit < 0.9 * min(size, tuning.enough) * mean:
+        needs = {number: len(ids) + min(budget, tuning.ahead) for number, ids in waiting.items()}
+        mean = sum(needs.values()) / len(needs)
+    return Places(model, size, max(longest, int(min(size * mean, fit))), tuning.shared), needs
+
+
+def _start(model, prompts: dict, queue: deque, places: Places, needs: dict, most: int) -> tuple[dict, Started | None]:
+    """Compute the next prompts of the queue, at most `most` tokens, where there is room; (failures, the rest)"""
+    failed = {}
+    while found := places.find(needs[number] for number in queue):
+        texts = [prompts[number] for number in islice(queue, len(found))]
+        shared = places.beginnings(texts)
+        totals = list(accumulate(len(text) - tokens for text, (tokens, _) in zip(texts, shared, strict=True)))
+        count = max(1, bisect(totals, most))
+        numbers, texts, taken = [queue.popleft() for _ in range(count)], texts[:count], found[:count]
+        places.overwrite(taken)  # even by an attempt that fails
+        try:
+            firsts = _compute(model, places.kept, texts, taken, shared[:count])
+            copied = sum(tokens for tokens, _ in shared[:count])
+            return failed, Started(numbers, taken, texts, copied, firsts)
+        except torch.AcceleratorError:
+            raise  # the card takes no further orders from this process
+        except Exception as error:  # whatever one record makes a model raise, the others shall be answered
+            if len(numbers) == 1:
+                short = is_out_of_memory(error)
+                if short and len(places.tokens) > 1:
+                    raise  # fewer rows leave it more
+                failed[numbers[0]] = Failure(ALONE if short else reason_of(error))
+                continue
+            queue.extendleft(reversed(numbers))
+            most = totals[count - 1] // 2  # at last each alone
+    return failed, None
+
+
+@torch.inference_mode()
+def _compute(
+    model, kept: Kept, prompts: list[list[int]], taken: list[Place], shared: list[tuple[int, int]]
+) -> torch.Tensor:
+    """Keys and values of prompts into the places `taken`, `shared` beginnings copied; the tokens that follow."""
+    lengths, starts = torch.tensor([[len(prompt), place.start] for prompt, place in zip(prompts, taken, strict=True)]).T
+    copied, sources = torch.tensor(shared).T
+    if copied.any():
+        inside = _ranges(torch.zeros_like(copied), copied)
+        kept.copy(*((inside + first.repeat_interleave(copied)).to(kept.device) for first in (sources, starts)))
+    new, positions = lengths - copied, _ranges(copied, lengths)
+    bounds = pad(new.cumsum(0), (1, 0))
+    ids = [token for prompt, (begin, _) in zip(prompts, shared, strict=True) for token in prompt[begin:]]
+    given = torch.tensor(ids), positions, positions + starts.repeat_interleave(new)
+    given = (part.to(kept.device) for part in given)
+    spans = (part.to(kept.device, torch.int32) for part in (bounds, pad(starts, (0, 1)), lengths))
+    last = (bounds[1:] - 1).to(kept.device)
+    return _pass(model, kept, *given, Spans(*spans, int(max(new))), logits_to_keep=last).argmax(-1)
+
+
+def _ranges(firsts: torch.Tensor, lasts: torch.Tensor) -> torch.Tensor:
+    """first, first + 1, … last - 1 of each pair, one behind the other."""
+    return torch.cat([torch.arange(first, last) for first, last in zip(firsts, lasts, strict=True)])
+
+
+def _pass(model, kept: Kept, ids, positions, at, spans: Spans, **more):
+    """The logits of tokens (each argument one number a token) whose keys and values go to `at`."""
+    kept.at = at
+    given = {"input_ids": ids[None], "position_ids": positions[None], "past_key_values": kept, "use_cache": True}
+    return model(**given, spans=spans, **more).logits[0]
+
+
+def _make_steps(model, places: Places, tuning: Tuning) -> dict[int, Callable]:
+    """The steps there are: number of rows, the first ones -> a function that makes one token of each; in their order.
+
+    Each has to be captured on a card, which has two at most: all rows and, where so many keep it busy, half of them.
+    """
+    rows, sizes = len(places.tokens), range(1, len(places.tokens) + 1)
+    if places.tokens.device.type == "cuda":
+        sizes = [rows // 2, rows] if rows >= 4 * tuning.enough else [rows]
+    return {size: _make_step(model, places, size) for size in sizes}
+
+
+@torch.inference_mode()
+def _decode(tokens: torch.Tensor, step, steps: int) -> torch.Tensor:
+    """`steps` more of the newest `tokens` (rows), that `step` makes: (rows, steps); no record's mean nothing."""
+    new = []
+    for _ in range(steps):
+        step()
+        new.append(tokens.clone())
+    return torch.stack(new, 1)
+
+
+@torch.inference_mode()
+def _make_step(model, places: Places, size: int):
+    """A function that makes one token of each of the first `size` rows; on a card the replay of a CUDA graph."""
+    tokens, positions, starts = places.tokens[:size], places.positions[:size], places.starts[:size]
+
+    def step() -> None:
+        spans = Spans(places.each[: size + 1], pad(starts, (0, 1)).int(), (positions + 1).int(), 1)
+        logits = _pass(model, places.kept, tokens, positions, starts + positions, spans)
+        tokens.copy_(logits.argmax(-1))
+        positions.copy_(torch.minimum(positions + 1, places.last[:size]))
+
+    if tokens.device.type != "cuda":
+        return step
+    before = tokens.clone(), positions.clone()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()  # kernels are loaded, workspaces made
+    torch.cuda.current_stream().wait_stream(stream)
+    tokens.copy_(before[0])  # what trying it changed is put back
+    positions.copy_(before[1])
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):  # whose workspaces the replay will use: no other stream may share them
+        step()
+    return graph.replay

@@ -1,0 +1,108 @@
+"""Keys and values of many records, one behind the other in one tensor a layer, and the attention that reads them."""
+
+from typing import NamedTuple
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from loading.shape import kept_shape
+from ops import available
+
+NAME = "kept"  # of the attention, among those of transformers
+
+
+class Spans(NamedTuple):
+    """What the tokens of a pass see: those of record i, queries[i] to queries[i + 1], see the `seen[i]` kept ones from
+    keys[i] on, their own the last of them. All int32; `keys`, too, has one number more than there are records.
+    """
+
+    queries: torch.Tensor
+    keys: torch.Tensor
+    seen: torch.Tensor
+    most: int  # tokens of one record in the pass
+
+
+class Kept:
+    """Keys and values of `count` tokens, one behind the other: what a model takes for its cache."""
+
+    def __init__(self, model, count: int):
+        layers, heads, per_head = kept_shape(model.config.get_text_config())
+        self.device = model.device
+        shape, like = (count, heads, per_head), {"device": self.device, "dtype": model.dtype}
+        self.layers = [(torch.zeros(shape, **like), torch.zeros(shape, **like)) for _ in range(layers)]
+        self.at = None  # where those of the pass's tokens go
+
+    def update(self, key, value, layer: int, *_, **__):
+        for kept, new in zip(self.layers[layer], (key, value), strict=True):
+            _wide(kept).index_copy_(0, self.at, _wide(new[0].transpose(0, 1).to(kept.dtype)))
+        return tuple(kept.transpose(0, 1)[None] for kept in self.layers[layer])
+
+    def copy(self, sources: torch.Tensor, targets: torch.Tensor) -> None:
+        """What stands at `sources` also to `targets`, in all layers; it is read before anything is written."""
+        for layer in self.layers:
+            for kept in layer:
+                _wide(kept)[targets] = _wide(kept)[sources]
+
+    def get_seq_length(self, *_) -> int:
+        return 0
+
+
+def _wide(numbers: torch.Tensor) -> torch.Tensor:
+    """The same in pieces of eight bytes, if they are whole ones: torch copies by index number by number."""
+    return numbers.view(torch.int64) if numbers.shape[-1] * numbers.itemsize % 8 == 0 else numbers
+
+
+def use_kept_attention(model) -> str:
+    """Give `model` the attention that reads what is kept; the name of the one it had."""
+    usual = model.config._attn_implementation
+    AttentionInterface.register(NAME, _attention)
+    model.set_attn_implementation(NAME)
+    return usual
+
+
+def _attention(module, query, key, value, mask, scaling=None, spans: Spans | None = None, **more):
+    """transformers' contract: (1, heads, tokens, size) in, (1, tokens, heads, size) and no weights out."""
+    parts = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    if query.device.type != "cuda":
+        return _attend_each(*parts, spans, scaling)[None], None
+    if spans.most == 1 and not available.why_not("decode_attention", query.device, query.dtype):
+        from ops.decode_attention import attend, serves  # Triton, which comes with torch where there are cards
+
+        if serves(query.shape[1], key.shape[1], query.shape[-1]):
+            return attend(*parts, spans.keys, spans.seen, scaling)[None], None
+    bounds = spans.queries, spans.keys, spans.most, key.shape[2]
+    seen = {"scale": scaling, "seqused_k": spans.seen}
+    return torch.ops.aten._flash_attention_forward(*parts, *bounds, 0.0, True, False, **seen)[0][None], None
+
+
+def _attend_each(query, key, value, spans: Spans, scale: float | None):
+    """On a CPU: one record after the other."""
+    out, first = torch.empty_like(query), 0
+    bounds = (part.tolist() for part in (spans.queries[1:], spans.keys[:-1], spans.seen))
+    for last, start, seen in zip(*bounds, strict=True):
+        parts = query[first:last], key[start : start + seen], value[start : start + seen]
+        out[first:last] = (_attend_once if last - first == 1 else _attend_many)(*parts, scale)
+        first = last
+    return out
+
+
+def _attend_once(query, key, value, scale: float | None):
+    """A record's one new token: heads that share keys are rows of one product, and a row alone stands twice, for in 16
+    bits torch multiplies several rows many times faster than one (docs/log.md).
+    """
+    kept, size = key.shape[1:]
+    rows = query.view(kept, -1, size)
+    share = rows.shape[1]
+    rows = rows if share > 1 else rows.expand(-1, 2, -1)
+    made = scaled_dot_product_attention(rows[None], key.transpose(0, 1)[None], value.transpose(0, 1)[None], scale=scale)
+    return made[0, :, :share].reshape(query.shape)
+
+
+def _attend_many(query, key, value, scale: float | None):
+    """The last tokens of a record, which see those before them."""
+    rows, seen = len(query), len(key)
+    mask = torch.ones(rows, seen, dtype=torch.bool).tril(seen - rows) if rows < seen else None
+    parts = (part.transpose(0, 1)[None] for part in (query, key, value))
+    causal = {"attn_mask": mask, "is_causal": rows == seen}  # its own mask is of a square alone
+    return scaled_dot_product_attention(*parts, **causal, scale=scale, enable_gqa=True)[0].transpose(0, 1)

@@ -1,0 +1,109 @@
+"""Where the records of the engine `fast` stand: their rows of a step, and the stretches of what is kept."""
+
+from bisect import bisect
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+
+from decoding.kept import Kept
+
+
+class Place(NamedTuple):
+    row: int
+    start: int  # of its stretch of the kept tokens
+    end: int
+
+
+class Started(NamedTuple):
+    """Records whose prompts are computed, and the token that follows each of these."""
+
+    numbers: list[int]
+    places: list[Place]
+    prompts: list[list[int]]
+    copied: int  # tokens of them
+    firsts: torch.Tensor
+
+
+class Places:
+    """`size` rows, each with a stretch of the kept tokens; a row without a record has one token, behind the others.
+
+    `count`: tokens of all stretches. `shared`: so long a beginning, in common with a prompt that is kept, is copied.
+    """
+
+    def __init__(self, model, size: int, count: int, shared: int):
+        self.shared = shared
+        self.kept, self.count = Kept(model, count + size), count
+        self.tokens = torch.zeros(size, dtype=torch.long, device=model.device)  # the newest, not kept yet
+        self.positions = torch.zeros_like(self.tokens)  # where it stands in its record
+        self.each = torch.arange(size + 1, dtype=torch.int32, device=model.device)
+        self.starts = torch.zeros_like(self.tokens)  # of the row's stretch
+        self.last = torch.zeros_like(self.tokens)  # position that the stretch has room for
+        self.taken = {}  # row -> Place
+        self.prompts = []  # (tokens, where their keys and values stand), also of records that are done
+        self.clear(list(range(size)))
+
+    def clear(self, rows: list[int]) -> None:
+        for row in rows:
+            self.taken.pop(row, None)
+        where = torch.tensor(rows, dtype=torch.long, device=self.tokens.device)
+        self.starts[where] = self.count + where
+        self.positions[where], self.last[where] = 0, 0
+
+    def admit(self, new: Started) -> list[tuple[int, int, int]]:
+        """Records get their rows: (number, row, first new token) of each."""
+        rows, starts, ends = torch.tensor(new.places, device=self.tokens.device).T
+        lengths = torch.tensor(list(map(len, new.prompts)), device=self.tokens.device)
+        self.tokens[rows], self.positions[rows] = new.firsts, lengths
+        self.starts[rows], self.last[rows] = starts, ends - starts - 1
+        self.taken |= {place.row: place for place in new.places}
+        self.prompts += [(ids, place.start) for ids, place in zip(new.prompts, new.places, strict=True)]
+        return list(zip(new.numbers, (place.row for place in new.places), new.firsts.tolist(), strict=True))
+
+    def gather(self, busy: dict[int, int]) -> dict[int, int]:
+        """Records move to the first rows, what is kept of them stays; `busy` (row -> number) anew."""
+        moved = {row: at for at, row in enumerate(sorted(busy))}
+        rows = torch.tensor(list(moved), device=self.tokens.device)
+        for part in (self.tokens, self.positions, self.starts, self.last):
+            part[: len(rows)] = part[rows]
+        self.taken = {at: self.taken[row]._replace(row=at) for row, at in moved.items()}
+        self.clear(list(range(len(rows), len(self.tokens))))
+        return {moved[row]: number for row, number in busy.items()}
+
+    def find(self, needs: Iterable[int]) -> list[Place]:
+        """Where records of so many tokens go, in their order, while there are rows and room."""
+        found = []
+        for row, need in zip((row for row in range(len(self.tokens)) if row not in self.taken), needs, strict=False):
+            start = 0
+            for other in sorted([*self.taken.values(), *found], key=lambda place: place.start):
+                if other.start - start >= need:
+                    break
+                start = other.end
+            else:
+                if self.count - start < need:
+                    break
+            found.append(Place(row, start, start + need))
+        return found
+
+    def overwrite(self, places: list[Place]) -> None:
+        """Forget the prompts that stand at `places`."""
+        self.prompts = [
+            (ids, start)
+            for ids, start in self.prompts
+            if all(place.end <= start or start + len(ids) <= place.start for place in places)
+        ]
+
+    def beginnings(self, prompts: list[list[int]]) -> list[tuple[int, int]]:
+        """The longest beginning of each prompt that stands here already, without its last token: (tokens, where)."""
+        there, found = sorted(self.prompts), []
+        for prompt in prompts:
+            at = bisect(there, (prompt,))  # what has most in common with it is one of its neighbours
+            near = [(common(prompt[:-1], ids), start) for ids, start in there[max(0, at - 1) : at + 1]]
+            found.append(max((pair for pair in near if pair[0] >= self.shared), default=(0, 0)))
+        return found
+
+
+def common(one: list[int], other: list[int]) -> int:
+    """How many tokens two prompts begin with in common."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (mine, its) in pairs if mine != its), min(len(one), len(other)))

@@ -1,0 +1,110 @@
+"""The one table of model families: names, templates, LoRA targets, tokens. A new family is one new row.
+
+Nothing else in the project asks which family a model is of.
+"""
+
+from dataclasses import dataclass
+
+
+
+@dataclass(frozen=True)
+class Family:
+    name: str  # what run.json says, and one of the values of --model_name
+    templates: dict[str, str]  # every value of --model_name that means this family -> its prompt template
+    model_types: tuple[str, ...]  # `model_type` of config.json; () = any causal model of transformers
+    lora_targets: tuple[str, ...]  # module names; ("all-linear",) = every linear layer but the head
+    tokenizer: str = "auto"  # how its text becomes ids: a reader of tokens.readers.READERS
+    told_by: str | None = None  # a file that a checkpoint of these model_types must hold, else it is another family's
+    package: str | None = None  # of src/models, imported to teach transformers the classes it lacks
+    prompt_apart: bool = False  # prompt and answer are limited each by itself
+    answer_only: bool = False  # a prompt sees itself whole, so that only the answer can be learnt
+    refused: tuple[tuple[str, tuple, str], ...] = ()  # key of config.json, its values (() = any), what to say of them
+    engines: tuple[str, ...] = ("batch",)  # that answer for it (decoding.engines.ENGINES)
+    draws: bool = True  # whether --do_sample works; False: the family generates by itself
+    own_prefix: str | None = None  # name of the model's own P-Tuning encoder; None: peft's prefix tuning
+    prefix_types: tuple[str, ...] = ()  # model types that keep a prefix in their cache as peft makes it; each is tested
+    prefix_keeps: tuple[str, ...] = ()  # of them: gradient checkpointing would lose the prefix
+    packed_types: tuple[str, ...] = ()  # model types whose layers hand a row's bounds on to attention, and have no state
+    context_keys: tuple[str, ...] = ()  # of config.json: positions that the base has or was trained on
+    turned_types: tuple[str, ...] = ()  # model types that keep the weights of a layer as (in, out)
+    scales_products: bool = False  # products are divided by √inputs, and an adapter's of 2023 only its base's
+
+FAMILIES = (
+    Family(
+        name="llama",
+        templates={
+            "llama": "alpaca",
+            "alpaca": "alpaca",
+            "vicuna": "vicuna",
+            "zhixi": "alpaca",
+            "chatflow": "alpaca",
+            "chinese-llama": "alpaca",
+        },
+        model_types=("llama",),
+        lora_targets=("q_proj", "v_proj"),
+        tokenizer="llama",
+        told_by="tokenizer.model",
+        engines=("batch", "fast", "vllm"),
+        prefix_types=("llama",),
+        packed_types=("llama",),
+        context_keys=("max_position_embeddings",),
+    ),
+    Family(
+        name="chatglm",
+        templates={"chatglm": "alpaca"},
+        model_types=("chatglm",),
+        lora_targets=("query_key_value",),
+        tokenizer="chatglm",
+        package="models.chatglm",
+        prompt_apart=True,
+        answer_only=True,
+        own_prefix="transformer.prefix_encoder",
+        context_keys=("max_sequence_length",),
+        refused=(
+            ("padded_vocab_size", (), "is ChatGLM2 or ChatGLM3, another model under the same name; give chatglm-6b"),
+            ("quantization_bit", (4, 8), "holds int4 or int8 weights; give chatglm-6b itself, and --bits 4 or 8"),
+        ),
+    ),
+    Family(
+        name="moss",
+        templates={"moss": "moss"},
+        model_types=("moss",),
+        lora_targets=("qkv_proj",),
+        tokenizer="moss",
+        package="models.moss",
+        prefix_types=("moss",),
+        context_keys=("n_positions",),
+        refused=(
+            ("wbits", (4, 8), "holds GPTQ's 4-bit or 8-bit weights; give moss-moon-003-sft itself, and --bits 4 or 8"),
+        ),
+    ),
+    Family(
+        name="cpm-bee",
+        templates={"cpm-bee": "cpm-bee"},
+        model_types=("cpmbee",),
+        lora_targets=("project_q", "project_v"),
+        tokenizer="cpm-bee",
+        package="models.cpmbee",
+        answer_only=True,
+        draws=False,
+        scales_products=True,
+    ),
+    Family(
+        name="auto",
+        templates={"auto": "alpaca"},
+        model_types=(),
+        lora_targets=("all-linear",),
+        engines=("batch", "fast", "vllm"),
+        prefix_types=(
+            *("llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gemma", "gemma2"),
+            *("gemma3_text", "phi", "phi3", "stablelm", "olmo2", "granite", "glm", "glm4", "cohere", "smollm3"),
+            *("starcoder2", "exaone4", "ernie4_5", "hunyuan_v1_dense", "gpt2", "gptj", "gpt_neo", "gpt_neox"),
+            *("gpt_bigcode", "codegen", "bloom", "opt", "falcon"),
+        ),
+        prefix_keeps=("gpt2",),
+        packed_types=("llama", "mistral", "qwen2", "qwen3"),
+        context_keys=("max_position_embeddings", "n_positions", "max_sequence_length"),
+        turned_types=("gpt2", "imagegpt", "openai-gpt"),
+    ),
+)
+NAMES = tuple(name for family in FAMILIES for name in family.templates)

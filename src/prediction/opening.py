@@ -1,0 +1,136 @@
+"""The one way to open a model for prediction: all that is decided and checked first, then the weights."""
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from checkpoints.adapters import check_fits, find_adapter
+from checkpoints.family import choose_family
+from checkpoints.prefixes import find_prefix, nearby_steps
+from checkpoints.stored import whole_files
+from common import manifest
+from common.decisions import Decision
+from common.errors import UserError
+from common.machine import choose_device
+from decoding.engines import ENGINES, choose_engine
+from decoding.serving import Prefix, Serving
+from loading.prefix import check_supported
+from loading.shape import check_vocabulary, read_shape
+from prediction.settings import check_apart, choose_precision, choose_template, rules_of
+from tokens.codec import Codec
+from tokens.ptuning_rows import MAX_LEN, MAX_SRC_LEN, check_lengths
+from tokens.readers import load_codec
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a prediction is made with, decided and checked before any weight is read."""
+
+    serving: Serving
+    template: dict
+    codec: Codec
+    engine: str  # of decoding.engines.ENGINES
+    name: str  # the base's, of --model_name
+    decided: dict[str, Decision]
+    max_src_len: int | None = None  # most tokens of a question, with a prefix
+
+
+def plan_adapter(model_args, args, processes: int = 1) -> Opening:
+    """The base alone or with a LoRA adapter; `args`: utils.args_predict.InferenceArguments."""
+    adapter = find_adapter(args.lora_weights) if args.lora_weights else None
+    source = adapter or model_args.model_name_or_path
+    run = manifest.read_run(source) if source else {}
+    if not adapter:
+        run.pop("base", None)  # a fully fine-tuned model is its own base
+    base = _choose_base(
+        "model_name_or_path", model_args, run, "no run.json beside --lora_weights names the base; give its"
+    )
+    check_apart(args.output_file, base, adapter)
+    chosen = choose_family(base, model_args.model_name, model_args.trust_remote_code, run)
+    template = choose_template(args.prompt_template_name, run, chosen.template_name)
+    device = choose_device(args.device)
+    precision, decided = choose_precision(model_args, args, run.get("precision", {}), device.type == "cpu")
+    serving = Serving(
+        base=base,
+        family=chosen.family,
+        shape=read_shape(base, chosen.trust),
+        precision=precision,
+        device=device,
+        rules=rules_of(args, args.max_new_tokens),
+        adapter=adapter,
+        merge=args.merge_lora,
+        retry_length=args.retry_length,
+        batch_size=args.batch_size,
+        max_memory_mb=model_args.max_memory_MB,
+        device_map=args.device_map,
+        trust=chosen.trust,
+        processes=processes,
+        tensor_parallel_size=args.tensor_parallel_size,
+        data_parallel_size=args.data_parallel_size,
+    )
+    return _plan(serving, template, chosen.name, args.engine, decided, "model_name_or_path")
+
+
+def plan_prefix(model_args, args, processes: int = 1) -> Opening:
+    """The base with a prefix of P-Tuning v2; `args`: utils.args_pt.PtuningInferenceArguments."""
+    if not os.path.isdir(args.model_dir):
+        raise UserError(f"--model_dir {args.model_dir}: no such folder; {nearby_steps(args.model_dir)}")
+    run = manifest.read_run(args.model_dir)
+    near = nearby_steps(args.model_dir)
+    lacking = f"no run.json in --model_dir {args.model_dir} names the base ({near}); give the base's"
+    base = _choose_base("ori_model_dir", model_args, run, lacking)
+    check_apart(args.output_file, base, args.model_dir)
+    chosen = choose_family(base, model_args.model_name, model_args.trust_remote_code, run)
+    check_supported(chosen.family, base)
+    template = choose_template(args.prompt_template_name, run, chosen.template_name)
+    trained = run.get("training", {})
+    max_len = manifest.prefer("max_len", args.max_len, trained.get("max_len"), MAX_LEN)
+    max_src_len = manifest.prefer("max_src_len", args.max_src_len, trained.get("max_src_len"), MAX_SRC_LEN)
+    check_lengths(max_len, max_src_len)
+    shape = read_shape(base, chosen.trust)
+    kind = find_prefix(args.model_dir, chosen.family, shape)
+    device = choose_device(args.device, fall_back=True)
+    precision, decided = choose_precision(model_args, args, run.get("precision", {}), device.type == "cpu")
+    serving = Serving(
+        base=base,
+        family=chosen.family,
+        shape=shape,
+        precision=precision,
+        device=device,
+        rules=rules_of(args, args.max_new_tokens or max_len - max_src_len),
+        prefix=Prefix(Path(args.model_dir), kind),
+        retry_length=args.retry_length,
+        batch_size=args.batch_size,
+        max_memory_mb=model_args.max_memory_MB,
+        trust=chosen.trust,
+        processes=processes,
+    )
+    plan = _plan(serving, template, chosen.name, args.engine, decided, "ori_model_dir")
+    return replace(plan, max_src_len=max_src_len)
+
+
+def open_model(plan: Opening, prompts: list[list[int]]):
+    """The model of a plan, ready for its engine's `answers`; `prompts`: ids of all that it will be asked.
+
+    UserError, before any weight is read, when the prompts hold ids that the base has not, or memory is too short.
+    """
+    check_vocabulary(plan.serving.shape, prompts)
+    longest = max(map(len, prompts), default=1)
+    return ENGINES[plan.engine].open(plan.serving, plan.codec, longest)
+
+
+def _choose_base(flag: str, model_args, run: dict, lacking: str) -> str:
+    typed = model_args.model_name_or_path
+    base = manifest.prefer(flag, str(Path(typed).resolve()) if typed else None, run.get("base"))
+    if base is None:
+        raise UserError(f"--{flag} is missing, and {lacking} folder")
+    return base
+
+
+def _plan(serving: Serving, template: dict, name: str, engine: str, decided: dict, flag: str) -> Opening:
+    engine = choose_engine(engine, serving)
+    whole_files(serving.base, flag)
+    if serving.adapter and serving.shape:
+        check_fits(serving.adapter, serving.shape.sizes)
+    codec = load_codec(serving.base, serving.family, serving.trust)
+    return Opening(serving, template, codec, engine.value, name, {**decided, "engine": engine})

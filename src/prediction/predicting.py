@@ -1,0 +1,264 @@
+"""Answer a file of records so that an interruption loses nothing: every group of answers is on disk before the next."""
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from common import manifest
+from common.decisions import Decision, as_json, decide
+from common.errors import UserError, say
+from common.machine import Ranks
+from data.records import name_of
+from decoding.answers import Failure, Rules, plan_batches
+from decoding.engines import ENGINES
+from prediction import partial
+from prediction.opening import Opening, open_model
+from prediction.questions import Question, make_rows
+from prediction.settings import settings_of
+from tokens.codec import check_context
+
+FAILED_SHOWN = 20  # records that failed, of which the reason is printed
+
+
+@dataclass(frozen=True)
+class Task:
+    """A file of records to answer."""
+
+    plan: Opening
+    records: list[dict]
+    questions: list[Question]
+    input_file: str
+    output_file: str
+    window: int | None  # --window
+    skip_failed: bool  # write the file although some records failed
+
+
+class Share(NamedTuple):
+    """What one process did of the work."""
+
+    failed: dict[int, str]  # number of a question -> reason
+    count: int  # questions answered
+    tokens: int  # new ones
+    seconds: float
+    peak: float  # GiB of a card
+
+
+def answer_file(task: Task, ranks: Ranks, started: float) -> None:
+    """Open the model, answer all questions, write the file, and say what it holds.
+
+    UserError before any weight is read when another process writes the file, or it belongs to other settings; and
+    without a file when some record failed: what was answered stays in the partial file.
+    """
+    plan = task.plan
+    prompts = [question.ids for question in task.questions]
+    about = [task.records[question.record] for question in task.questions]
+    check_context(plan.codec, prompts, about)
+    with hold_partial(task, ranks.rank) as settings:
+        model = open_model(plan, prompts)
+        warn_context(model, plan, prompts, about)
+        batch_size = choose_batch_size(model, task, settings, ranks)
+        share = answer_share(model, task, settings | {"batch_size": batch_size.value}, ranks)
+        shares = ranks.gather(share)
+        if ranks.rank == 0:
+            finish_file(task, shares, {**plan.decided, "batch_size": batch_size}, started)
+
+
+@contextmanager
+def hold_partial(task: Task, rank: int):
+    """Hold the partial file until the block ends; the settings it belongs to, with the batch size that was asked for,
+    else that file's. UserError when another process has the file, or it belongs to other settings.
+    """
+    plan = task.plan
+    settings = settings_of(plan.serving, plan.template, task.input_file, task.window)
+    if plan.max_src_len is not None:
+        settings["max_src_len"] = plan.max_src_len
+    with partial.hold_partial(task.output_file, rank):
+        recorded = partial.recorded_settings(task.output_file) or {}
+        settings["batch_size"] = plan.serving.batch_size or recorded.get("batch_size")
+        partial.check_partial(task.output_file, settings)
+        yield settings
+
+
+def choose_batch_size(model, task: Task, settings: dict, ranks: Ranks) -> Decision:
+    """Records at a time: those asked for or begun with, else what the engine would take; None: it decides itself."""
+    serving, choose = task.plan.serving, ENGINES[task.plan.engine].batch_size
+    if settings["batch_size"] is not None:
+        return Decision(settings["batch_size"], "as asked" if serving.batch_size else "as the run began")
+    if choose is None:
+        return Decision(None, f"{task.plan.engine} decides it")
+    lengths = [len(question.ids) for question in task.questions if question.ids]
+    rules = serving.rules
+    size = choose(model.config, lengths or [1], rules.max_new_tokens, rules.num_beams, model.device)
+    size = min(ranks.gather(size))
+    some = size < len(lengths)
+    return decide(
+        "batch_size", size, "what the memory holds, or the most that the engine takes" if some else "all of them"
+    )
+
+
+def answer_share(model, task: Task, settings: dict, ranks: Ranks) -> Share:
+    """Answer this process's share of the questions that no earlier run has answered.
+
+    Each group of answers is in a partial file before the engine is asked for the next.
+    """
+    asked = {number: question.ids for number, question in enumerate(task.questions) if question.ids}
+    done = partial.resume_partial(task.output_file, settings, ranks.rank)
+    if done:
+        say(f"resume: {len(done)} of {len(asked)} answers are in {partial.partial_path(task.output_file)}")
+    numbers, lengths = list(asked), [len(ids) for ids in asked.values()]
+    # Shares depend on the questions alone: processes that see each other's answers early or late agree about them.
+    mine = [numbers[at] for batch in plan_batches(lengths, 1) for at in batch][ranks.rank :: ranks.count]
+    engine, codec = ENGINES[task.plan.engine], task.plan.codec
+    rules = task.plan.serving.rules._replace(batch_size=settings["batch_size"] or 1)
+    count, tokens, start = 0, 0, time.time()
+
+    def ask(waiting: list[int], rules: Rules, what: str) -> dict[int, str]:
+        nonlocal count, tokens
+        if not waiting:
+            return {}
+        failed, begun, hidden = {}, len(mine) - len(waiting), ranks.rank > 0
+        with tqdm(total=len(mine), initial=begun, unit="record", desc=what, disable=hidden) as bar:
+            for made in engine.answers(model, codec, {number: asked[number] for number in waiting}, rules):
+                failed.update({number: answer.reason for number, answer in made.items() if isinstance(answer, Failure)})
+                answers = {number: answer for number, answer in made.items() if not isinstance(answer, Failure)}
+                if answers:
+                    rows = {number: row_of(answer, rules) for number, answer in answers.items()}
+                    partial.append_answers(task.output_file, rows, ranks.rank)
+                    done.update(rows)
+                count += len(answers)
+                tokens += sum(answer.tokens for answer in answers.values())
+                bar.update(len(made))
+        return failed
+
+    failed = ask([number for number in mine if number not in done], rules, "predicting")
+    if task.plan.serving.retry_length:
+        longer = rules._replace(max_new_tokens=2 * rules.max_new_tokens, batch_size=max(1, rules.batch_size // 2))
+        vain = ask([n for n in mine if cut_short(done.get(n), asked[n], codec, rules)], longer, "asking again")
+        if vain:
+            reason, cut = next(iter(vain.values())), f"{len(vain)} answers stay cut at {rules.max_new_tokens} tokens"
+            say(f"warning: {cut}: asked again, it failed ({reason})")
+    device = getattr(model, "device", torch.device("cpu"))  # vLLM keeps its own accounts
+    peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0
+    return Share(failed, count, tokens, time.time() - start, peak)
+
+
+def row_of(answer, rules: Rules) -> dict:
+    """An answer in the partial file; `budget`: the most tokens that it might have had."""
+    return {"output": answer.text, "finish_reason": answer.finish_reason, "budget": rules.max_new_tokens}
+
+
+def cut_short(row: dict | None, ids: list[int], codec, rules: Rules) -> bool:
+    """Whether an answer was stopped at its budget, and a larger one that has not been tried may change that."""
+    room = codec.context is None or len(ids) + rules.max_new_tokens < codec.context
+    return bool(row) and row["finish_reason"] == "length" and row["budget"] == rules.max_new_tokens and room
+
+
+def finish_file(task: Task, shares: list[Share], decided: dict[str, Decision], started: float) -> None:
+    """Write the answered records, and beside them how they were made; say what the file holds.
+
+    UserError when some record failed (unless it may), or answers that were made are gone.
+    """
+    failed = {number: question.reason for number, question in enumerate(task.questions) if not question.ids}
+    failed |= {number: reason for share in shares for number, reason in share.failed.items()}
+    if failed:
+        report_failed(task, failed)
+    answers = partial.read_finished(task.output_file)
+    asked = {number for number, question in enumerate(task.questions) if question.ids}
+    if lost := asked - set(answers) - set(failed):
+        raise UserError(
+            f"{partial.partial_path(task.output_file)}: {len(lost)} answers that were made are not in it; something "
+            "else changed it. Repeat the command, which makes them again"
+        )
+    rows = make_rows(task.records, task.questions, answers)
+    run = describe_run(task, rows, shares, decided, time.time() - started)
+    partial.finish_file(task.output_file, rows)
+    manifest.write_run_of(task.output_file, run)
+    say_result(task, run["results"])
+
+
+def describe_run(task: Task, rows: list[dict], shares: list[Share], decided: dict, seconds: float) -> dict:
+    """What run.json of a results file says: with what it was made, and what came of it."""
+    serving, reasons = task.plan.serving, ("eos", "length", "loop", "error")
+    count, tokens, busy = sum(s.count for s in shares), sum(s.tokens for s in shares), max(s.seconds for s in shares)
+    return {
+        "status": "finished",
+        "method": "prediction",
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "family": serving.family.name,
+        "model_name": task.plan.name,
+        "base": serving.base,
+        "adapter": str(serving.adapter.resolve()) if serving.adapter else None,
+        "prefix": str(serving.prefix.folder.resolve()) if serving.prefix else None,
+        "template": task.plan.template,
+        "precision": serving.precision._asdict(),
+        "rules": {name: value for name, value in serving.rules._asdict().items() if name != "batch_size"},
+        "decided": as_json(decided),
+        "input": str(task.input_file),
+        "results": {
+            "records": len(rows),
+            **{reason: sum(row["finish_reason"] == reason for row in rows) for reason in reasons},
+            "answers": count,  # made by this run; those before an interruption are not counted
+            "new_tokens": tokens,
+            "answers_per_second": round(count / busy, 2) if tokens else None,
+            "tokens_per_second": round(tokens / busy, 1) if tokens else None,
+            "peak_gib": round(max(share.peak for share in shares), 1) or None,
+            "seconds": round(seconds, 1),
+        },
+        "versions": manifest.versions(),
+    }
+
+
+def say_result(task: Task, results: dict) -> None:
+    """The block at the end."""
+    serving = task.plan.serving
+    most = f"--max_new_tokens {serving.rules.max_new_tokens}"
+    most += " and again at twice as many" if serving.retry_length else ""
+    pace = "nothing was left to predict"
+    if results["new_tokens"]:
+        pace = f"{results['answers_per_second']:.2f} answers/s, "
+        pace += f"{results['tokens_per_second']:.1f} new tokens/s while predicting"
+    peak = f", peak {results['peak_gib']:.1f} GiB of a card" if results["peak_gib"] else ""
+    say(
+        f"\n{task.output_file}: {results['records']} records, {results['eos']} ended by the model, "
+        f"{results['length']} stopped at {most}, {results['loop']} repeating a triple (--max_repeats)"
+        f"\n{pace}{peak}, {results['seconds']:.0f} s in all"
+    )
+
+
+def report_failed(task: Task, failed: dict[int, str]) -> None:
+    """Name the records that failed; UserError unless they may."""
+    for number, reason in sorted(failed.items())[:FAILED_SHOWN]:
+        index = task.questions[number].record
+        say(f"failed: {name_of(task.records[index], index)}: {reason}")
+    if len(failed) > FAILED_SHOWN:
+        say(f"failed: {len(failed) - FAILED_SHOWN} more")
+    count = len({task.questions[number].record for number in failed})
+    what = f"{count} of {len(task.records)} records failed, for the reasons above"
+    if task.skip_failed:
+        say(f"warning: {what}; their output is empty or lacks the failed windows, their finish_reason is error")
+        return
+    raise UserError(
+        f"{what}; {task.output_file} is not written. The answers of the others are kept in "
+        f"{partial.partial_path(task.output_file)}: the same command asks only the failed ones again, with "
+        "--skip_failed it writes the file without their answers"
+    )
+
+
+def warn_context(model, plan: Opening, prompts: list[list[int]], records: list[dict]) -> None:
+    """Name the records whose prompt and answer may not fit into the positions the base was trained on."""
+    config, serving = getattr(model, "config", None), plan.serving  # vLLM's has none here
+    most, budget = getattr(config, "max_position_embeddings", None), serving.rules.max_new_tokens
+    long = [index for index, ids in enumerate(prompts) if most and serving.budget(len(ids)) > most]
+    if long:
+        what = "their answers end there" if plan.codec.context else "nothing is cut, but answers beyond it degrade"
+        ids = ", ".join(str(records[index].get("id", f"number {index}")) for index in long[:5])
+        say(
+            f"warning: with --max_new_tokens {budget}{' and --retry_length' if serving.retry_length else ''}, "
+            f"{len(long)} records (the first: id {ids}) may pass the base's context of {most} tokens; {what}; "
+            "--window splits texts"
+        )

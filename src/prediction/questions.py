@@ -1,0 +1,145 @@
+"""What a model is asked about the records, and the rows that its answers make of them."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import NamedTuple
+
+from checkpoints.config import read_context
+from common.errors import UserError, reason_of, say
+from data.prompts import make_prompt
+from data.records import name_of
+from data.windows import windows
+from kg import triples
+from kg.schema import read_schema
+from prediction.opening import Opening
+from tokens.ptuning_rows import encode_question
+
+WORST = ("error", "length", "loop", "eos")  # finish reasons: of several windows, the first that one of them has
+
+
+class Question(NamedTuple):
+    record: int  # index of the record it is about
+    text: str  # of the record's input, as much as is asked about
+    ids: list[int]  # the prompt, as codec.encode gives it; empty: it could not be made
+    reason: str = ""  # why not
+
+
+def make_questions(
+    records: list[dict], encode: Callable, fits: Callable | None = None, limit: str = "--window"
+) -> list[Question]:
+    """One question a record, or, with `fits`, one for each window that its text is split into.
+
+    `encode(record)` is the prompt's ids, `fits(record)` whether it is short enough. A record that the tokenizer
+    cannot take has a question without ids; a UserError of either function is raised with the record's name. `limit`:
+    the flag that says how long a prompt may be.
+    """
+    questions = []
+    for index, record in enumerate(records):
+        try:
+            texts = split_text(record, fits)
+            if texts is None:
+                most = max(len(encode({**one, "input": ""})) for one in records)
+                raise UserError(
+                    f"its instruction leaves no room for any text in a window; the longest prompt without its text has "
+                    f"{most} tokens: give {limit} clearly more"
+                )
+            questions += [Question(index, text, encode({**record, "input": text})) for text in texts]
+        except UserError as error:
+            raise UserError(f"record {name_of(record, index)}: {error}") from None
+        except Exception as error:  # noqa: BLE001 - whatever a text makes a tokenizer raise, the others can be answered
+            questions.append(Question(index, record["input"], [], reason_of(error)))
+    if len(questions) > len(records):
+        several = sum(count > 1 for count in Counter(question.record for question in questions).values())
+        parts = len(questions) - len(records) + several
+        say(f"windows: {several} of {len(records)} texts are asked about in {parts} parts")
+    return questions
+
+
+def split_text(record: dict, fits: Callable | None) -> list[str] | None:
+    """The parts of its text to ask about; None when there is no room for any."""
+    text = record["input"]
+    return windows(text, lambda part: fits({**record, "input": part})) if fits else [text]
+
+
+def choose_window(asked: int | None, context: int | None, max_new_tokens: int) -> int | None:
+    """Most tokens of a prompt before its text is split; None: texts are never split.
+
+    `asked`: --window, of which 0 means what the base's `context` (tokens; None: not known) leaves for a prompt.
+    """
+    if asked != 0:
+        return asked
+    if context is None:
+        raise UserError("--window: this base has no limit in its config.json; give one, e.g. --window 1024")
+    if context <= max_new_tokens:
+        raise UserError(
+            f"--window: --max_new_tokens {max_new_tokens} leaves nothing of the base's context of {context} "
+            "tokens; lower it, or give --window N"
+        )
+    say(f"window: {context - max_new_tokens} tokens of prompt (context {context} less --max_new_tokens)")
+    return context - max_new_tokens
+
+
+def make_rows(records: list[dict], questions: list[Question], answers: dict[int, dict]) -> list[dict]:
+    """Every record with its `output` and its `finish_reason`: what became of its questions, by their numbers.
+
+    A question without an answer counts as an empty one that ended with `error`. The triples of several windows are
+    merged in order, each once; such a record also says how many `windows` it had.
+    """
+    of_record = [[] for _ in records]
+    for number, question in enumerate(questions):
+        of_record[question.record].append((question, answers.get(number, {"output": "", "finish_reason": "error"})))
+    rows = []
+    for record, asked in zip(records, of_record, strict=True):
+        output, reason = asked[0][1]["output"], asked[0][1]["finish_reason"]
+        if len(asked) > 1:
+            schema = read_schema(record["instruction"])
+            found = [
+                one for question, answer in asked for one in triples.parse(answer["output"], schema, question.text)
+            ]
+            output = triples.render(dict.fromkeys(found))
+            reason = min((answer["finish_reason"] for _, answer in asked), key=WORST.index)
+        row = {**record, "output": output, "finish_reason": reason}
+        if len(asked) > 1:
+            row["windows"] = len(asked)
+        row.pop("kg", None)  # the right triples of a labelled record: scored, they would pass as predicted
+        rows.append(row)
+    return rows
+
+
+def ask_all(plan: Opening, records: list[dict], window: int | None) -> list[Question]:
+    """The questions about all records; texts too long for `window` (--window) are split into several."""
+    codec, template, serving = plan.codec, plan.template, plan.serving
+    if plan.max_src_len is not None:
+        return ask_cut(codec, template, records, plan.max_src_len, window is not None)
+    context = codec.context or read_context(serving.base, serving.family) if window == 0 else None
+    most = choose_window(window, context, serving.rules.max_new_tokens)
+
+    def encode(record: dict) -> list[int]:
+        return codec.encode(make_prompt(template, record["instruction"], record["input"]))
+
+    return make_questions(records, encode, most and (lambda record: len(encode(record)) <= most))
+
+
+def ask_cut(codec, template: dict, records: list[dict], max_src_len: int, split: bool = False) -> list[Question]:
+    """P-Tuning's questions; a text that is too long is `split` into several, or cut, which is said."""
+    shortened = 0
+
+    def encode(record: dict) -> list[int]:
+        nonlocal shortened
+        ids, cut = encode_question(codec, template, record, max_src_len)
+        if ids is None:
+            raise UserError(f"its instruction is longer than --max_src_len {max_src_len}; raise it")
+        shortened += cut
+        return ids
+
+    def fits(record: dict) -> bool:
+        ids, cut = encode_question(codec, template, record, max_src_len)
+        return ids is not None and not cut
+
+    questions = make_questions(records, encode, fits if split else None, "--max_src_len")
+    if shortened:
+        say(
+            f"warning: {shortened} of {len(records)} texts lost their end to fit --max_src_len {max_src_len}; "
+            "--window splits them instead"
+        )
+    return questions

@@ -1,0 +1,73 @@
+"""What decides the answers of a run: template, numbers, rules; and what an unfinished file must agree with."""
+
+from pathlib import Path
+
+from checkpoints.adapters import weight_files
+from common import manifest
+from common.decisions import Decision
+from common.errors import UserError
+from common.files import fingerprint
+from data.prompts import load_template
+from decoding.answers import DRAWING, Rules
+from decoding.serving import Serving
+from loading.precision import FLAGS, Precision, asked_dtype, choose_bits, choose_dtype
+
+
+def check_apart(output: str, *folders: str | Path | None) -> None:
+    """UserError for an output within a folder of weights, where it could replace one of their files."""
+    for folder in filter(None, folders):
+        if Path(output).resolve().parent == Path(folder).resolve():
+            raise UserError(f"--output_file {output}: {folder} holds what is read here; give a file elsewhere")
+
+
+def choose_template(typed: str | None, run: dict, default: str) -> dict:
+    """The template that is typed, else the one recorded in run.json, as it was then, else `default`."""
+    name = manifest.prefer("prompt_template_name", typed, run.get("template_name"))
+    if name is not None and name == run.get("template_name"):
+        return run["template"]
+    return load_template(name or default)
+
+
+def choose_precision(model_args, args, recorded: dict, on_cpu: bool) -> tuple[Precision, dict[str, Decision]]:
+    """What the flags say, else what was trained with (run.json), else what the machine does best; and the reasons."""
+    typed = asked_dtype(args)
+    flag = next((flag for flag, dtype in FLAGS.items() if dtype == typed), "")
+    dtype = choose_dtype(manifest.prefer(flag, typed, recorded.get("name")), on_cpu)
+    bits = choose_bits(manifest.prefer("bits", model_args.bits, recorded.get("bits"), 16), on_cpu)
+    return Precision(dtype.value, bits.value), {"dtype": dtype, "bits": bits}
+
+
+def rules_of(args, max_new_tokens: int, batch_size: int = 1) -> Rules:
+    """How to answer, as the flags say it."""
+    drawing = {name: getattr(args, name) for name in DRAWING if getattr(args, name) is not None}
+    return Rules(
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        num_beams=args.num_beams,
+        repetition_penalty=args.repetition_penalty,
+        do_sample=args.do_sample,
+        max_repeats=args.max_repeats,
+        **drawing,
+    )
+
+
+def settings_of(serving: Serving, template: dict, input_file: str, window: int | None) -> dict:
+    """What the answers depend on, so that those of another command are not mixed with them."""
+    if serving.prefix:
+        trained = {"prefix": fingerprint(*weight_files(serving.prefix.folder))}
+    else:
+        adapter = serving.adapter
+        files = [*weight_files(adapter), adapter / "adapter_config.json"] if adapter else []
+        trained = {"adapter": fingerprint(*files) if adapter else None, "merge_lora": serving.merge}
+    return {
+        "input": fingerprint(input_file),
+        "base": serving.base,
+        "base_files": [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in weight_files(serving.base)],
+        "family": serving.family.name,
+        "template": template,
+        "precision": list(serving.precision),
+        "retry_length": serving.retry_length,
+        "window": window,
+        **{name: value for name, value in serving.rules._asdict().items() if name != "batch_size"},
+        **trained,
+    }

@@ -1,0 +1,97 @@
+"""A tokenizer and the rules its family adds to it: text to ids and back, exactly as published adapters saw it."""
+
+import re
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerFast
+
+from common.errors import UserError
+from data.prompts import Piece
+from tokens.batches import make_collator
+from tokens.rows import Limits, encode_row
+
+
+@dataclass(frozen=True)
+class Codec:
+    """A tokenizer and the rules its family adds to it."""
+
+    tokenizer: PreTrainedTokenizerFast
+    prefix_ids: tuple[int, ...]  # what every sequence starts with, e.g. <s>
+    eos_id: int  # ends every answer; generation stops here
+    pad_id: int
+    specials: dict[str, int]  # strings that are one token where a template writes them
+    strips_spaces: bool = False  # spaces beside a special token vanish, as in the slow tokenizers of 2023
+    suffix_ids: tuple[int, ...] = ()  # what every prompt ends with, e.g. [gMASK] <sop>
+    context: int | None = None  # positions that the model has; None: beyond config.json's limit it only gets worse
+
+    @property
+    def bos_id(self) -> int | None:
+        """What starts a sequence, or with a suffix, which ends with it, the answer."""
+        return (*self.suffix_ids[-1:], *self.prefix_ids, None)[0]
+
+    def text_ids(self, text: str) -> list[int]:
+        """The ids of a text by itself; what it says never becomes a special token."""
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    def encode(self, pieces: list[Piece]) -> list[int]:
+        """Token ids of a prompt given in pieces; what a record says never becomes a special token."""
+        return [*self.prefix_ids, *self._ids_of(pieces), *self.suffix_ids]
+
+    def encode_pair(self, pieces: list[Piece], answer: str) -> tuple[list[int], list[int]]:
+        """Token ids of a prompt, as `encode` gives them, and of the answer behind it, without eos."""
+        start, last = self.encode(pieces), Piece(answer, from_template=False)
+        if not self.suffix_ids:  # one text, cut between the two
+            ids = self.encode([*pieces, last])
+            if ids[: len(start)] == start:
+                return start, ids[len(start) :]
+        return start, self._ids_of([last])  # else a token would span both: the prompt stays as prediction sees it
+
+    def _ids_of(self, pieces: list[Piece]) -> list[int]:
+        ids, parts = [], self._parts(pieces)
+        for index, part in enumerate(parts):
+            if isinstance(part, int):
+                ids.append(part)
+                continue
+            if self.strips_spaces and index > 0:
+                part = part.lstrip()
+            if self.strips_spaces and index < len(parts) - 1:
+                part = part.rstrip()
+            if part:
+                ids += self.text_ids(part)
+        return ids
+
+    def decode(self, ids) -> str:
+        """The text of an answer's ids, special tokens left out, nothing cleaned up."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def row(self, template: dict, record: dict, limits: Limits, train_on_inputs: bool = False) -> dict:
+        """A record as a training row: `Row` by names, and whatever else `collator` wants of it."""
+        return encode_row(self, template, record, limits, train_on_inputs)._asdict()
+
+    def collator(self, width_of: int = 1):
+        """A function from rows to the model's arguments, padded to a multiple of `width_of`."""
+        return make_collator(self.pad_id, width_of)
+
+    def _parts(self, pieces: list[Piece]) -> list[str | int]:
+        """The pieces as stretches of text (neighbours joined) and ids of special tokens."""
+        special = re.compile("|".join(f"({re.escape(text)})" for text in self.specials) or r"(?!)")
+        parts = [""]
+        for text, from_template in pieces:
+            position = 0
+            for match in special.finditer(text) if from_template else ():
+                parts[-1] += text[position : match.start()]
+                parts += [self.specials[match[0]], ""]
+                position = match.end()
+            parts[-1] += text[position:]
+        return parts
+
+
+def check_context(codec: Codec, prompts: list[list[int]], records: list[dict]) -> None:
+    """UserError that names the records whose prompt leaves no room for an answer."""
+    long = [index for index, ids in enumerate(prompts) if codec.context and len(ids) >= codec.context]
+    if long:
+        names = ", ".join(f"{records[i].get('id', f'number {i}')} ({len(prompts[i])} tokens)" for i in long[:5])
+        raise UserError(
+            f"{len(long)} prompts are as long as this base's {codec.context} positions or longer, so no answer is "
+            f"possible (the first: id {names}); shorten their texts, or take another base"
+        )

@@ -1,0 +1,41 @@
+"""Evaluation that also predicts, and scores what was predicted."""
+
+import torch
+from accelerate.utils import gather_object
+from tqdm import tqdm
+
+from data.prompts import make_prompt
+from decoding.answers import Rules, plan_batches
+from decoding.batch_engine import answer
+from kg.metrics import score_records
+from tokens.codec import check_context
+
+
+def make_score_answers(codec, template: dict, records: list[dict], batch_size: int, max_new_tokens: int, args):
+    """A function that answers `records` with a model, all processes sharing the work, and scores the answers."""
+    prompts = [codec.encode(make_prompt(template, r["instruction"], r["input"])) for r in records]
+    check_context(codec, prompts, records)
+    batches = plan_batches([len(p) for p in prompts], batch_size)
+
+    def score_answers(model) -> dict[str, float]:
+        was_training, used_cache = model.training, model.config.use_cache
+        model.eval()
+        model.config.use_cache = True
+        answers = []
+        with torch.autocast(args.device.type, dtype=args.precision.dtype, enabled=args.bf16 or args.fp16):
+            for batch in tqdm(
+                batches[args.process_index :: args.world_size],
+                desc="predicting",
+                unit="batch",
+                leave=False,
+                disable=args.process_index > 0,
+            ):
+                made = answer(model, codec, [prompts[index] for index in batch], Rules(max_new_tokens))
+                answers += [(index, one.text) for index, one in zip(batch, made, strict=True)]
+        model.config.use_cache = used_cache
+        model.train(was_training)
+        texts = dict(gather_object(answers))
+        predicted = [{**record, "output": texts[index], "kg": None} for index, record in enumerate(records)]
+        return score_records(predicted, records)
+
+    return score_answers

@@ -1,0 +1,106 @@
+"""transformers' Trainer as this project needs it: an order that can be resumed, tokens counted, adapters gathered."""
+
+import json
+from pathlib import Path
+
+import torch
+from accelerate.data_loader import DataLoaderShard
+from peft import PeftModel, get_peft_model_state_dict
+from transformers import Trainer, TrainerCallback
+
+from loading.fsdp import gather_trained, split_on_cpu
+from training.order import Share, with_empty
+from training.reporting import keep_log
+
+
+def real_tokens(batch: dict):
+    """How many tokens of a batch are no padding: a mask, lengths (CPM-Bee), or a packed row, which has none."""
+    if "attention_mask" in batch:
+        return batch["attention_mask"].count_nonzero()
+    return batch["length"].sum() if "length" in batch else batch["input_ids"].numel()
+
+
+class TripleTrainer(Trainer):
+    """transformers' Trainer, with an order that can be resumed and an evaluation that also predicts."""
+
+    score_answers = None  # a function from the model to its figures (f1, contest, …), or None
+    eval_collator = None  # of batches that are evaluated: padded, so that each counts as its number of records
+    tokens = 0  # real ones that this process has trained on; on a card a tensor, so that nothing waits for it
+
+    def create_accelerator_and_postprocess(self):
+        if self.args.fsdp and self.args.device.type == "cpu":
+            split_on_cpu()
+        super().create_accelerator_and_postprocess()
+
+    def get_batch_samples(self, *args, **kwargs):
+        samples, learnt = super().get_batch_samples(*args, **kwargs)
+        # A tensor handed to a split model would be rounded to 16 bits there: 265 tokens would become 266.
+        return samples, int(learnt) if self.is_fsdp_enabled and learnt is not None else learnt
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        self.tokens = self.tokens + real_tokens(inputs)
+        return super().training_step(model, inputs, *args, **kwargs)
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        if self.is_fsdp_enabled and isinstance(self.model, PeftModel):  # the Trainer would gather the frozen base, too
+            return self._save(output_dir or self.args.output_dir, state_dict=gather_trained(self.model))
+        return super().save_model(output_dir, _internal_call)
+
+    def gather_adapter(self) -> dict[str, torch.Tensor]:
+        """The adapter's tensors by their names in its file; of a split model on the first process only."""
+        state = gather_trained(self.model) if self.is_fsdp_enabled else None
+        return get_peft_model_state_dict(self.model, state_dict=state)
+
+    def count_tokens(self) -> int:
+        return int(self.tokens)
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        training, self.data_collator = self.data_collator, self.eval_collator or self.data_collator
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = training
+
+    def get_train_dataloader(self):
+        # Not the Trainer's own: accelerate fills the last batches of an epoch up with records of the first ones.
+        lengths = list(self.train_dataset["length"])
+        return DataLoaderShard(
+            self.train_dataset,
+            device=self.args.device,
+            batch_sampler=Share(lengths, self.args),
+            collate_fn=with_empty(self.data_collator, self.train_dataset[lengths.index(min(lengths))]),
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+
+    def evaluate(self, *args, **kwargs):
+        metrics = super().evaluate(*args, **kwargs)
+        if self.score_answers is not None:
+            figures = {f"eval_{name}": value for name, value in self.score_answers(self.model).items()}
+            self.log(figures)
+            metrics |= figures
+        return metrics
+
+
+class LogFile(TrainerCallback):
+    """Every row of the Trainer's log, appended to log.jsonl as soon as it is made."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            keep_log(Path(args.output_dir) / "log.jsonl", state.global_step)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero:
+            with open(Path(args.output_dir) / "log.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+class SaveTokenizer(TrainerCallback):
+    """Calls `save` with the folder of every checkpoint: one of a whole model is a base that can be used by itself."""
+
+    def __init__(self, save):
+        self.save = save
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.save(Path(args.output_dir) / f"checkpoint-{state.global_step}")

@@ -1,0 +1,50 @@
+"""What the tests of several rooms share: where things are, small bases, a script run as a user would."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from checkpoints.family import find_family
+from tokens.readers import load_codec
+
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = ROOT / "tests" / "golden" / "llama"
+CHATGLM = ROOT / "tests" / "golden" / "chatglm"
+EMBEDDED = ROOT / "models" / "smollm2-135m-instruct"
+
+
+def rows(file):
+    """The records of JSON lines."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def python(*command, launcher=(), **more):
+    """Run a script of the project as a user would; the finished process, its stderr in `.stderr`."""
+    start = [sys.executable, *launcher, *map(str, command)]
+    return subprocess.run(start, cwd=ROOT, capture_output=True, text=True, timeout=300, **more)
+
+
+def random_llama(folder, **sizes):
+    """A LLaMA of random weights, larger than a trained one's, so that its layers do look at a prefix or an adapter."""
+    for name in ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copy(GOLDEN / "checkpoint" / name, folder)
+    torch.manual_seed(1)
+    config = AutoConfig.from_pretrained(GOLDEN / "checkpoint", pad_token_id=0, **sizes)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(folder)
+    return model
+
+
+def published(name, folder):
+    """A tiny ChatGLM-6B as published, tokenizer and all: its folder and its codec."""
+    shutil.copytree(CHATGLM / name, folder)
+    shutil.copy(CHATGLM / "ice_text.model", folder)
+    return folder, load_codec(folder, find_family(folder)[0])

@@ -1,0 +1,48 @@
+"""Predictions of the golden LLaMA, which several test files make."""
+
+import json
+
+from helpers import GOLDEN
+
+from checkpoints.family import find_family
+from decoding import batch_engine
+from loading.base import load_base
+from loading.lora import load_adapter
+from loading.precision import Precision
+from tokens.readers import load_codec
+
+BASE, ADAPTER, VALID = GOLDEN / "checkpoint", GOLDEN / "adapter", GOLDEN / "valid.json"
+RECORDS = [json.loads(line) for line in VALID.read_text(encoding="utf-8").splitlines()]
+
+
+def flags(output, *more, **values):
+    """Most tests are about the engine batch; tests/test_decoding.py is about the other one, and about auto."""
+    chosen = {
+        "model_name_or_path": BASE,
+        "lora_weights": ADAPTER,
+        "input_file": VALID,
+        "output_file": output,
+        "max_new_tokens": 12,
+        "engine": "batch",
+        **values,
+    }
+    return [*more, *(str(part) for name, value in chosen.items() if value for part in (f"--{name}", value))]
+
+
+def interrupted_at(number):
+    """`generating.generate`, whose call of this number is interrupted; and a list with one entry a call."""
+    real, calls = batch_engine.generate, []
+
+    def generate(*arguments):
+        calls.append(1)
+        if len(calls) == number:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    return generate, calls
+
+
+def loaded(base, adapter=None):
+    codec = load_codec(base, find_family(base)[0])
+    model = load_base(base, Precision("float32", 16), "cpu", codec)
+    return (load_adapter(model, adapter) if adapter else model).eval(), codec

@@ -1,0 +1,113 @@
+"""Long texts: cut into windows at sentence ends, asked about one by one, their triples merged."""
+
+import json
+import random
+
+import pytest
+from helpers import GOLDEN, rows
+from helpers_prediction import RECORDS, flags, loaded
+from hypothesis import given
+from hypothesis import strategies as st
+
+import inference
+from checkpoints.config import read_context
+from checkpoints.family import find_family
+from common.errors import UserError
+from data.prompts import load_template, make_prompt
+from data.windows import sentences, windows
+from prediction.questions import Question, choose_window, make_questions, make_rows
+
+BASE = GOLDEN / "checkpoint"
+
+
+def test_a_window_without_a_number_is_what_the_context_leaves(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": {"max_position_embeddings": 100}}))
+    (tmp_path / "model.safetensors").touch()
+    context = read_context(tmp_path, find_family(tmp_path)[0])
+    assert choose_window(0, context, 40) == 60
+    assert choose_window(9, context, 512) == 9
+    assert choose_window(None, context, 512) is None
+    with pytest.raises(UserError, match="--max_new_tokens 512 leaves nothing of the base's context of 100"):
+        choose_window(0, context, 512)
+    (tmp_path / "config.json").write_text("{}")
+    assert read_context(tmp_path, find_family(tmp_path)[0]) is None
+    with pytest.raises(UserError, match="no limit in its config.json; give one"):
+        choose_window(0, None, 40)
+
+
+def test_sentences_end_where_chinese_and_english_ones_do():
+    text = "甲说：“好！”乙在3.5千米外。 Mr J. Smith left. (He ran.) Then\nend"
+    assert sentences(text) == ["甲说：“好！”", "乙在3.5千米外。 ", "Mr J. Smith left. ", "(He ran.) ", "Then\n", "end"]
+
+
+def test_windows_overlap_by_a_sentence_and_lose_nothing():
+    text = "一二三。四五六。七八九。十百千。"
+    assert windows(text, lambda part: len(part) <= 8) == ["一二三。四五六。", "四五六。七八九。", "七八九。十百千。"]
+    assert windows("一二三四。五六七八九，十百。千", lambda part: len(part) <= 6) == [
+        "一二三四。",
+        "五六七八九，",
+        "十百。千",
+    ]
+    assert windows("一二三四五六七八九", lambda part: len(part) <= 4) == ["一二三四", "五六七八", "九"]
+    assert windows("一二", lambda part: len(part) <= 2) == ["一二"]
+    assert windows("一二", lambda part: not part) is None
+
+
+@given(st.integers(0, 2**32), st.integers(1, 25))
+def test_windows_of_any_text_cover_it_in_order(seed, most):
+    random_ = random.Random(seed)
+    characters = [chr(0x4E00 + index) for index in range(random_.randrange(1, 80))]  # each once: their order is known
+    text = "".join(character + random_.choice(["", "", "", "。", "，", ". ", "\n"]) for character in characters)
+    found = windows(text, lambda part: len(part) <= most)
+    assert all(part in text and len(part) <= most for part in found)
+    held = [[character for character in part if character in characters] for part in found]
+    assert sorted({character for part in held for character in part}) == characters
+    firsts = [part[0] for part in held if part]
+    assert firsts == sorted(firsts)
+    assert len("".join(found)) <= 2 * len(text)
+
+
+def test_a_text_without_a_character_fits_or_has_no_window():
+    assert windows("", lambda text: True) == [""]
+    assert windows("", lambda text: False) is None
+
+
+def test_the_triples_of_windows_are_merged_in_order_without_repeats():
+    record = {"id": 1, "instruction": "已知候选的关系列表：['位于']", "input": "甲在乙。丙在丁。", "kg": []}
+    other = {"id": 2, "instruction": "", "input": "x"}
+    questions = [Question(0, "甲在乙。", [1]), Question(0, "丙在丁。", [2]), Question(1, "x", [3])]
+    answers = {
+        0: {"output": "(甲,位于,乙)", "finish_reason": "length"},
+        1: {"output": "(丙,位于,丁),(甲,位于,乙)", "finish_reason": "eos"},
+        2: {"output": "as it is", "finish_reason": "eos"},
+    }
+    merged, plain = make_rows([record, other], questions, answers)
+    assert merged["output"] == "(甲,位于,乙),(丙,位于,丁)"
+    assert (merged["finish_reason"], merged["windows"]) == ("length", 2)
+    assert "kg" not in merged
+    assert plain == {**other, "output": "as it is", "finish_reason": "eos"}
+    del answers[1]
+    assert make_rows([record, other], questions, answers)[0]["finish_reason"] == "error"
+
+
+def test_long_texts_are_asked_about_in_windows(tmp_path, capsys):
+    codec = loaded(BASE)[1]
+    template = load_template("alpaca")
+    sizes = [len(codec.encode(make_prompt(template, r["instruction"], r["input"]))) for r in RECORDS]
+    least = max(len(codec.encode(make_prompt(template, r["instruction"], "字"))) for r in RECORDS)
+    window = (least + max(sizes)) // 2
+    inference.main(flags(tmp_path / "out.json", window=window))
+    inference.main(flags(tmp_path / "plain.json"))
+    out, plain = rows(tmp_path / "out.json"), rows(tmp_path / "plain.json")
+    split = [row for row in out if "windows" in row]
+    assert [row["id"] for row in split] == [r["id"] for r, size in zip(RECORDS, sizes, strict=True) if size > window]
+    assert split
+    assert [row for row in out if "windows" not in row] == [p for p, s in zip(plain, sizes, strict=True) if s <= window]
+    assert f"windows: {len(split)} of 12 texts" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["text", ""])
+def test_an_instruction_without_room_for_a_text_is_an_error_that_names_the_record(text):
+    records = [{"id": 3, "instruction": "x", "input": text}]
+    with pytest.raises(UserError, match="record id 3: its instruction leaves no room.*has 1 tokens: give --window"):
+        make_questions(records, lambda record: [1], lambda record: False)

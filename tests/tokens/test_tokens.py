@@ -1,0 +1,128 @@
+"""Token ids and labels against what transformers 4.30.2 made of the same files (tests/golden/llama)."""
+
+import json
+import shutil
+
+import pytest
+from helpers import GOLDEN
+
+from checkpoints.family import find_family
+from common.errors import UserError
+from data.prompts import Piece, load_template, make_prompt
+from tokens.batches import IGNORED
+from tokens.readers import load_codec
+from tokens.rows import Limits, encode_row
+
+RECORDS = {r["id"]: r for r in map(json.loads, (GOLDEN / "train.json").read_text(encoding="utf-8").splitlines())}
+EXPECTED = json.loads((GOLDEN / "golden.json").read_text(encoding="utf-8"))
+STYLES = {"decapoda": ("checkpoint", EXPECTED), "vicuna": ("tokenizer_vicuna_style", EXPECTED["vicuna_style"])}
+
+
+@pytest.fixture(scope="module")
+def codecs():
+    family, _, _ = find_family(GOLDEN / "checkpoint")
+    return {style: load_codec(GOLDEN / folder, family) for style, (folder, _) in STYLES.items()}
+
+
+@pytest.fixture(scope="module")
+def embedded(embedded_base):
+    return load_codec(embedded_base, find_family(embedded_base)[0])
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_texts_become_the_ids_published_adapters_saw(codecs, style):
+    for case in STYLES[style][1]["tokenize"]:
+        assert codecs[style].encode([Piece(case["text"], from_template=True)]) == case["ids"], case["text"]
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_training_rows_equal_the_original_pipeline_where_it_cut_nothing(codecs, style):
+    compared = 0
+    for case in STYLES[style][1]["examples"]:
+        cutoff = case.get("cutoff_len", 4096)
+        row = encode_row(codecs[style], load_template(case["template"]), RECORDS[case["id"]], Limits(cutoff))
+        if row.whole <= cutoff:
+            compared += 1
+            assert (row.input_ids, row.labels) == (case["input_ids"], case["labels"]), (case["template"], case["id"])
+    assert compared >= 20
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_special_ids_are_llamas_whatever_the_configs_say(codecs, style):
+    codec = codecs[style]
+    assert (codec.prefix_ids, codec.eos_id, codec.pad_id) == ((1,), 2, 0)
+
+
+def test_a_cut_row_keeps_its_instruction_its_whole_answer_and_eos(codecs):
+    record = next(iter(RECORDS.values()))
+    template = load_template("alpaca")
+    whole = encode_row(codecs["decapoda"], template, record, Limits(4096))
+    row = encode_row(codecs["decapoda"], template, record, Limits(whole.whole - 20))
+    answer = [label for label in whole.labels if label != IGNORED]
+    assert row.cut
+    assert len(row.input_ids) <= whole.whole - 20
+    assert [label for label in row.labels if label != IGNORED] == answer
+    assert row.input_ids[:100] == whole.input_ids[:100]
+    # as much of the text as fits is kept
+    assert len(row.input_ids) > whole.whole - 20 - 4
+
+
+def test_a_row_that_cannot_hold_instruction_and_answer_is_empty_and_says_its_length(codecs):
+    record = next(iter(RECORDS.values()))
+    row = encode_row(codecs["decapoda"], load_template("alpaca"), record, Limits(50))
+    assert row.input_ids == []
+    assert row.labels == []
+    assert row.whole > 50
+
+
+def test_train_on_inputs_labels_every_token(codecs):
+    row = encode_row(codecs["decapoda"], load_template("alpaca"), next(iter(RECORDS.values())), Limits(4096), True)
+    assert row.labels == row.input_ids
+
+
+def test_a_records_own_special_tokens_stay_text(codecs, embedded):
+    vicuna = codecs["vicuna"]
+    assert 2 in vicuna.encode([Piece("a</s>b", from_template=True)])
+    assert 2 not in vicuna.encode([Piece("a</s>b", from_template=False)])
+    assert embedded.encode([Piece("a<|im_end|>b", from_template=True)])[-2] == embedded.eos_id
+    assert embedded.eos_id not in embedded.encode([Piece("a<|im_end|>b", from_template=False)])
+
+
+@pytest.mark.parametrize("name", ["alpaca", "vicuna", "moss", "plain"])
+def test_a_rows_beginning_is_the_prompt_of_prediction(codecs, embedded, name):
+    for codec in (*codecs.values(), embedded):
+        for record in RECORDS.values():
+            start = codec.encode(make_prompt(load_template(name), record["instruction"], record["input"]))
+            row = encode_row(codec, load_template(name), record, Limits(10_000))
+            assert row.input_ids[: len(start)] == start
+            assert row.labels[: len(start)] == [IGNORED] * len(start)
+            assert row.labels[-1] == codec.eos_id
+
+
+def test_an_answer_decodes_to_its_text(codecs, embedded):
+    for codec in (*codecs.values(), embedded):
+        for record in RECORDS.values():
+            row = encode_row(codec, load_template("alpaca"), record, Limits(10_000))
+            assert codec.decode([label for label in row.labels if label != IGNORED]) == record["output"]
+
+
+def test_the_embedded_tokenizer_splits_digits_one_by_one(embedded):
+    ids = embedded.encode([Piece("2,424人", from_template=False)])
+    assert embedded.tokenizer.convert_ids_to_tokens(ids)[:5] == ["2", ",", "4", "2", "4"]
+
+
+def test_the_recursion_of_the_stock_tokenizer_never_reaches_a_user(tmp_path):
+    with pytest.raises(UserError, match="--model_name auto contradicts .*drop --model_name, or give one of llama"):
+        find_family(GOLDEN / "checkpoint", "auto")
+    for file in (GOLDEN / "checkpoint").glob("*token*"):
+        shutil.copy(file, tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "mistral"}')  # a repository that copied LLaMA's files
+    with pytest.raises(UserError, match="transformers cannot read this tokenizer"):
+        load_codec(tmp_path, find_family(tmp_path)[0])
+
+
+def test_a_damaged_tokenizer_says_what_is_there(tmp_path):
+    shutil.copytree(GOLDEN / "checkpoint", tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tokenizer.model").write_bytes((tmp_path / "tokenizer.model").read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"the tokenizer cannot be read .*tokenizer.model \(1000 bytes\)"):
+        load_codec(tmp_path, find_family(tmp_path)[0])
