@@ -4,7 +4,6 @@ import shutil
 import tempfile
 
 import pytest
-from helpers import EMBEDDED, published, random_llama
 
 if not os.environ.get("TEST_ON_CARD"):  # of tests/test_on_card.py; all others are about the CPU, on any machine
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -12,6 +11,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["HF_DATASETS_CACHE"] = ROWS = tempfile.mkdtemp()  # rows of earlier tests, not those of the person's own runs
 atexit.register(shutil.rmtree, ROWS, ignore_errors=True)
+
+from helpers import EMBEDDED, published, random_llama  # noqa: E402 - what it imports reads the variables above
 
 
 @pytest.fixture(scope="session")
