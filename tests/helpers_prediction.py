@@ -16,7 +16,7 @@ RECORDS = [json.loads(line) for line in VALID.read_text(encoding="utf-8").splitl
 
 
 def flags(output, *more, **values):
-    """Most tests are about the engine batch; tests/test_decoding.py is about the other one, and about auto."""
+    """Of the engine batch; tests/decoding/test_fast_engine.py is about the other one, and about auto."""
     chosen = {
         "model_name_or_path": BASE,
         "lora_weights": ADAPTER,

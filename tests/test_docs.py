@@ -28,7 +28,8 @@ PTUNING = ("docs/ptuning.md", "docs/ptuning_CN.md")
 MEMORY = ("docs/memory.md", "docs/memory_CN.md")
 MANY_CARDS = ("docs/many_cards.md", "docs/many_cards_CN.md")
 PREDICTION = ("docs/prediction.md", "docs/prediction_CN.md")
-PAIRS = [READMES, WEIGHTS, PTUNING, MEMORY, MANY_CARDS, PREDICTION, *MODELS]
+ARCHITECTURE = ("docs/architecture.md", "docs/architecture_CN.md")
+PAIRS = [READMES, WEIGHTS, PTUNING, MEMORY, MANY_CARDS, PREDICTION, ARCHITECTURE, *MODELS]
 PAGES = [name for pair in PAIRS for name in pair]
 TEXT = {name: (ROOT / name).read_text(encoding="utf-8") for name in PAGES}
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.bash"))

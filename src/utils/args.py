@@ -52,6 +52,19 @@ class ModelArguments:
 
 
 @dataclass
+class PrecisionFlags:
+    """In which numbers a model multiplies: the three flags of every script that runs one."""
+
+    fp16: bool = option(False, "16-bit floats for cards before Ampere; 32-bit ones on a CPU")
+    bf16: bool = option(
+        False,
+        "bfloat16; default: what run.json says was trained in, else bfloat16 where the card has it, else float16; "
+        "float32 on a CPU",
+    )
+    fp32: bool = option(False, "32-bit floats on a GPU too")
+
+
+@dataclass
 class DataArguments:
     """Which records, and how they become rows of tokens."""
 
@@ -131,7 +144,7 @@ DECIDED = {
 
 
 @dataclass
-class FinetuneArguments(TrainingArguments):
+class FinetuneArguments(PrecisionFlags, TrainingArguments):
     """How it is trained: transformers' TrainingArguments with this project's defaults (the others: --help_all)."""
 
     _argument_group_name = "training"
@@ -153,9 +166,6 @@ class FinetuneArguments(TrainingArguments):
     optim: str = option("adamw_torch", "optimizer; the paged ones and those of 8 bits need a GPU")
     lr_scheduler_type: str = option("linear", "linear, cosine, constant, constant_with_warmup, …")
     warmup_steps: float = option(0, "steps, or (below 1) the share of all steps, in which the learning rate rises")
-    fp16: bool = option(False, "16-bit floats for cards before Ampere; 32-bit ones on a CPU")
-    bf16: bool = option(False, "bfloat16; default: bfloat16 where the card has it, else float16; float32 on a CPU")
-    fp32: bool = option(False, "32-bit floats on a GPU too")
     gradient_checkpointing: bool | None = option(
         None, "save memory by computing twice; default: only where the card's memory needs it"
     )

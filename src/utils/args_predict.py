@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from common.errors import UserError
 from common.files import check_output
 from common.processes import this_process
-from utils.args import ModelArguments, check_least, option, parse
+from utils.args import ModelArguments, PrecisionFlags, check_least, option, parse
 
 DRAWING = ("temperature", "top_k", "top_p", "seed")  # flags that mean something only with --do_sample
 
 
 @dataclass
-class AnswerArguments:
+class AnswerArguments(PrecisionFlags):
     """How answers are made."""
 
     _argument_group_name = "prediction"
@@ -77,11 +77,6 @@ class InferenceArguments(AnswerArguments):
     lora_weights: str | None = option(None, "folder of a LoRA adapter; left out: the base alone")
     prompt_template_name: str | None = option(
         None, "default: what the adapter was trained with (run.json), else the family's", "--prompt_template"
-    )
-    fp16: bool = option(False, "16-bit floats; 32-bit ones on a CPU")
-    bf16: bool = option(False, "bfloat16")
-    fp32: bool = option(
-        False, "32-bit floats; default: what the adapter was trained in, else what the machine does best"
     )
     max_new_tokens: int = option(512, "most tokens of an answer")
     num_beams: int = option(1, "beams of beam search; 1: greedy")

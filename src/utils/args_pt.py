@@ -11,7 +11,7 @@ from common.machine import has_cuda
 from loading.precision import Precision, asked_dtype, choose_bits, choose_dtype
 from models.families import NAMES
 from tokens.ptuning_rows import MAX_LEN, MAX_SRC_LEN, check_lengths
-from utils.args import ModelArguments, check_least, option, parse
+from utils.args import ModelArguments, PrecisionFlags, check_least, option, parse
 from utils.args_predict import AnswerArguments
 
 
@@ -38,7 +38,7 @@ class OriginalModelArguments(ModelArguments):
 
 
 @dataclass
-class PtuningArguments:
+class PtuningArguments(PrecisionFlags):
     """P-Tuning v2: what is trained, on what and how."""
 
     _argument_group_name = "P-Tuning v2"
@@ -67,9 +67,6 @@ class PtuningArguments:
         choices=["linear", "cosine", "constant", "constant_with_warmup", "polynomial"],
     )
     warmup_steps: float = option(0.1, "steps, or (below 1) the share of all steps, in which the learning rate rises")
-    fp16: bool = option(False, "16-bit floats for cards before Ampere; 32-bit ones on a CPU")
-    bf16: bool = option(False, "bfloat16; default: bfloat16 where the card has it, else float16; float32 on a CPU")
-    fp32: bool = option(False, "32-bit floats on a GPU too")
     gradient_checkpointing: bool | None = option(
         None, "save memory by computing twice; default: on a GPU, where the architecture can"
     )
@@ -124,11 +121,6 @@ class PtuningInferenceArguments(AnswerArguments):
     max_len: int | None = option(None, f"most tokens of question and answer; default: as trained, else {MAX_LEN}")
     max_src_len: int | None = option(None, f"most tokens of the question; default: as trained, else {MAX_SRC_LEN}")
     max_new_tokens: int | None = option(None, "most tokens of an answer; default: max_len - max_src_len")
-    fp16: bool = option(False, "16-bit floats; 32-bit ones on a CPU")
-    bf16: bool = option(False, "bfloat16")
-    fp32: bool = option(
-        False, "32-bit floats; default: what the prefix was trained in, else what the machine does best"
-    )
     device: str | None = option(None, "a card's number, cpu, cuda or cuda:1; without a GPU: the CPU")
 
     window: int | None = option(
