@@ -27,7 +27,7 @@ def main(argv=None) -> None:
     parser.parse_args(argv)
     if not torch.cuda.is_available():
         raise UserError("a card is needed: the CPU multiplies in one way only")
-    if reason := available.why_not("quantised_kernels", torch.device("cuda"), BF16):
+    if reason := available.why_not("int8_product", torch.device("cuda"), BF16):
         raise UserError(f"Triton is needed: {reason}")
     from ops.int8_product import FEW, dequantise, multiply
 

@@ -10,12 +10,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import torch
-from compare_8bit import keep_own
+from compare_8bit import keep_own, use_product
 
 import test_finetune
 from common.errors import run_script
-from loading import quantised
-from tokens import batches
+from tokens import batches, codec
 
 
 def make_collator(pad_id: int, width_of: int = 1):
@@ -35,6 +34,6 @@ def make_collator(pad_id: int, width_of: int = 1):
 
 
 if __name__ == "__main__":
-    quantised.use_plain_product = keep_own
-    batches.make_collator = make_collator
+    use_product(keep_own)
+    codec.make_collator = make_collator
     run_script(test_finetune.main)

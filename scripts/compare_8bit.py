@@ -20,14 +20,19 @@ import torch
 
 import test_finetune
 from common.errors import run_script
-from loading import quantised
+from loading.quantised import QUANTISATIONS, use_plain_product
 
 MEAN_OF = 10  # steps: the loss of one batch alone says little
 
 
 def keep_own(model) -> int:
-    """Instead of `loading.use_plain_product`: the layers keep bitsandbytes' product."""
+    """The layers keep bitsandbytes' product."""
     return 0
+
+
+def use_product(product) -> None:
+    """Weights of 8 bits get `product` (a function of the model) for the rest of this process."""
+    QUANTISATIONS[8] = QUANTISATIONS[8]._replace(use_product=product)
 
 
 def multiply_as_a_card(model) -> int:
@@ -42,12 +47,12 @@ def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", default="results/compare-8bit", help="folder of all runs, made anew")
     arguments, flags = parser.parse_known_args(argv)
-    products = {"ours": quantised.use_plain_product, "bitsandbytes": keep_own}
+    products = {"ours": use_plain_product, "bitsandbytes": keep_own}
     if not torch.cuda.is_available():
         products["bitsandbytes-8bit-inputs"] = multiply_as_a_card
     losses = {}
     for name, product in products.items():
-        quantised.use_plain_product = product
+        use_product(product)
         out = Path(arguments.output_dir) / name
         own = ["--output_dir", str(out), "--bits", "8", "--logging_steps", "1", "--save_strategy", "no"]
         test_finetune.main(["--do_train", "--overwrite_output_dir", *own, *flags])

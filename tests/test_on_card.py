@@ -164,7 +164,7 @@ def test_gradients_through_8_bit_weights(autocast):
 def test_the_cap_holds(expandable):
     code = """
 import torch
-from utils.loading import limit_memory
+from loading.memory import limit_memory
 limit_memory(2000, torch.device("cuda:0"))
 parts = []
 try:

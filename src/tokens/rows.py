@@ -10,7 +10,7 @@ class Limits(NamedTuple):
     """Most tokens of a training row; None: any number."""
 
     row: int | None  # all of it
-    make_prompt: int | None = None
+    prompt: int | None = None
     answer: int | None = None  # with its eos
 
 
@@ -33,7 +33,7 @@ class Fitted(NamedTuple):
     """A record within its limits."""
 
     text: str | None  # as much of its text as fits; None: not even its first character does
-    make_prompt: list[int]
+    prompt: list[int]
     answer: list[int]  # whole, with eos
     prompt_tokens: int  # of the whole record
     answer_tokens: int

@@ -17,12 +17,11 @@ from checkpoints.adapters import check_fits, find_adapter
 from checkpoints.family import find_family
 from common import manifest
 from common.errors import UserError
-from loading import quantised
 from loading.base import load_base
 from loading.lora import load_adapter
 from loading.precision import Precision
-from loading.quantised import use_plain_product
-from loading.shape import read_shape
+from loading.quantised import QUANTISATIONS, use_plain_product
+from loading.shape import check_vocabulary, read_shape
 from tokens.readers import load_codec
 
 BASE, ADAPTER, TRAIN, VALID = (GOLDEN / name for name in ("checkpoint", "adapter", "train.json", "valid.json"))
@@ -233,9 +232,9 @@ def test_a_base_that_lacks_a_tensor_is_refused_instead_of_filled_with_random_num
 
 def test_a_tokenizer_with_more_ids_than_the_embedding_has_rows_is_refused():
     shape = read_shape(BASE)
-    shape.check_vocabulary(shape, [[0, shape.vocabulary - 1], []])
+    check_vocabulary(shape, [[0, shape.vocabulary - 1], []])
     with pytest.raises(UserError, match=f"made the id {shape.vocabulary}, its embedding has {shape.vocabulary} rows"):
-        shape.check_vocabulary(shape, [[1], [shape.vocabulary]])
+        check_vocabulary(shape, [[1], [shape.vocabulary]])
 
 
 # every combination of bits and dtype
@@ -273,7 +272,7 @@ def test_quantised_weights_are_quantised_and_the_others_as_the_dtype_says(bits):
 def test_without_bitsandbytes_everything_else_works_and_bits_say_what_is_missing():
     script = (
         "import sys; sys.modules['bitsandbytes'] = None; sys.path.insert(0, 'src'); import test_finetune, inference\n"
-        "from utils.precision import choose_bits; print(choose_bits(8))"
+        "from loading.precision import choose_bits; print(choose_bits(8).value)"
     )
     done = python("-c", script)
     assert (done.returncode, done.stdout.strip()) == (0, "16"), done.stderr
@@ -305,7 +304,7 @@ def test_frozen_8_bit_products_are_those_of_the_dequantised_weight_and_keep_no_i
 
 def test_the_benchmarks_can_leave_bitsandbytes_its_own_product(monkeypatch):
     assert "forward" in vars(loaded(BASE, 8).model.layers[0].mlp.up_proj)
-    monkeypatch.setattr(quantised, "use_plain_product", keep_own)
+    monkeypatch.setitem(QUANTISATIONS, 8, QUANTISATIONS[8]._replace(use_product=keep_own))
     assert "forward" not in vars(loaded(BASE, 8).model.layers[0].mlp.up_proj)
 
 
