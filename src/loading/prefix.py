@@ -123,7 +123,7 @@ def check_supported(family: Family, model_path) -> None:
     """UserError for an architecture that P-Tuning cannot be used with here."""
     kind = read_config(model_path).get("model_type")
     if not family.own_prefix and kind not in family.prefix_types:
-        known = dict.fromkeys(one for family in FAMILIES for one in family.prefix_types)
+        known = dict.fromkeys(one for family in reversed(FAMILIES) for one in family.prefix_types)
         raise UserError(
             f"--model_dir {model_path}: P-Tuning does not work with model_type {kind!r}, whose cache takes no prefix "
             f"of peft; it does with {', '.join(known)}. Use src/test_finetune.py (LoRA) for this base"

@@ -64,15 +64,16 @@ class Start(NamedTuple):
 def choose_start(args, newest: str | None, find, how: str) -> Start:
     """Where to begin, said; UserError rather than overwrite what another run left in --output_dir.
 
-    `newest`: the newest checkpoint there, whole or not; `find()`: where a resumed run goes on; `how`: the flag for it.
+    `newest`: the checkpoint there to name, if any; `find()`: where a resumed run goes on; `how`: the flag for it.
     """
     if args.resume_from_checkpoint:
         return find()
     finished = manifest.read_run(args.output_dir).get("status") == "finished"
     if (newest or finished) and not args.overwrite_output_dir:
+        what = Path(newest).name if newest else "finished"
         raise UserError(
-            f"--output_dir {args.output_dir} holds a run already ({Path(newest).name if newest else 'finished'}); give "
-            f"another folder, {how} to go on with it, or --overwrite_output_dir to start anew"
+            f"--output_dir {args.output_dir} holds a run already ({what}); give another folder, "
+            f"{how} to go on with it, or --overwrite_output_dir to start anew"
         )
     return Start()
 
@@ -81,10 +82,11 @@ def start_finetuning(args) -> Start:
     """Where a training by test_finetune.py begins: see `choose_start`."""
     asked, out = args.resume_from_checkpoint, Path(args.output_dir)
     there = find_checkpoint(out, args.world_size)
+    finished = manifest.read_run(out).get("status") == "finished"
 
     def find() -> Start:
         checkpoint = there if asked == "auto" else asked
-        if asked == "auto" and manifest.read_run(out).get("status") != "finished":
+        if asked == "auto" and not finished:
             say(f"resume: {there}" if there else "resume: no whole checkpoint yet, starting at step 0")
         if asked != "auto" and not (Path(asked) / "trainer_state.json").is_file():
             raise UserError(
@@ -95,7 +97,7 @@ def start_finetuning(args) -> Start:
         check_split_alike(checkpoint, args.fsdp)
         return Start(checkpoint_step(checkpoint), checkpoint)
 
-    return choose_start(args, there, find, "--resume_from_checkpoint auto")
+    return choose_start(args, None if finished else there, find, "--resume_from_checkpoint auto")
 
 
 def check_split_alike(checkpoint: str, split: bool) -> None:

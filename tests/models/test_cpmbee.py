@@ -301,7 +301,7 @@ def test_few_bits_multiply_by_the_rounded_weights_and_train_an_adapter(own_model
     assert len(layers) == 4 * len(TARGETS)  # all but the head
     for name, layer in layers.items():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
-            layer.support_avx512bf16_for_cpu = False  # as utils.loading: sizes here are no multiples of 64
+            layer.support_avx512bf16_for_cpu = False  # as loading.base: sizes here are no multiples of 64
         assert layer.weight.dtype == numbers
         own_model.get_submodule(name).weight.data = rounded(layer)
     expected = logits_of(own_model, batch).flatten()

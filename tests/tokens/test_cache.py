@@ -161,8 +161,8 @@ def test_more_workers_make_the_same_rows(store, base, chatglm, family):
     folder = {"llama": base, "chatglm": chatglm[0]}[family]
     limits = {"llama": (512,), "chatglm": (None, 640, 60)}[family]
     rows = made(folder, limits=limits)
-    assert made(folder, limits=limits, preprocessing_num_workers=3, overwrite_cache=True) == rows
-    assert made(folder, limits=limits, preprocessing_num_workers=3) == rows
+    assert made(folder, limits=limits, workers=3, anew=True) == rows
+    assert made(folder, limits=limits, workers=3) == rows
 
 
 def test_the_first_of_two_processes_tokenises_and_the_other_reads(tmp_path):
@@ -171,7 +171,7 @@ def test_the_first_of_two_processes_tokenises_and_the_other_reads(tmp_path):
         f"""import os, sys
 sys.path.insert(0, {str(SCRIPT.parent)!r})
 import test_finetune
-from utils import cache
+from tokens import cache
 write = cache._write
 def counted(rows, entry):
     with open({str(tmp_path / "made")!r}, "a") as file:

@@ -174,13 +174,13 @@ def test_liger_kernel_is_taken_where_it_works_and_knows_the_base(
     monkeypatch.setattr(available, "has_liger", lambda: there)
     monkeypatch.setattr(available, "why_not", lambda *_: triton_lacks)
     about = torch.device("cuda"), torch.bfloat16, model_type
-    assert available.choose_liger(None, *about) == (reason is None)
+    assert available.choose_liger(None, *about).value == (reason is None)
     assert f"liger-kernel: {'off (' + reason if reason else 'on'}" in capsys.readouterr().err
     if reason:
         with pytest.raises(UserError, match=f"--use_liger_kernel: {reason}; drop it"):
             available.choose_liger(True, *about)
-    assert not available.choose_liger(False, *about)
-    assert not available.choose_liger(None, CPU, *about[1:])
+    assert not available.choose_liger(False, *about).value
+    assert not available.choose_liger(None, CPU, *about[1:]).value
 
 
 def test_the_end_of_a_run_says_how_fast_it_was(tmp_path, capsys):

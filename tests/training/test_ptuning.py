@@ -18,12 +18,14 @@ import finetuning_pt
 import inference_pt
 from checkpoints import adapters, prefixes
 from common import locks
+from common.decisions import Decision
 from common.errors import UserError
 from data.records import load_records
+from decoding import batch_engine
 from kg.metrics import score_records
-from loading import precision
 from training import deepspeed_engine
 from training.ptuning import learning_rates
+from utils import args_pt
 from utils.args_pt import parse_ptuning
 
 SCRIPT = ROOT / "src" / "finetuning_pt.py"
@@ -164,7 +166,7 @@ def test_a_run_learns_eight_records_by_heart_and_prediction_gets_them_all(flags,
 
 def test_a_base_in_float16_is_trained_with_a_scaled_loss(flags, tmp_path, monkeypatch):
     """float16 is chosen on a GPU only; a CPU can compute in it all the same."""
-    monkeypatch.setattr(precision, "choose_dtype", lambda *_: "float16")
+    monkeypatch.setattr(args_pt, "choose_dtype", lambda *_: Decision("float16", "as asked"))
     finetuning_pt.main(flags(tmp_path, pre_seq_len=32, train_batch_size=8, learning_rate=2e-2, max_steps=80))
     assert log(tmp_path)[-1]["loss"] < 0.5 * log(tmp_path)[0]["loss"]
     state = torch.load(tmp_path / "global_step-80" / "state" / "rank-0.pt", weights_only=True)
@@ -358,7 +360,7 @@ def test_an_architecture_that_takes_no_prefix_is_an_error_that_names_those_that_
 def test_bad_input_of_prediction_is_one_clear_error(flags, tmp_path, random_base, train_path, monkeypatch):
     finetuning_pt.main(flags(tmp_path / "out", max_steps=2, save_steps=1))
     step = tmp_path / "out" / "global_step-2"
-    monkeypatch.setattr(inference_pt, "load_trained", lambda *_, **__: pytest.fail("the base was loaded first"))
+    monkeypatch.setattr(batch_engine, "load_trained", lambda *_, **__: pytest.fail("the base was loaded first"))
 
     def error(model_dir, *more):
         with pytest.raises(UserError) as caught:
