@@ -34,6 +34,7 @@ from tokens.dataset import Tokenising, choose_limits, tokenise
 from tokens.readers import load_codec, save_tokenizer
 from tokens.rows import Limits
 from training import speed
+from training.checking import check_optimizer
 from training.evaluation import make_score_answers
 from training.planning import Decided, decide_training, settle
 from training.reporting import finish_run, make_run, mean_and_last
@@ -97,6 +98,7 @@ def check(arguments: Arguments) -> Checked:
     template_name = data_args.prompt_template_name or chosen.template_name
     template = load_template(template_name)
     train, valid = choose_records(data_args, args.do_eval, args.seed)
+    check_optimizer(args)
     start = start_finetuning(args)
     whole_files(base, "model_name_or_path")
     codec = load_codec(base, chosen.family, chosen.trust)
