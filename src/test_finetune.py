@@ -16,6 +16,7 @@ os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # batch
 import torch
 
 from checkpoints.adapters import check_saved
+from checkpoints.config import read_context
 from checkpoints.family import Chosen, choose_family
 from checkpoints.stored import whole_files
 from common import manifest
@@ -132,7 +133,8 @@ def make_rows(arguments: Arguments, checked: Checked) -> Rows:
     if args.predict_with_generate:
         samples = checked.valid[: args.eval_generate_samples or None]
         sizes = args.per_device_eval_batch_size, data_args.max_target_length
-        score_answers = make_score_answers(checked.codec, checked.template, samples, *sizes, args)
+        context = checked.codec.context or read_context(model_args.model_name_or_path, checked.chosen.family)
+        score_answers = make_score_answers(checked.codec, checked.template, samples, *sizes, args, context)
     return Rows(train, valid, score_answers)
 
 

@@ -61,26 +61,29 @@ def command(description: str) -> argparse.ArgumentParser:
     )
 
 
-def parse_flags(parser: argparse.ArgumentParser, argv=None) -> argparse.Namespace:
+def parse_flags(parser: argparse.ArgumentParser, argv=None, nearest=None) -> argparse.Namespace:
     """The arguments of a small command; UserError for a command line that is none."""
-    return parser.parse_args(check_flags(parser, argv))
+    return parser.parse_args(check_flags(parser, argv, nearest))
 
 
-def check_flags(parser: argparse.ArgumentParser, argv=None) -> list[str]:
+def check_flags(parser: argparse.ArgumentParser, argv=None, nearest=None) -> list[str]:
     """The command line, once all its words are known to the parser and no value is empty; UserError that names the
     nearest flag, or the flag of the value, if not.
+
+    `nearest(flag)`: the flag that one of another tool means, or None.
     """
     parser.error = _raise
     argv = list(sys.argv[1:] if argv is None else argv)
     check_values(argv)
     flags = [option for action in parser._actions for option in action.option_strings]
     shown = [o for action in parser._actions if action.help != argparse.SUPPRESS for o in action.option_strings]
-    for word in parser.parse_known_args(argv)[1]:
-        if word.startswith("--"):
-            name = word.split("=")[0]
-            near = difflib.get_close_matches(name, shown, 1) or difflib.get_close_matches(name, flags, 1)
+    for name in (word.split("=")[0] for word in argv if word.startswith("--")):
+        if name not in flags:
+            near = [nearest(name)] if nearest and nearest(name) else difflib.get_close_matches(name, shown, 1)
+            near = near or difflib.get_close_matches(name, flags, 1)
             hint = f"did you mean {near[0]}?" if near else "see --help"
             raise UserError(f"{name}: unknown flag; {hint}")
+    for word in parser.parse_known_args(argv)[1]:
         raise UserError(f"{word!r}: a value without a flag; see --help")
     return argv
 
@@ -118,5 +121,6 @@ def _short(value: str) -> str:
 
 def _raise(message: str):
     # argparse writes "argument --a/--b: …"; one spelling will do. A number may have any length.
+    message = message.replace("expected one argument", "its value is missing")
     message = re.sub(r"\S{200,}", lambda word: _short(word[0]), message)
     raise UserError(re.sub(r"^argument (--\w+)(/[\w/-]+)?", r"\1", message))

@@ -11,6 +11,7 @@ from utils.args import ModelArguments, PrecisionFlags, option, parse
 
 DRAWING = ("temperature", "top_k", "top_p", "seed")  # flags that mean something only with --do_sample
 
+MOST_BEAMS = 1024
 SCALE = Range(0.001, 1000, words="a number above 0, from 0.001 to 1000")  # beyond, the logits lose their order
 RANGES = {
     "batch_size": Range(1),
@@ -69,6 +70,8 @@ class AnswerArguments(PrecisionFlags):
 
     def __post_init__(self):
         check_ranges(self, RANGES)
+        if self.num_beams > MOST_BEAMS:
+            raise UserError(f"--num_beams {self.num_beams}: expected {MOST_BEAMS} at most")
         if self.max_repeats == 1:
             raise UserError("--max_repeats 1: every answer would end at its first triple; give 2 or more, or 0")
         for name in DRAWING:
