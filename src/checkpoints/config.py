@@ -74,4 +74,4 @@ def read_context(model_path: str | Path, family: Family) -> int | None:
         for one in kinds
         if one.get("rope_type", one.get("type")) in STRETCHING and one.get("factor")
     ]
-    return max(positions, *stretched)
+    return max([positions, *stretched])

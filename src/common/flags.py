@@ -105,8 +105,8 @@ def check_values(argv: list[str]) -> None:
 
 
 def _why_no_path(value: str) -> str | None:
-    """Why no file can be at a path; None of other values, lists among them."""
-    if "," in value:
+    """Why no file can be at a path; None of other values, lists and numbers among them."""
+    if "," in value or value.lstrip("-").isdigit():
         return None
     try:
         os.stat(value)

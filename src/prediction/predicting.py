@@ -60,7 +60,6 @@ def answer_file(task: Task, ranks: Ranks, started: float) -> None:
     prompts = [question.ids for question in task.questions]
     with hold_partial(task, ranks.rank) as settings:
         if not any(prompts):  # every record has failed before a model was needed
-            partial.resume_partial(task.output_file, settings, ranks.rank)
             if ranks.rank == 0:
                 finish_file(task, [NOTHING_DONE], plan.decided, started)
             return
@@ -247,6 +246,8 @@ def report_failed(task: Task, failed: dict[int, str]) -> None:
     if task.skip_failed:
         say(f"warning: {what}; their output is empty or lacks the failed windows, their finish_reason is error")
         return
+    if len(failed) == len(task.questions):
+        raise UserError(f"{what}; {task.output_file} is not written (--skip_failed would write it without answers)")
     raise UserError(
         f"{what}; {task.output_file} is not written. The answers of the others are kept in "
         f"{partial.partial_path(task.output_file)}: the same command asks only the failed ones again, with "

@@ -49,7 +49,13 @@ def make_questions(
                     f"its instruction leaves no room for any text in a window: without one the prompt has {size} "
                     f"tokens; give {limit} clearly more"
                 )
-            questions += [ask(index, text, encode({**record, "input": text}), context, advice) for text in texts]
+            for text in texts:
+                ids = encode({**record, "input": text})
+                reason = "" if ids else "its prompt is empty"
+                if too_long := why_too_long(ids, context):
+                    alone = why_too_long(encode({**record, "input": ""}), context)
+                    reason = f"{too_long}; {'its instruction alone is too long' if alone else advice}"
+                questions.append(Question(index, text, [] if reason else ids, reason))
         except Exception as error:  # noqa: BLE001 - whatever a text makes a tokenizer raise, the others can be answered
             questions.append(Question(index, record["input"], [], reason_of(error)))
     say_unasked(records, questions)
@@ -58,14 +64,6 @@ def make_questions(
         parts = len(questions) - len(records) + several
         say(f"windows: {several} of {len(records)} texts are asked about in {parts} parts")
     return questions
-
-
-def ask(index: int, text: str, ids: list[int], context: int | None, advice: str) -> Question:
-    """The question with these ids, or one without where no answer would be possible; `advice`: what to do then."""
-    if not ids:
-        return Question(index, text, [], "its prompt is empty")
-    reason = why_too_long(ids, context)
-    return Question(index, text, [], f"{reason}; {advice}") if reason else Question(index, text, ids)
 
 
 def say_unasked(records: list[dict], questions: list[Question]) -> None:
