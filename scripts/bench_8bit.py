@@ -3,7 +3,6 @@
 python scripts/bench_8bit.py
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from common.errors import UserError, run_script
+from common.flags import command, parse_flags
 from loading.quantised import dequantise_by_torch
 from ops import available
 
@@ -23,8 +23,8 @@ COUNTS = (1, 16, 32, 64, 128, 256, 512, 4096)
 
 
 def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.parse_args(argv)
+    parser = command(__doc__)
+    parse_flags(parser, argv)
     if not torch.cuda.is_available():
         raise UserError("a card is needed: the CPU multiplies in one way only")
     if reason := available.why_not("int8_product", torch.device("cuda"), BF16):

@@ -3,7 +3,6 @@
 python scripts/bench_limit.py --base models/counting-llama-7b
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -12,14 +11,15 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from common.errors import UserError, run_script
+from common.flags import command, parse_flags
 from loading.shape import read_shape
 from training.speed import product_rate
 
 
 def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command(__doc__)
     parser.add_argument("--base", required=True, help="folder of a checkpoint")
-    base = parser.parse_args(argv).base
+    base = parse_flags(parser, argv).base
     shape = read_shape(base)
     if shape is None:
         raise UserError(f"--base {base}: the number of its weights cannot be told from its config.json")

@@ -5,7 +5,6 @@ python scripts/bench_records.py --base models/counting-7b --out results/bench/as
     --template results/bench/ask-template.json
 """
 
-import argparse
 import random
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from random_base import COUNTED
 from checkpoints.family import find_family
 from common.errors import run_script, say
 from common.files import write_rows
+from common.flags import command, parse_flags
 from data.prompts import load_template, make_prompt
 from data.records import read_records
 from tokens.readers import load_codec
@@ -26,7 +26,7 @@ SAMPLE = Path(__file__).resolve().parents[1] / "data" / "sample" / "train.json"
 
 
 def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command(__doc__)
     parser.add_argument("--base", required=True, help="folder whose tokenizer counts the tokens")
     parser.add_argument("--out", required=True, help="file of the records")
     parser.add_argument("--records", type=int, default=1024)
@@ -42,7 +42,7 @@ def main(argv=None) -> None:
     parser.add_argument(
         "--alike", type=int, help="so many of the sample's instructions in turn, instead of a shorter one"
     )
-    arguments = parser.parse_args(argv)
+    arguments = parse_flags(parser, argv)
     family, _, _ = find_family(arguments.base)
     codec, template = load_codec(arguments.base, family), load_template(arguments.template)
     draw, sample = random.Random(0), read_records(SAMPLE)

@@ -7,7 +7,6 @@ For every file the rows are counted whose triples come out exactly: from `output
 the input known, and with neither; and the same from the rendered triples. `--show N` prints rows that do not.
 """
 
-import argparse
 import sys
 import time
 from pathlib import Path
@@ -15,16 +14,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from common.errors import run_script
+from common.flags import command, parse_flags
 from data.records import read_records
 from kg.schema import read_schema
 from kg.triples import Triple, parse, render
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command(__doc__)
     parser.add_argument("files", nargs="+", metavar="FILE")
     parser.add_argument("--show", type=int, default=0, metavar="N", help="rows of each kind that are printed")
-    arguments = parser.parse_args()
+    arguments = parse_flags(parser)
     for file in arguments.files:
         rows = [
             (row, row.get("kg", row.get("gold"))) for row in read_records(file) if isinstance(row.get("output"), str)

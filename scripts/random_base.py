@@ -3,7 +3,6 @@
 python scripts/random_base.py --model llama-7b --out models/random-7b --tokenizer tests/golden/llama/checkpoint
 """
 
-import argparse
 import shutil
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from common.errors import UserError, run_script, say
+from common.flags import Range, check_ranges, command, parse_flags
 from models.chatglm import ChatGLMConfig, ChatGLMTokenizer
 from models.cpmbee import CpmBeeConfig
 from models.cpmbee import load_tokenizer as cpmbee_tokenizer
@@ -102,7 +102,7 @@ def make_counting(model) -> None:
 
 
 def parse(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command(__doc__)
     parser.add_argument("--model", choices=SHAPES, default="llama-7b")
     parser.add_argument("--out", required=True, help="new folder of the checkpoint")
     parser.add_argument("--tokenizer", required=True, help="folder whose tokenizer files are copied")
@@ -112,7 +112,7 @@ def parse(argv=None):
         help="llama: answers count down from the id of the prompt's last token, so that prompts decide their lengths",
     )
     parser.add_argument("--layers", type=int, help="another number of layers than the model has")
-    return parser.parse_args(argv)
+    return parse_flags(parser, argv)
 
 
 def main(argv=None) -> None:
@@ -120,6 +120,9 @@ def main(argv=None) -> None:
     out = Path(arguments.out)
     if out.exists():
         raise UserError(f"--out {out} exists; give a new folder")
+    check_ranges(arguments, {"layers": Range(1)})
+    if not Path(arguments.tokenizer).is_dir():
+        raise UserError(f"--tokenizer {arguments.tokenizer}: no such folder; give one that holds tokenizer files")
     if arguments.counting and not arguments.model.startswith("llama"):
         raise UserError(f"--counting and --model {arguments.model}: only for the shapes llama-*; drop one of them")
     hidden, wide, layers, heads, vocabulary = SHAPES[arguments.model]

@@ -16,6 +16,7 @@ os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # batch
 import torch
 
 from checkpoints.adapters import check_saved
+from checkpoints.config import read_context
 from checkpoints.family import Chosen, choose_family
 from checkpoints.stored import whole_files
 from common import manifest
@@ -34,6 +35,7 @@ from tokens.dataset import Tokenising, choose_limits, tokenise
 from tokens.readers import load_codec, save_tokenizer
 from tokens.rows import Limits
 from training import speed
+from training.checking import check_optimizer
 from training.evaluation import make_score_answers
 from training.planning import Decided, decide_training, settle
 from training.reporting import finish_run, make_run, mean_and_last
@@ -97,6 +99,7 @@ def check(arguments: Arguments) -> Checked:
     template_name = data_args.prompt_template_name or chosen.template_name
     template = load_template(template_name)
     train, valid = choose_records(data_args, args.do_eval, args.seed)
+    check_optimizer(args)
     start = start_finetuning(args)
     whole_files(base, "model_name_or_path")
     codec = load_codec(base, chosen.family, chosen.trust)
@@ -130,7 +133,8 @@ def make_rows(arguments: Arguments, checked: Checked) -> Rows:
     if args.predict_with_generate:
         samples = checked.valid[: args.eval_generate_samples or None]
         sizes = args.per_device_eval_batch_size, data_args.max_target_length
-        score_answers = make_score_answers(checked.codec, checked.template, samples, *sizes, args)
+        context = checked.codec.context or read_context(model_args.model_name_or_path, checked.chosen.family)
+        score_answers = make_score_answers(checked.codec, checked.template, samples, *sizes, args, context)
     return Rows(train, valid, score_answers)
 
 

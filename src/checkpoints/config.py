@@ -8,6 +8,7 @@ from checkpoints.stored import contents, is_delta, model_files
 from common.errors import UserError
 from models.families import Family
 
+STRETCHING = ("linear", "dynamic", "yarn")  # rope types beside which config.json may count the positions before them
 CONVERTER = "python src/utils/weight_diff.py"
 
 
@@ -63,4 +64,14 @@ def read_context(model_path: str | Path, family: Family) -> int | None:
     """The positions that a base has or was trained on; None: its config.json names none."""
     config = read_config(model_path)
     config = {**config, **(config.get("text_config") or {})}
-    return next((config[key] for key in family.context_keys if config.get(key)), None)
+    positions = next((config[key] for key in family.context_keys if config.get(key)), None)
+    scaling = config.get("rope_parameters") or config.get("rope_scaling")
+    if not positions or not isinstance(scaling, dict):
+        return positions
+    kinds = [scaling, *(one for one in scaling.values() if isinstance(one, dict))]  # one, or one for each kind of layer
+    stretched = [
+        int(one["factor"] * (one.get("original_max_position_embeddings") or positions))
+        for one in kinds
+        if one.get("rope_type", one.get("type")) in STRETCHING and one.get("factor")
+    ]
+    return max([positions, *stretched])

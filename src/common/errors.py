@@ -6,7 +6,8 @@ import sys
 
 from common.processes import this_process
 
-FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
+NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR)
 
 
 class UserError(Exception):
@@ -15,7 +16,9 @@ class UserError(Exception):
 
 def run_script(main) -> None:
     """Call `main()`; a `UserError`, a full disk or a forbidden file becomes one message on stderr and exit status 2."""
+    print_anything()
     try:
+        check_working_folder()
         main()
         sys.stdout.flush()
     except UserError as error:
@@ -25,11 +28,26 @@ def run_script(main) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more when it ends
         sys.exit(1)
     except OSError as error:
-        if error.errno not in FULL_OR_FORBIDDEN:
+        if error.errno not in FULL_OR_FORBIDDEN + NO_PATH:
             raise
         where = f" ({error.filename})" if error.filename else ""
         print(f"error: {error.strerror}{where}; what was finished before is kept", file=sys.stderr)
         sys.exit(2)
+
+
+def print_anything() -> None:
+    """Let stdout and stderr take every character: one that the terminal's encoding lacks is escaped (\\u7532)."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def check_working_folder() -> None:
+    """UserError when the folder that a command was started in has been removed: no path from there leads anywhere."""
+    try:
+        os.getcwd()
+    except OSError:
+        raise UserError("the folder that this was started in is gone; change to another one (cd)") from None
 
 
 def say(message: str) -> None:

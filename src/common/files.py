@@ -1,11 +1,16 @@
-"""Files that are whole or not there: lines and rows written beside a file, then renamed; and their fingerprints."""
+"""Files that are whole or not there: lines and rows written beside a file, then renamed; JSON read; fingerprints."""
 
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
 
 from common.errors import UserError
+
+MOST_NAME = 255  # bytes of a file's name, on every file system in use
+CHECKPOINTS = ("checkpoint-", "global_step-")  # how the names of a training's own folders begin
+BESIDE = (".tmp", ".partial", ".partial.9999")  # what is added to an output's name while it is written
 
 
 def write_rows(path: str | Path, rows) -> None:
@@ -13,14 +18,39 @@ def write_rows(path: str | Path, rows) -> None:
     write_lines(path, map(to_line, rows))
 
 
-def to_line(row: dict) -> str:
-    """The row as one line of JSON: characters as they are, unless it holds half a surrogate pair, which UTF-8 lacks."""
-    line = json.dumps(row, ensure_ascii=False)
+def to_line(row: dict, indent: int | None = None) -> str:
+    """The row as one line of JSON, or indented: characters as they are, unless it holds half a surrogate pair, which
+    UTF-8 lacks. NaN and infinity, which JSON lacks, become null.
+    """
     try:
+        line = json.dumps(row, ensure_ascii=False, indent=indent, allow_nan=False)
         line.encode()
     except UnicodeEncodeError:
-        return json.dumps(row)
+        return json.dumps(row, indent=indent, allow_nan=False)
+    except ValueError:
+        return to_line(_finite(row), indent)
     return line
+
+
+def _finite(value):
+    """The value with None in place of every number that is not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_json(path: str | Path, advice: str):
+    """What a JSON file holds, with or without a byte order mark; UserError with file and line that ends in `advice`."""
+    try:
+        return json.loads(Path(path).read_bytes().decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg}); {advice}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets in thousands of brackets
+        raise UserError(f"{path}: not JSON ({error}); {advice}") from None
 
 
 def write_lines(path: str | Path, lines) -> None:
@@ -42,9 +72,16 @@ def write_lines(path: str | Path, lines) -> None:
 
 def check_output(path: str | Path, flag: str = "", *inputs: str | Path | None) -> None:
     """UserError when no file can be written at `path` (given as `flag`), or when it is one of the `inputs`."""
-    said, target = f"{flag} {path}".strip(), Path(path).resolve()
+    said, target = f"{flag} {path}".strip(), Path(os.path.realpath(path))
     if not str(path):
         raise UserError(f"{flag or 'the output'}: the path is empty; give a file")
+    if target.is_symlink():
+        raise UserError(f"{said}: its links lead in a circle; give another path")
+    most = MOST_NAME - max(map(len, BESIDE))
+    if (size := len(os.fsencode(target.name))) > most:
+        raise UserError(
+            f"{said}: a name of {size} bytes leaves no room for files beside it; give one of at most {most}"
+        )
     if target.is_dir():
         raise UserError(f"{said}: is a folder; give a file in it")
     if target.exists() and not target.is_file():
@@ -52,8 +89,25 @@ def check_output(path: str | Path, flag: str = "", *inputs: str | Path | None) -
     above = next(parent for parent in target.parents if parent.exists())
     if not above.is_dir():
         raise UserError(f"{said}: {above} is a file, not a folder; give another path")
-    if any(one and os.path.realpath(one) == str(target) for one in inputs):
+    lost = {str(target), *(f"{target}{end}" for end in BESIDE)}
+    if any(one and os.path.realpath(one) in lost for one in inputs):
         raise UserError(f"{said}: is an input of this command, and would be lost; give another path")
+
+
+def check_apart(output_dir: str | Path, flag: str, base: str | Path) -> None:
+    """UserError for an --output_dir that is the base's folder (given as `flag`), or that would delete it with a
+    checkpoint of its own. Links are followed.
+    """
+    out, there = Path(os.path.realpath(output_dir)), Path(os.path.realpath(base))
+    if out == there:
+        raise UserError(
+            f"--output_dir {output_dir}: is the folder of {flag}, whose files would be replaced; give another folder"
+        )
+    if out in there.parents and there.relative_to(out).parts[0].startswith(CHECKPOINTS):
+        raise UserError(
+            f"--output_dir {output_dir}: {flag} {base} is one of its checkpoints, which this run may delete; give "
+            "another folder"
+        )
 
 
 def fingerprint(*files: str | Path) -> str:

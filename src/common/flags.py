@@ -1,11 +1,57 @@
-"""What every command line here has in common: errors of flags are sentences, and an unknown flag names the nearest."""
+"""What every command line here has in common: errors of flags are sentences, an unknown flag names the nearest, a
+value is never empty, and a number lies in its range.
+"""
 
 import argparse
 import difflib
+import errno
+import math
+import os
 import re
 import sys
+from typing import NamedTuple
 
 from common.errors import UserError
+
+MOST_SEED = 2**32 - 1  # that every generator takes
+MOST_COUNT = 10**9  # of whatever a flag counts
+NO_PATH = {errno.ENAMETOOLONG: "the name is too long", errno.ELOOP: "its links lead in a circle"}
+SHOWN = 60  # characters of a value that is said
+
+
+class Range(NamedTuple):
+    """The numbers that a flag takes. NaN and infinity are never among them."""
+
+    least: float
+    most: float = math.inf
+    above: bool = False  # `least` itself is not taken
+    below: bool = False  # `most` itself is not taken
+    words: str = ""  # what is expected, where the numbers alone say it badly
+
+    def holds(self, value: float) -> bool:
+        low = value > self.least if self.above else value >= self.least
+        high = value < self.most if self.below or self.most == math.inf else value <= self.most
+        return low and high
+
+    def __str__(self) -> str:
+        if self.words:
+            return self.words
+        if self.most == math.inf:
+            return f"a number above {self.least:g}" if self.above else f"at least {self.least:g}"
+        low = f"more than {self.least:g}" if self.above else f"{self.least:g} or more"
+        return f"{low}, and less than {self.most:g}" if self.below else f"{low}, and {self.most} at most"
+
+
+def check_ranges(arguments, ranges: dict[str, Range]) -> None:
+    """UserError for the first number of `arguments` that is not in its range; what is None was left out."""
+    for name, allowed in ranges.items():
+        value = getattr(arguments, name, None)
+        if value is not None and not allowed.holds(value):
+            found = f"{value:g}" if isinstance(value, float) else _short(str(value))
+            finite = "a finite number, " if isinstance(value, float) and not math.isfinite(value) else ""
+            raise UserError(f"--{name} {found}: expected {finite}{allowed}")
+        if isinstance(value, int) and value > MOST_COUNT and allowed.most == math.inf:
+            raise UserError(f"--{name} {_short(str(value))}: expected {MOST_COUNT} at most")
 
 
 def command(description: str) -> argparse.ArgumentParser:
@@ -15,22 +61,66 @@ def command(description: str) -> argparse.ArgumentParser:
     )
 
 
-def check_flags(parser: argparse.ArgumentParser, argv=None) -> list[str]:
-    """The command line, once all its words are known to the parser; UserError that names the nearest flag if not."""
+def parse_flags(parser: argparse.ArgumentParser, argv=None, nearest=None) -> argparse.Namespace:
+    """The arguments of a small command; UserError for a command line that is none."""
+    return parser.parse_args(check_flags(parser, argv, nearest))
+
+
+def check_flags(parser: argparse.ArgumentParser, argv=None, nearest=None) -> list[str]:
+    """The command line, once all its words are known to the parser and no value is empty; UserError that names the
+    nearest flag, or the flag of the value, if not.
+
+    `nearest(flag)`: the flag that one of another tool means, or None.
+    """
     parser.error = _raise
     argv = list(sys.argv[1:] if argv is None else argv)
+    check_values(argv)
     flags = [option for action in parser._actions for option in action.option_strings]
     shown = [o for action in parser._actions if action.help != argparse.SUPPRESS for o in action.option_strings]
-    for word in parser.parse_known_args(argv)[1]:
-        if word.startswith("--"):
-            name = word.split("=")[0]
-            near = difflib.get_close_matches(name, shown, 1) or difflib.get_close_matches(name, flags, 1)
+    for name in (word.split("=")[0] for word in argv if word.startswith("--")):
+        if name not in flags:
+            near = [nearest(name)] if nearest and nearest(name) else difflib.get_close_matches(name, shown, 1)
+            near = near or difflib.get_close_matches(name, flags, 1)
             hint = f"did you mean {near[0]}?" if near else "see --help"
             raise UserError(f"{name}: unknown flag; {hint}")
+    for word in parser.parse_known_args(argv)[1]:
         raise UserError(f"{word!r}: a value without a flag; see --help")
     return argv
 
 
+def check_values(argv: list[str]) -> None:
+    """UserError that names the flag of a value that is empty, or a path that no file can have."""
+    flag = None
+    for word in argv:
+        value = word
+        if word.startswith("--"):
+            flag, equals, value = word.partition("=")
+            if not equals:
+                continue
+        said = f"{flag} {_short(value)}" if flag else _short(value)
+        if not value.strip():
+            raise UserError(f"{flag or 'the command line'}: a value is empty; give one, or leave the flag out")
+        if reason := _why_no_path(value):
+            raise UserError(f"{said}: {reason}; give another path")
+
+
+def _why_no_path(value: str) -> str | None:
+    """Why no file can be at a path; None of other values, lists and numbers among them."""
+    if "," in value or value.lstrip("-").isdigit():
+        return None
+    try:
+        os.stat(value)
+    except OSError as error:
+        return NO_PATH.get(error.errno)
+    return None
+
+
+def _short(value: str) -> str:
+    return value if len(value) <= SHOWN else f"{value[:SHOWN]}…"
+
+
 def _raise(message: str):
-    # argparse writes "argument --a/--b: …"; one spelling will do.
+    # argparse writes "argument --a/--b: …"; one spelling will do. A number may have any length.
+    message = message.replace("expected one argument", "its value is missing")
+    message = re.sub(r"\S{200,}", lambda word: _short(word[0]), message)
     raise UserError(re.sub(r"^argument (--\w+)(/[\w/-]+)?", r"\1", message))

@@ -85,6 +85,13 @@ def choose_device(asked: str | None, fall_back: bool = False) -> torch.device:
     return device
 
 
+def all_bytes(device: torch.device) -> int:
+    """What a card has, or the machine: its memory and its swap."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return psutil.virtual_memory().total + psutil.swap_memory().total
+
+
 def free_bytes(device: torch.device) -> int:
     """What this process may still take: of a card what is free, and at most what loading.memory.limit_memory left."""
     if device.type != "cuda":

@@ -1,43 +1,69 @@
 """run.json: what a run was made of, written beside its adapter, read by prediction."""
 
 import importlib.metadata
-import json
 from pathlib import Path
 
 from common.errors import UserError, say
-from common.files import write_lines
+from common.files import read_json, to_line, write_lines
 
 NAME = "run.json"
+ADVICE = "mend it, or delete the file and give its flags by hand"
+WORDS = {str: "a text", dict: "an object", int: "a whole number above 0"}
+KEYS = {  # that are read -> the type, or the values, that they may have; an object stands before what is in it
+    "status": str,
+    "base": str,
+    "model_name": str,
+    "template_name": str,
+    "template": dict,
+    "precision": dict,
+    "precision.name": ("float32", "bfloat16", "float16"),
+    "precision.bits": (4, 8, 16),
+    "training": dict,
+    "training.max_len": int,
+    "training.max_src_len": int,
+}
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "deepspeed")
 
 
 def write_run(folder: str | Path, settings: dict) -> None:
     """Write run.json whole or not at all."""
-    write_lines(Path(folder) / NAME, [json.dumps(settings, ensure_ascii=False, indent=2)])
+    write_lines(Path(folder) / NAME, [to_line(settings, indent=2)])
 
 
 def write_run_of(file: str | Path, settings: dict) -> None:
     """How a results file was made, beside it: results/valid.json -> results/valid.run.json."""
-    path = Path(file)
-    write_lines(path.with_name(f"{path.stem}.{NAME}"), [json.dumps(settings, ensure_ascii=False, indent=2)])
+    write_lines(run_file_of(file), [to_line(settings, indent=2)])
+
+
+def run_file_of(file: str | Path) -> Path:
+    return Path(file).with_name(f"{Path(file).stem}.{NAME}")
+
+
+def find_run(folder: str | Path) -> Path | None:
+    """The run.json of an adapter's folder or, for a checkpoint-N, of the run it belongs to."""
+    folder = Path(folder).resolve()
+    places = (folder, folder.parent) if folder.name.startswith("checkpoint-") else (folder,)
+    return next((place / NAME for place in places if (place / NAME).is_file()), None)
 
 
 def read_run(folder: str | Path) -> dict:
-    """The run.json of an adapter's folder or, for a checkpoint-N, of the run it belongs to; {} when there is none."""
-    folder = Path(folder).resolve()
-    for place in (folder, folder.parent) if folder.name.startswith("checkpoint-") else (folder,):
-        file = place / NAME
-        if file.is_file():
-            try:
-                found = json.loads(file.read_text(encoding="utf-8"))
-                if not isinstance(found, dict):
-                    raise UserError(f"{file}: no JSON object; delete it and give its flags by hand")
-                return found
-            except json.JSONDecodeError as error:
-                raise UserError(
-                    f"{file}:{error.lineno}: not JSON ({error.msg}); delete it and give its flags by hand"
-                ) from None
-    return {}
+    """What `find_run` finds, {} without one; UserError with file and key for what no run says of itself."""
+    file = find_run(folder)
+    if file is None:
+        return {}
+    found = read_json(file, ADVICE)
+    if not isinstance(found, dict):
+        raise UserError(f"{file}: no JSON object; {ADVICE}")
+    for name, allowed in KEYS.items():
+        above, _, key = name.rpartition(".")
+        value = ((found.get(above) or {}) if above else found).get(key)
+        if value is None:
+            continue
+        is_one = value in allowed if isinstance(allowed, tuple) else type(value) is allowed
+        if not is_one or (allowed is int and value < 1):
+            expected = WORDS.get(allowed) or f"one of {', '.join(map(str, allowed))}"
+            raise UserError(f"{file}: {name} is {value!r:.60}, expected {expected}; {ADVICE}")
+    return found
 
 
 def prefer(flag: str, typed, recorded, default=None):

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from common.errors import UserError
+from data.forms import how_to_turn
 from data.records import check_records, read_with_lines
 
 
@@ -15,13 +16,14 @@ def load_answers(path: str | Path, hint: str) -> list[dict]:
         if isinstance(identity, bool) or not isinstance(identity, (int, str)) or identity == "":
             found = "no id" if identity is None else f"the id {identity!r}"
             raise UserError(
-                f"{path}:{line}: {found}; predictions and gold are paired by id, expected a whole number or a text"
+                f"{path}:{line}: {found}; predictions and gold are paired by id, expected a whole number (7, not 7.0) "
+                "or a text"
             )
         for field in ("instruction", "input", "output"):
             if not isinstance(record.get(field), (str, type(None))):
                 raise UserError(f"{path}:{line}: {field} is {record[field]!r:.60}, expected a string")
         if record.get("kg") is None and record.get("output") is None:
-            raise UserError(f"{path}:{line}: neither kg nor output; {hint}")
+            raise UserError(f"{path}:{line}: neither kg nor output; {how_to_turn(record, ('output',)) or hint}")
     return check_records(path, pairs, ())
 
 

@@ -1,14 +1,15 @@
 """templates/*.json -> the prompt of a record, as pieces that remember whether template or record wrote them."""
 
-import json
 import re
 from pathlib import Path
 from typing import NamedTuple
 
-from common.errors import UserError
+from common.errors import UserError, say
+from common.files import read_json
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "templates"
-KEYS = ("description", "prompt_input", "prompt_no_input", "response_split")
+PROMPTS = ("prompt_input", "prompt_no_input")  # what a template must hold; for records with a text, and without one
+EXPECTED = f"expected an object with {' and '.join(PROMPTS)}, both strings"
 
 
 class Piece(NamedTuple):
@@ -22,15 +23,26 @@ def load_template(name: str) -> dict:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in TEMPLATES.glob("*.json")))
         raise UserError(f"--prompt_template_name {name}: no such template; known: {known}, or a path ending in .json")
-    try:
-        template = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}:{error.lineno}: not JSON ({error.msg}); expected an object with {', '.join(KEYS)}"
-        ) from None
-    missing = [key for key in KEYS if not isinstance(template, dict) or not isinstance(template.get(key), str)]
+    return check_template(read_json(path, EXPECTED), str(path))
+
+
+def check_template(template, where: str) -> dict:
+    """The template; UserError, which begins with `where`, for one that would not show a model the record."""
+    missing = [key for key in PROMPTS if not isinstance(template, dict) or not isinstance(template.get(key), str)]
     if missing:
-        raise UserError(f"{path}: the template lacks {', '.join(missing)}; expected {', '.join(KEYS)}, all strings")
+        raise UserError(f"{where}: the template lacks {', '.join(missing)}; {EXPECTED}")
+    for key in PROMPTS:
+        if "{instruction}" not in template[key] and "{input}" not in template[key]:
+            others = ", ".join(dict.fromkeys(re.findall(r"\{+\w*\}+", template[key])))
+            found = f"only {others}" if others else "neither" if template[key].strip() else "nothing"
+            raise UserError(
+                f"{where}: {key} holds {found}; expected {{instruction}} or {{input}}, where the record's instruction "
+                "and text go"
+            )
+        if re.search("[\ud800-\udfff]", template[key]):
+            raise UserError(f"{where}: {key} holds half a surrogate pair, which is no character; remove it")
+    if "{input}" not in template["prompt_input"]:
+        say(f"warning: {where}: prompt_input has no {{input}}, so no model sees the records' texts")
     return template
 
 

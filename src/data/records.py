@@ -2,14 +2,36 @@
 
 import io
 import json
+import math
 import random
 import re
 from pathlib import Path
 
 from common.errors import UserError, say
+from data.forms import how_to_turn
 
 TEXT_FIELDS = ("instruction", "input", "output")
 PIECE = 2**20  # characters of a JSON list that are read at a time
+MOST_DIGITS = 4000  # of a whole number; Python itself refuses more than 4,300
+
+
+class NoNumber(ValueError):
+    """What stands where JSON has a number, and is none."""
+
+
+def _refuse(word: str):
+    raise NoNumber(f"{word} is no number in JSON; write null, or leave the field out")
+
+
+def _whole(digits: str) -> int:
+    return int(digits) if len(digits) <= MOST_DIGITS else _refuse(f"{digits[:20]}…, a number of {len(digits)} digits,")
+
+
+def _decimal(digits: str) -> float:
+    return value if math.isfinite(value := float(digits)) else _refuse(f"{digits[:20]}, which is infinite,")
+
+
+DECODER = json.JSONDecoder(parse_constant=_refuse, parse_int=_whole, parse_float=_decimal)
 
 
 def read_records(path: str | Path) -> list[dict]:
@@ -69,18 +91,23 @@ def _lines(path, file):
         try:
             line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             if line.strip():
-                yield number, json.loads(line)
+                yield number, DECODER.decode(line)
         except UnicodeDecodeError as error:
             yield number, UserError(f"{path}:{number}: not UTF-8 (byte {error.start} of the line); save it as UTF-8")
         except (ValueError, RecursionError) as error:
             where = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
-            message = f"{path}:{number}: not JSON ({where}): {line[:60]!r}; expected one whole object a line, or one "
-            yield number, UserError(message + "list of objects in [ ] (a line cut in the middle? then remove it)")
+            message = f"{path}:{number}: not JSON ({where}): {line[:60]!r}"
+            if not isinstance(error, NoNumber):
+                message += (
+                    "; expected one whole object a line, or one list of objects in [ ] (a line cut in the middle? "
+                )
+                message += "then remove it)"
+            yield number, UserError(message)
 
 
 def _list_items(path, file, piece: int):
     """Yield (line, value) of one JSON list, read piece by piece."""
-    decoder, line = json.JSONDecoder(), 1  # `line` is that of text[counted]
+    line = 1  # that of text[counted]
     text, counted = _piece(path, file, piece), 0
     position, comma = text.index("[") + 1, True  # whether an item may follow
     while True:
@@ -95,8 +122,10 @@ def _list_items(path, file, piece: int):
         try:
             if not comma and position < len(text):
                 raise json.JSONDecodeError("Expecting ',' between two objects", text, position)
-            record, position = decoder.raw_decode(text, position)
+            record, position = DECODER.raw_decode(text, position)
             comma = False
+        except NoNumber as error:
+            raise UserError(f"{path}:{line}: not JSON ({error}), in the object that begins there") from None
         except (json.JSONDecodeError, RecursionError) as error:
             more = _piece(path, file, max(piece, len(text)))  # doubled: the time stays linear in what is read
             if not more:
@@ -119,10 +148,17 @@ def _piece(path, file, size: int) -> str:
 
 def check_records(path: str | Path, pairs: list[tuple[int, dict]], needs: tuple[str, ...]) -> list[dict]:
     """The records of `read_with_lines`, once every one has the text fields `needs` and no id stands twice."""
-    if "output" in needs and all("output" not in record for _, record in pairs):
+    for line, record in pairs[:1]:
+        if any(field not in record for field in needs) and (turn := how_to_turn(record, needs)):
+            fields = f"expected records with {', '.join(needs)}, found {', '.join(record)}"
+            raise UserError(f"{path}:{line}: {fields}; {turn}")
+    with_kg = all(record.get("kg") for _, record in pairs)
+    lacking = {field for field in needs for _, record in pairs if field not in record}
+    if lacking == {"output"} and all("output" not in record for _, record in pairs):
         raise UserError(
             f"{path}: none of its {len(pairs)} records has the field output: this looks like the test set "
             "(the contest calls it valid.json); train on the file whose records hold instruction, input and output"
+            + (f"; python src/utils/convert.py --pred_path {path} --tgt_path NEW makes them of kg" if with_kg else "")
         )
     seen = {}
     for line, record in pairs:
@@ -157,6 +193,17 @@ def load_records(path: str | Path, needs: tuple[str, ...] = TEXT_FIELDS) -> list
     return records
 
 
+def load_training(path: str | Path) -> list[dict]:
+    """Read and check what is to be learnt; UserError where no record has an answer."""
+    records = load_records(path)
+    if not any(record["output"].strip() for record in records):
+        raise UserError(
+            f"{path}: the output of all its {len(records)} records is empty: nothing but silence would be learnt; give "
+            "the records with their answers"
+        )
+    return records
+
+
 def split_records(records: list[dict], held_out: int, seed: int) -> tuple[list[dict], list[dict]]:
     """`held_out` records drawn with `seed`, and the others; both in file order."""
     if held_out < 0:
@@ -176,7 +223,7 @@ def choose_records(data_args, do_eval: bool, seed: int) -> tuple[list[dict], lis
 
     `data_args`: utils.args.DataArguments; `seed`: of the split.
     """
-    records = load_records(data_args.train_file)
+    records = load_training(data_args.train_file)
     if not do_eval and (data_args.valid_file or data_args.val_set_size):
         say("validation: none (add --do_eval, or --eval_strategy, to evaluate)")
     if not do_eval:

@@ -7,7 +7,8 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import to_line
-from data.records import is_kg, stream_records
+from data.forms import how_to_turn
+from data.records import MOST_DIGITS, is_kg, stream_records
 from kg.schema import read_schema
 from kg.triples import parse_with_rest, render
 
@@ -48,7 +49,8 @@ def convert_record(record: dict, strict: bool = False) -> tuple[dict, int, int]:
         text = record.get(name)
         if not isinstance(text, str) and (name == "output" or text is not None):
             found = f"{text!r:.40}" if name in record else "missing"
-            raise UserError(f"{name} is {found}, expected a string; is this a predictions file?")
+            hint = how_to_turn(record, ("output",)) or "is this a predictions file?"
+            raise UserError(f"{name} is {found}, expected a string; {hint}")
     asked = read_schema(record.get("instruction"))
     triples, dropped = parse_with_rest(record["output"], asked, record.get("input"))
     unasked = [triple for triple in triples if asked and triple.relation not in asked]
@@ -78,7 +80,7 @@ def spool(path: str, file, strict: bool, bad: list[str] | None) -> list[Spooled]
 
 def sort_key(identity) -> tuple[int, float]:
     """What rows are sorted by: numbers, also written as text, and behind them all other ids as they come."""
-    if isinstance(identity, str) and identity.isdecimal():
+    if isinstance(identity, str) and identity.isdecimal() and len(identity) <= MOST_DIGITS:
         return 0, int(identity)
     number = isinstance(identity, (int, float)) and not isinstance(identity, bool) and identity == identity
     return (0, identity) if number else (1, 0)

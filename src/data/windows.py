@@ -6,6 +6,7 @@ import re
 # blank, and not behind a single capital letter (J. Smith).
 _SENTENCE = re.compile(r".*?(?:[。！？!?；;…]+[”’」』》）)\"']*|(?<![A-Z])\.[\"')]*(?=\s)|\n|\Z)\s*", re.DOTALL)
 _CLAUSE = re.compile(r".*?(?:[，,、：:]+|\Z)\s*", re.DOTALL)
+FIRST_STEP = 256  # characters of a clause that are tried first
 
 
 def sentences(text: str) -> list[str]:
@@ -18,51 +19,50 @@ def windows(text: str, fits) -> list[str] | None:
     or, of a text without any, not even that.
 
     They begin and end with sentences, and each begins with the sentence that the one before ends with, where that
-    leaves room for another. A sentence that is too long is cut at its commas, and a clause anywhere.
+    leaves room for another. A sentence that is too long is cut at its commas, and a clause anywhere. Nothing is tried
+    that is much longer than what is found: a text of a million characters takes as long as a thousand of a thousand.
     """
     if fits(text):
         return [text]
-    pieces = _small_pieces(text, fits)
-    if pieces is None:
-        return None
-    found, start, begun = [], 0, 0  # `begun`: the first piece that no window holds yet
+    pieces, found, first, start, begun = sentences(text), [], 0, 0, 0  # `begun`: the first piece that no window holds
     while begun < len(pieces):
-        end = _last_that_fits(pieces, start, fits)
-        if end <= begun:  # the overlap takes all the room
+        end = _largest(start, len(pieces), lambda end, start=start: fits("".join(pieces[start:end])))
+        if end <= begun and start < begun:  # the overlap takes all the room
             start = begun
-            end = _last_that_fits(pieces, start, fits)
-        found.append("".join(pieces[start:end]))
-        start, begun = max(end - 1, start + 1), end
-    return found
+        elif end == start:
+            parts = _smaller_pieces(pieces[start], fits)
+            if parts is None:
+                return None
+            pieces[start : start + 1], start = parts, first
+        else:
+            found.append("".join(pieces[start:end]))
+            first = start = max(end - 1, start + 1)
+            begun = end
+    return found or None
 
 
-def _last_that_fits(pieces: list[str], start: int, fits) -> int:
-    """The largest `end` with which pieces[start:end] fit; one piece always does."""
-    low, high = start + 1, len(pieces)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits("".join(pieces[start:middle])) else (low, middle - 1)
-    return low
-
-
-def _small_pieces(text: str, fits) -> list[str] | None:
-    """The text in pieces that fit each: sentences, or clauses, or, of a clause too long, as much as fits."""
+def _smaller_pieces(sentence: str, fits) -> list[str] | None:
+    """A sentence that is too long in pieces that fit each: clauses, or, of a clause too long, as much as fits."""
     pieces = []
-    for sentence in sentences(text):
-        for clause in [sentence] if fits(sentence) else [part for part in _CLAUSE.findall(sentence) if part]:
-            while not fits(clause):
-                size = _longest_beginning(clause, fits)
-                if not size:
-                    return None
-                pieces.append(clause[:size])
-                clause = clause[size:]
-            pieces.append(clause)
-    return pieces or None
+    for clause in filter(None, _CLAUSE.findall(sentence)):
+        while clause:
+            size = _largest(0, len(clause), lambda size, clause=clause: fits(clause[:size]), FIRST_STEP)
+            if not size:
+                return None
+            pieces.append(clause[:size])
+            clause = clause[size:]
+    return pieces
 
 
-def _longest_beginning(text: str, fits) -> int:
-    low, high = 0, len(text)
+def _largest(low: int, high: int, fits, step: int = 1) -> int:
+    """The largest number from `low` to `high` that fits, if all below it do; `low` when none above it does.
+
+    The steps from `low` on double.
+    """
+    while low < high and fits(min(low + step, high)):
+        low, step = min(low + step, high), 2 * step
+    high = min(high, low + step) - 1
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(text[:middle]) else (low, middle - 1)
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
     return low

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from common.errors import UserError, say
-from common.machine import free_bytes
+from common.machine import all_bytes, free_bytes
 from loading.precision import Precision
 from loading.quantised import QUANTISATIONS
 from loading.shape import Shape
@@ -22,6 +22,7 @@ PER_WIDE_FUSED = 2  # with liger-kernel
 PER_SCORE = 22  # bytes a pair of tokens in a head, where attention is computed step by step (no fused kernel)
 PER_LOGIT = 14  # bytes a logit: itself, in 32 bits, its logarithm, its gradient
 FIXED = 220 * MB  # the products' own workspace, what lies between the parts
+FAR = 2  # times a machine's memory and swap: what needs more never ends there, even if the estimate is wrong by half
 SAFE = 0.95  # share of the free memory that a choice made by the estimate may take, so that it does not end a run
 
 
@@ -86,7 +87,8 @@ def check_prediction(shape: Shape | None, tokens: int, precision: Precision, dev
     free = available(device, cap)
     if need(precision.bits) > free:
         fitting = [f"--bits {bits}" for bits in (8, 4) if bits < precision.bits and need(bits) <= free]
-        refuse(device, cap, "prediction", need(precision.bits), free, fitting or ["a larger card, or a smaller base"])
+        others = "fewer --num_beams, a smaller --max_new_tokens or --batch_size, or a smaller base"
+        refuse(device, cap, "prediction", need(precision.bits), free, fitting or [others])
 
 
 def available(device: torch.device, cap: int | None) -> int:
@@ -111,6 +113,8 @@ def refuse(device, cap, what: str, needed: int, free: int, others: list[str]) ->
     )
     if device.type == "cuda":
         raise UserError(f"memory: {message}")
+    if needed > FAR * all_bytes(device):
+        raise UserError(f"memory: {message} (this machine has {all_bytes(device) // MB:,} MB, swap included)")
     say(f"warning: {message}")
 
 

@@ -47,7 +47,7 @@ FAMILIES = (
         engines=("batch", "fast", "vllm"),
         prefix_types=("llama",),
         packed_types=("llama",),
-        context_keys=("max_position_embeddings",),
+        context_keys=("max_position_embeddings", "max_sequence_length"),
     ),
     Family(
         name="chatglm",

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from checkpoints.adapters import check_fits, find_adapter
-from checkpoints.family import choose_family
+from checkpoints.config import read_context
+from checkpoints.family import Chosen, choose_family
 from checkpoints.prefixes import find_prefix, nearby_steps
 from checkpoints.stored import whole_files
 from common import manifest
@@ -32,6 +33,7 @@ class Opening:
     engine: str  # of decoding.engines.ENGINES
     name: str  # the base's, of --model_name
     decided: dict[str, Decision]
+    context: int | None  # tokens that the base has positions for, or was trained on; None: not known
     max_src_len: int | None = None  # most tokens of a question, with a prefix
 
 
@@ -42,14 +44,13 @@ def plan_adapter(model_args, args, processes: int = 1) -> Opening:
     run = manifest.read_run(source) if source else {}
     if not adapter:
         run.pop("base", None)  # a fully fine-tuned model is its own base
-    base = _choose_base(
-        "model_name_or_path", model_args, run, "no run.json beside --lora_weights names the base; give its"
-    )
+    lacking = "no run.json beside --lora_weights names the base; give its"
+    base = _choose_base("model_name_or_path", model_args, run, lacking, source)
     check_apart(args.output_file, base, adapter)
-    chosen = choose_family(base, model_args.model_name, model_args.trust_remote_code, run)
-    template = choose_template(args.prompt_template_name, run, chosen.template_name)
+    chosen = _choose_family(base, model_args, run, source)
+    template = choose_template(args.prompt_template_name, run, chosen.template_name, _where(source))
     device = choose_device(args.device)
-    precision, decided = choose_precision(model_args, args, run.get("precision", {}), device.type == "cpu")
+    precision, decided = choose_precision(model_args, args, run.get("precision") or {}, device.type == "cpu")
     serving = Serving(
         base=base,
         family=chosen.family,
@@ -78,19 +79,19 @@ def plan_prefix(model_args, args, processes: int = 1) -> Opening:
     run = manifest.read_run(args.model_dir)
     near = nearby_steps(args.model_dir)
     lacking = f"no run.json in --model_dir {args.model_dir} names the base ({near}); give the base's"
-    base = _choose_base("ori_model_dir", model_args, run, lacking)
+    base = _choose_base("ori_model_dir", model_args, run, lacking, args.model_dir)
     check_apart(args.output_file, base, args.model_dir)
-    chosen = choose_family(base, model_args.model_name, model_args.trust_remote_code, run)
+    chosen = _choose_family(base, model_args, run, args.model_dir)
     check_supported(chosen.family, base)
-    template = choose_template(args.prompt_template_name, run, chosen.template_name)
-    trained = run.get("training", {})
+    template = choose_template(args.prompt_template_name, run, chosen.template_name, _where(args.model_dir))
+    trained = run.get("training") or {}
     max_len = manifest.prefer("max_len", args.max_len, trained.get("max_len"), MAX_LEN)
     max_src_len = manifest.prefer("max_src_len", args.max_src_len, trained.get("max_src_len"), MAX_SRC_LEN)
     check_lengths(max_len, max_src_len)
     shape = read_shape(base, chosen.trust)
     kind = find_prefix(args.model_dir, chosen.family, shape)
     device = choose_device(args.device, fall_back=True)
-    precision, decided = choose_precision(model_args, args, run.get("precision", {}), device.type == "cpu")
+    precision, decided = choose_precision(model_args, args, run.get("precision") or {}, device.type == "cpu")
     serving = Serving(
         base=base,
         family=chosen.family,
@@ -119,12 +120,29 @@ def open_model(plan: Opening, prompts: list[list[int]]):
     return ENGINES[plan.engine].open(plan.serving, plan.codec, longest)
 
 
-def _choose_base(flag: str, model_args, run: dict, lacking: str) -> str:
+def _choose_base(flag: str, model_args, run: dict, lacking: str, source) -> str:
     typed = model_args.model_name_or_path
     base = manifest.prefer(flag, str(Path(typed).resolve()) if typed else None, run.get("base"))
-    if base is None:
+    if not base:
         raise UserError(f"--{flag} is missing, and {lacking} folder")
+    if not typed and not os.path.isdir(base):
+        raise UserError(f"{_where(source)}: base is {base}, no such folder; give the base's as --{flag}")
     return base
+
+
+def _choose_family(base: str, model_args, run: dict, source) -> Chosen:
+    try:
+        return choose_family(base, model_args.model_name, model_args.trust_remote_code, run)
+    except UserError as error:
+        recorded = run.get("model_name")
+        if recorded is None or model_args.model_name is not None or not str(error).startswith("--model_name "):
+            raise
+        raise UserError(f"{_where(source)}: model_name is {recorded!r}, as if typed: {error}") from None
+
+
+def _where(source) -> str:
+    """The run.json of a folder, as messages name it."""
+    return str(manifest.find_run(source) or manifest.NAME) if source else manifest.NAME
 
 
 def _plan(serving: Serving, template: dict, name: str, engine: str, decided: dict, flag: str) -> Opening:
@@ -133,4 +151,5 @@ def _plan(serving: Serving, template: dict, name: str, engine: str, decided: dic
     if serving.adapter and serving.shape:
         check_fits(serving.adapter, serving.shape.sizes)
     codec = load_codec(serving.base, serving.family, serving.trust)
-    return Opening(serving, template, codec, engine.value, name, {**decided, "engine": engine})
+    context = codec.context or read_context(serving.base, serving.family)
+    return Opening(serving, template, codec, engine.value, name, {**decided, "engine": engine}, context)

@@ -103,7 +103,7 @@ def resume_partial(output: str | Path, settings: dict, rank: int = 0) -> dict[in
     check_partial(output, settings)
     rows = read_finished(output)
     if not path.is_file() or _settings_of(path) is None:
-        _write(path, "w", json.dumps(settings, ensure_ascii=False) + "\n")
+        _write(path, "w", to_line(settings) + "\n")
     else:
         whole = path.read_bytes()
         if not whole.endswith(b"\n"):

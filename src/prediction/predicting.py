@@ -20,7 +20,6 @@ from prediction import partial
 from prediction.opening import Opening, open_model
 from prediction.questions import Question, make_rows
 from prediction.settings import settings_of
-from tokens.codec import check_context
 
 FAILED_SHOWN = 20  # records that failed, of which the reason is printed
 
@@ -48,6 +47,9 @@ class Share(NamedTuple):
     peak: float  # GiB of a card
 
 
+NOTHING_DONE = Share({}, 0, 0, 0.0, 0.0)
+
+
 def answer_file(task: Task, ranks: Ranks, started: float) -> None:
     """Open the model, answer all questions, write the file, and say what it holds.
 
@@ -56,11 +58,13 @@ def answer_file(task: Task, ranks: Ranks, started: float) -> None:
     """
     plan = task.plan
     prompts = [question.ids for question in task.questions]
-    about = [task.records[question.record] for question in task.questions]
-    check_context(plan.codec, prompts, about)
     with hold_partial(task, ranks.rank) as settings:
+        if not any(prompts):  # every record has failed before a model was needed
+            if ranks.rank == 0:
+                finish_file(task, [NOTHING_DONE], plan.decided, started)
+            return
         model = open_model(plan, prompts)
-        warn_context(model, plan, prompts, about)
+        warn_context(task)
         batch_size = choose_batch_size(model, task, settings, ranks)
         share = answer_share(model, task, settings | {"batch_size": batch_size.value}, ranks)
         shares = ranks.gather(share)
@@ -242,6 +246,8 @@ def report_failed(task: Task, failed: dict[int, str]) -> None:
     if task.skip_failed:
         say(f"warning: {what}; their output is empty or lacks the failed windows, their finish_reason is error")
         return
+    if len(failed) == len(task.questions):
+        raise UserError(f"{what}; {task.output_file} is not written (--skip_failed would write it without answers)")
     raise UserError(
         f"{what}; {task.output_file} is not written. The answers of the others are kept in "
         f"{partial.partial_path(task.output_file)}: the same command asks only the failed ones again, with "
@@ -249,16 +255,16 @@ def report_failed(task: Task, failed: dict[int, str]) -> None:
     )
 
 
-def warn_context(model, plan: Opening, prompts: list[list[int]], records: list[dict]) -> None:
+def warn_context(task: Task) -> None:
     """Name the records whose prompt and answer may not fit into the positions the base was trained on."""
-    config, serving = getattr(model, "config", None), plan.serving  # vLLM's has none here
-    most, budget = getattr(config, "max_position_embeddings", None), serving.rules.max_new_tokens
-    long = [index for index, ids in enumerate(prompts) if most and serving.budget(len(ids)) > most]
+    plan, serving, most = task.plan, task.plan.serving, task.plan.context
+    asked = [question for question in task.questions if question.ids]
+    long = [question.record for question in asked if most and serving.budget(len(question.ids)) > most]
     if long:
         what = "their answers end there" if plan.codec.context else "nothing is cut, but answers beyond it degrade"
-        ids = ", ".join(str(records[index].get("id", f"number {index}")) for index in long[:5])
+        ids = ", ".join(name_of(task.records[index], index) for index in long[:5])
         say(
-            f"warning: with --max_new_tokens {budget}{' and --retry_length' if serving.retry_length else ''}, "
-            f"{len(long)} records (the first: id {ids}) may pass the base's context of {most} tokens; {what}; "
-            "--window splits texts"
+            f"warning: with --max_new_tokens {serving.rules.max_new_tokens}"
+            f"{' and --retry_length' if serving.retry_length else ''}, {len(long)} records (the first: {ids}) may pass "
+            f"the base's context of {most} tokens; {what}; --window splits texts"
         )

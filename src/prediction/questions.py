@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
-from checkpoints.config import read_context
 from common.errors import UserError, reason_of, say
 from data.prompts import make_prompt
 from data.records import name_of
@@ -12,6 +11,7 @@ from data.windows import windows
 from kg import triples
 from kg.schema import read_schema
 from prediction.opening import Opening
+from tokens.codec import why_too_long
 from tokens.ptuning_rows import encode_question
 
 WORST = ("error", "length", "loop", "eos")  # finish reasons: of several windows, the first that one of them has
@@ -25,34 +25,54 @@ class Question(NamedTuple):
 
 
 def make_questions(
-    records: list[dict], encode: Callable, fits: Callable | None = None, limit: str = "--window"
+    records: list[dict],
+    encode: Callable,
+    fits: Callable | None = None,
+    limit: str = "--window",
+    context: int | None = None,
 ) -> list[Question]:
     """One question a record, or, with `fits`, one for each window that its text is split into.
 
-    `encode(record)` is the prompt's ids, `fits(record)` whether it is short enough. A record that the tokenizer
-    cannot take has a question without ids; a UserError of either function is raised with the record's name. `limit`:
-    the flag that says how long a prompt may be.
+    `encode(record)` is the prompt's ids, `fits(record)` whether it is short enough. A record whose prompt cannot be
+    made, or fills the base's `context` (tokens; None: no limit), has a question without ids. `limit`: the flag that
+    says how long a prompt may be.
     """
-    questions = []
+    questions, advice = [], "--window splits its text"
+    if fits or limit != "--window":
+        advice = f"give a smaller {limit}"
     for index, record in enumerate(records):
         try:
             texts = split_text(record, fits)
             if texts is None:
-                most = max(len(encode({**one, "input": ""})) for one in records)
+                size = len(encode({**record, "input": ""}))
                 raise UserError(
-                    f"its instruction leaves no room for any text in a window; the longest prompt without its text has "
-                    f"{most} tokens: give {limit} clearly more"
+                    f"its instruction leaves no room for any text in a window: without one the prompt has {size} "
+                    f"tokens; give {limit} clearly more"
                 )
-            questions += [Question(index, text, encode({**record, "input": text})) for text in texts]
-        except UserError as error:
-            raise UserError(f"record {name_of(record, index)}: {error}") from None
+            for text in texts:
+                ids = encode({**record, "input": text})
+                reason = "" if ids else "its prompt is empty"
+                if too_long := why_too_long(ids, context):
+                    alone = why_too_long(encode({**record, "input": ""}), context)
+                    reason = f"{too_long}; {'its instruction alone is too long' if alone else advice}"
+                questions.append(Question(index, text, [] if reason else ids, reason))
         except Exception as error:  # noqa: BLE001 - whatever a text makes a tokenizer raise, the others can be answered
             questions.append(Question(index, record["input"], [], reason_of(error)))
+    say_unasked(records, questions)
     if len(questions) > len(records):
         several = sum(count > 1 for count in Counter(question.record for question in questions).values())
         parts = len(questions) - len(records) + several
         say(f"windows: {several} of {len(records)} texts are asked about in {parts} parts")
     return questions
+
+
+def say_unasked(records: list[dict], questions: list[Question]) -> None:
+    """One line, before anything is computed, about records that fail already."""
+    unasked = [question for question in questions if not question.ids]
+    if unasked:
+        first, count = unasked[0], len({question.record for question in unasked})
+        name = name_of(records[first.record], first.record)
+        say(f"warning: {count} of {len(records)} records cannot be asked (the first: {name}: {first.reason})")
 
 
 def split_text(record: dict, fits: Callable | None) -> list[str] | None:
@@ -110,17 +130,19 @@ def ask_all(plan: Opening, records: list[dict], window: int | None) -> list[Ques
     """The questions about all records; texts too long for `window` (--window) are split into several."""
     codec, template, serving = plan.codec, plan.template, plan.serving
     if plan.max_src_len is not None:
-        return ask_cut(codec, template, records, plan.max_src_len, window is not None)
-    context = codec.context or read_context(serving.base, serving.family) if window == 0 else None
-    most = choose_window(window, context, serving.rules.max_new_tokens)
+        return ask_cut(codec, template, records, plan.max_src_len, window is not None, plan.context)
+    most = choose_window(window, plan.context, serving.rules.max_new_tokens)
 
     def encode(record: dict) -> list[int]:
         return codec.encode(make_prompt(template, record["instruction"], record["input"]))
 
-    return make_questions(records, encode, most and (lambda record: len(encode(record)) <= most))
+    fits = most and (lambda record: len(encode(record)) <= most)
+    return make_questions(records, encode, fits, context=plan.context)
 
 
-def ask_cut(codec, template: dict, records: list[dict], max_src_len: int, split: bool = False) -> list[Question]:
+def ask_cut(
+    codec, template: dict, records: list[dict], max_src_len: int, split: bool = False, context: int | None = None
+) -> list[Question]:
     """P-Tuning's questions; a text that is too long is `split` into several, or cut, which is said."""
     shortened = 0
 
@@ -136,7 +158,7 @@ def ask_cut(codec, template: dict, records: list[dict], max_src_len: int, split:
         ids, cut = encode_question(codec, template, record, max_src_len)
         return ids is not None and not cut
 
-    questions = make_questions(records, encode, fits if split else None, "--max_src_len")
+    questions = make_questions(records, encode, fits if split else None, "--max_src_len", context)
     if shortened:
         say(
             f"warning: {shortened} of {len(records)} texts lost their end to fit --max_src_len {max_src_len}; "

@@ -7,7 +7,7 @@ from common import manifest
 from common.decisions import Decision
 from common.errors import UserError
 from common.files import fingerprint
-from data.prompts import load_template
+from data.prompts import check_template, load_template
 from decoding.answers import DRAWING, Rules
 from decoding.serving import Serving
 from loading.precision import FLAGS, Precision, asked_dtype, choose_bits, choose_dtype
@@ -15,16 +15,20 @@ from loading.precision import FLAGS, Precision, asked_dtype, choose_bits, choose
 
 def check_apart(output: str, *folders: str | Path | None) -> None:
     """UserError for an output within a folder of weights, where it could replace one of their files."""
+    places = {Path(output).resolve().parent, Path(output).parent.resolve()}  # of a linked file, and of its link
     for folder in filter(None, folders):
-        if Path(output).resolve().parent == Path(folder).resolve():
+        if Path(folder).resolve() in places:
             raise UserError(f"--output_file {output}: {folder} holds what is read here; give a file elsewhere")
 
 
-def choose_template(typed: str | None, run: dict, default: str) -> dict:
-    """The template that is typed, else the one recorded in run.json, as it was then, else `default`."""
+def choose_template(typed: str | None, run: dict, default: str, where: str = manifest.NAME) -> dict:
+    """The template that is typed, else the one recorded in run.json, as it was then, else `default`.
+
+    UserError for a recorded one that is none; `where`: the file of `run`.
+    """
     name = manifest.prefer("prompt_template_name", typed, run.get("template_name"))
-    if name is not None and name == run.get("template_name"):
-        return run["template"]
+    if name is not None and name == run.get("template_name") and run.get("template") is not None:
+        return check_template(run["template"], f"{where}: template")
     return load_template(name or default)
 
 

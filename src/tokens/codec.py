@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerFast
 
-from common.errors import UserError
 from data.prompts import Piece
 from tokens.batches import make_collator
 from tokens.rows import Limits, encode_row
@@ -86,12 +85,10 @@ class Codec:
         return parts
 
 
-def check_context(codec: Codec, prompts: list[list[int]], records: list[dict]) -> None:
-    """UserError that names the records whose prompt leaves no room for an answer."""
-    long = [index for index, ids in enumerate(prompts) if codec.context and len(ids) >= codec.context]
-    if long:
-        names = ", ".join(f"{records[i].get('id', f'number {i}')} ({len(prompts[i])} tokens)" for i in long[:5])
-        raise UserError(
-            f"{len(long)} prompts are as long as this base's {codec.context} positions or longer, so no answer is "
-            f"possible (the first: id {names}); shorten their texts, or take another base"
-        )
+def why_too_long(prompt: list[int], context: int | None) -> str | None:
+    """Why no answer to a prompt (token ids) is possible in a base of `context` positions (None: no limit is known);
+    None: it is.
+    """
+    if context is None or len(prompt) < context:
+        return None
+    return f"its prompt of {len(prompt)} tokens leaves no room for an answer in the base's context of {context}"

@@ -4,18 +4,33 @@ import torch
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
+from common.errors import say
 from data.prompts import make_prompt
+from data.records import name_of
 from decoding.answers import Rules, plan_batches
 from decoding.batch_engine import answer
 from kg.metrics import score_records
-from tokens.codec import check_context
+from tokens.codec import why_too_long
 
 
-def make_score_answers(codec, template: dict, records: list[dict], batch_size: int, max_new_tokens: int, args):
-    """A function that answers `records` with a model, all processes sharing the work, and scores the answers."""
+def make_score_answers(
+    codec, template: dict, records: list[dict], batch_size: int, max_new_tokens: int, args, context: int | None
+):
+    """A function that answers `records` with a model, all processes sharing the work, and scores the answers.
+
+    A prompt that fills the base's `context` (tokens; None: no limit is known) is not answered, which is said once.
+    """
     prompts = [codec.encode(make_prompt(template, r["instruction"], r["input"])) for r in records]
-    check_context(codec, prompts, records)
-    batches = plan_batches([len(p) for p in prompts], batch_size)
+    reasons = {index: why_too_long(ids, context) for index, ids in enumerate(prompts)}
+    asked = [index for index, reason in reasons.items() if reason is None]
+    if len(asked) < len(records):
+        first = next(index for index, reason in reasons.items() if reason)
+        say(
+            f"warning: {len(records) - len(asked)} validation records are not predicted and count as answered by "
+            f"nothing (the first: {name_of(records[first], first)}: {reasons[first]})"
+        )
+    planned = plan_batches([len(prompts[index]) for index in asked], batch_size)
+    batches = [[asked[place] for place in batch] for batch in planned]
 
     def score_answers(model) -> dict[str, float]:
         was_training, used_cache = model.training, model.config.use_cache
@@ -35,7 +50,7 @@ def make_score_answers(codec, template: dict, records: list[dict], batch_size: i
         model.config.use_cache = used_cache
         model.train(was_training)
         texts = dict(gather_object(answers))
-        predicted = [{**record, "output": texts[index], "kg": None} for index, record in enumerate(records)]
+        predicted = [{**record, "output": texts.get(index, ""), "kg": None} for index, record in enumerate(records)]
         return score_records(predicted, records)
 
     return score_answers

@@ -1,6 +1,5 @@
 """transformers' Trainer as this project needs it: an order that can be resumed, tokens counted, adapters gathered."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -8,6 +7,7 @@ from accelerate.data_loader import DataLoaderShard
 from peft import PeftModel, get_peft_model_state_dict
 from transformers import Trainer, TrainerCallback
 
+from common.files import to_line
 from loading.fsdp import gather_trained, split_on_cpu
 from training.order import Share, with_empty
 from training.reporting import keep_log
@@ -92,7 +92,7 @@ class LogFile(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero:
             with open(Path(args.output_dir) / "log.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+                file.write(to_line({"step": state.global_step, **logs}) + "\n")
 
 
 class SaveTokenizer(TrainerCallback):

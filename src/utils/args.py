@@ -11,7 +11,8 @@ from typing import NamedTuple
 from transformers import HfArgumentParser, TrainingArguments
 
 from common.errors import UserError, say
-from common.flags import check_flags
+from common.files import check_apart
+from common.flags import MOST_SEED, Range, check_flags, check_ranges
 from common.machine import check_processes, has_cuda
 from common.processes import this_process
 from kg.metrics import BEST
@@ -19,6 +20,7 @@ from loading.fsdp import CONFIG, choose_policy
 from loading.precision import Precision, asked_dtype, choose_bits, choose_dtype
 from models.families import NAMES
 from ops import available
+from training.checking import check_report_to
 from training.order import ORDERS
 from training.planning import set_checkpointing
 
@@ -26,6 +28,44 @@ from training.planning import set_checkpointing
 def option(default, text: str, *aliases: str, **more):
     """A documented field; `aliases` are other spellings of its flag, those of the original documentation among them."""
     return field(default=default, metadata={"help": text, "aliases": list(aliases), **more})
+
+
+DATA_RANGES = {
+    "cutoff_len": Range(1),
+    "max_source_length": Range(1),
+    "max_target_length": Range(1),
+    "preprocessing_num_workers": Range(1, 512),
+    "val_set_size": Range(0),
+}
+LORA_RANGES = {
+    "lora_r": Range(1),
+    "lora_alpha": Range(1),
+    "lora_dropout": Range(0, 1, below=True),
+}
+TRAINING_RANGES = {  # of the Trainer's own flags those too that it reads late, or never checks
+    "per_device_train_batch_size": Range(1),
+    "per_device_eval_batch_size": Range(1),
+    "gradient_accumulation_steps": Range(1),
+    "eval_generate_samples": Range(0),
+    "num_train_epochs": Range(0, 10**6, above=True),
+    "learning_rate": Range(0, above=True),
+    "weight_decay": Range(0),
+    "adam_beta1": Range(0, 1, below=True),
+    "adam_beta2": Range(0, 1, below=True),
+    "adam_epsilon": Range(0, above=True),
+    "max_grad_norm": Range(0),
+    "warmup_steps": Range(0),
+    "warmup_ratio": Range(0, 1),
+    "save_steps": Range(0, above=True),
+    "eval_steps": Range(0, above=True),
+    "logging_steps": Range(0, above=True),
+    "save_total_limit": Range(1),
+    "eval_accumulation_steps": Range(1),
+    "eval_delay": Range(0),
+    "dataloader_num_workers": Range(0, 512),
+    "neftune_noise_alpha": Range(0, above=True),
+    "seed": Range(0, MOST_SEED),
+}
 
 
 @dataclass
@@ -48,7 +88,7 @@ class ModelArguments:
     trust_remote_code: bool = option(False, "run Python code that lies in the base model's folder")
 
     def __post_init__(self):
-        check_least(self, 1, "max_memory_MB")
+        check_ranges(self, {"max_memory_MB": Range(1)})
 
 
 @dataclass
@@ -94,8 +134,7 @@ class DataArguments:
     def __post_init__(self):
         if not self.train_file:
             raise UserError("--train_file is missing; give the training records, e.g. data/sample/train.json")
-        check_least(self, 1, "cutoff_len", "preprocessing_num_workers", "max_source_length", "max_target_length")
-        check_least(self, 0, "val_set_size")
+        check_ranges(self, DATA_RANGES)
         if self.valid_file and self.val_set_size:
             say(f"validation: --valid_file {self.valid_file} (it beats --val_set_size {self.val_set_size})")
         self.max_target_length = self.max_target_length or 256
@@ -116,9 +155,7 @@ class LoraArguments:
     full_finetune: bool = option(False, "train every weight instead of an adapter")
 
     def __post_init__(self):
-        check_least(self, 1, "lora_r")
-        if not 0 <= self.lora_dropout < 1:
-            raise UserError(f"--lora_dropout {self.lora_dropout}: expected 0 or more and less than 1")
+        check_ranges(self, LORA_RANGES)
         if self.full_finetune:
             for one in fields(self):
                 if one.name != "full_finetune" and getattr(self, one.name) != one.default:
@@ -208,8 +245,9 @@ class FinetuneArguments(PrecisionFlags, TrainingArguments):
         self.may_regroup = self.per_device_train_batch_size is None and has_cuda(self.use_cpu)
         if self.per_device_train_batch_size is None:
             self.per_device_train_batch_size = 16
-        check_least(self, 1, "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
-        check_least(self, 0, "eval_generate_samples")
+        check_ranges(self, TRAINING_RANGES)
+        check_max_steps(self.max_steps)
+        check_report_to(self.report_to)
         check_processes(self.use_cpu)
         for one in fields(TrainingArguments):
             if one.name in DECIDED and getattr(self, one.name) != one.default:
@@ -286,12 +324,9 @@ def check_bits(bits: int | None, full: bool, args) -> None:
         raise UserError(f"--bits {bits} and --fsdp contradict each other: quantised weights cannot be split; drop one")
 
 
-def check_least(arguments, least: int, *names: str) -> None:
-    """UserError for a given number that is too small."""
-    for name in names:
-        value = getattr(arguments, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name} {value}: expected at least {least}")
+def check_max_steps(steps: int) -> None:
+    if steps != -1 and steps < 1:
+        raise UserError(f"--max_steps {steps}: expected at least 1, or -1: --num_train_epochs decides")
 
 
 class Arguments(NamedTuple):
@@ -308,6 +343,7 @@ def parse_finetune(argv=None) -> Arguments:
     model, data, lora, train = parse((ModelArguments, DataArguments, LoraArguments, FinetuneArguments), argv)
     if not model.model_name_or_path:
         raise UserError("--model_name_or_path is missing; give the folder of the base model")
+    check_apart(train.output_dir, "--model_name_or_path", model.model_name_or_path)
     check_bits(model.bits, lora.full_finetune, train)
     if data.val_set_size is None:
         data.val_set_size = 1000 if train.do_eval and not data.valid_file else 0

@@ -1,14 +1,34 @@
 """The arguments of prediction: those that both its scripts have, and those of src/inference.py."""
 
-import math
 from dataclasses import dataclass
 
 from common.errors import UserError
 from common.files import check_output
+from common.flags import MOST_SEED, Range, check_ranges
+from common.manifest import run_file_of
 from common.processes import this_process
-from utils.args import ModelArguments, PrecisionFlags, check_least, option, parse
+from utils.args import ModelArguments, PrecisionFlags, option, parse
 
 DRAWING = ("temperature", "top_k", "top_p", "seed")  # flags that mean something only with --do_sample
+
+MOST_BEAMS = 1024
+SCALE = Range(0.001, 1000, words="a number above 0, from 0.001 to 1000")  # beyond, the logits lose their order
+RANGES = {
+    "batch_size": Range(1),
+    "max_new_tokens": Range(1),
+    "num_beams": Range(1),
+    "max_repeats": Range(0),
+    "window": Range(0),
+    "repetition_penalty": SCALE,
+    "temperature": SCALE,
+    "top_k": Range(0),
+    "top_p": Range(0, 1, above=True),
+    "seed": Range(0, MOST_SEED),
+    "max_len": Range(1),
+    "max_src_len": Range(1),
+    "tensor_parallel_size": Range(1),
+    "data_parallel_size": Range(1),
+}
 
 
 @dataclass
@@ -49,16 +69,11 @@ class AnswerArguments(PrecisionFlags):
     )
 
     def __post_init__(self):
-        check_least(self, 1, "batch_size", "max_new_tokens", "num_beams")
-        check_least(self, 0, "max_repeats", "window", "top_k", "seed")
+        check_ranges(self, RANGES)
+        if self.num_beams > MOST_BEAMS:
+            raise UserError(f"--num_beams {self.num_beams}: expected {MOST_BEAMS} at most")
         if self.max_repeats == 1:
             raise UserError("--max_repeats 1: every answer would end at its first triple; give 2 or more, or 0")
-        for name in ("repetition_penalty", "temperature"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise UserError(f"--{name} {value:g}: expected a number above 0")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UserError(f"--top_p {self.top_p:g}: expected more than 0, and 1 at most")
         for name in DRAWING:
             if getattr(self, name) is not None and not self.do_sample:
                 raise UserError(f"--{name} without --do_sample: nothing is drawn; drop --{name}, or add --do_sample")
@@ -92,7 +107,6 @@ class InferenceArguments(AnswerArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        check_least(self, 1, "tensor_parallel_size", "data_parallel_size")
         for name, default in (("tensor_parallel_size", 1), ("data_parallel_size", None)):
             if getattr(self, name) != default and self.engine != "vllm":
                 raise UserError(f"--{name} without --engine vllm: it is vLLM's; drop it, or add --engine vllm")
@@ -106,7 +120,14 @@ class InferenceArguments(AnswerArguments):
                 raise UserError(f"--device_map {self.device_map} and {flag} contradict each other; drop one of them")
         if self.merge_lora and not self.lora_weights:
             raise UserError("--merge_lora without --lora_weights: there is no adapter to merge; drop it")
-        check_output(self.output_file, "--output_file", self.input_file)
+        check_outputs(self)
+
+
+def check_outputs(args) -> None:
+    """UserError when what is written, the results and how they were made, could not be, or would replace an input."""
+    inputs = args.input_file, args.prompt_template_name
+    check_output(args.output_file, "--output_file", *inputs)
+    check_output(run_file_of(args.output_file), "--output_file", *inputs)
 
 
 def parse_inference(argv=None):

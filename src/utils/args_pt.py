@@ -1,18 +1,35 @@
 """The arguments of the two P-Tuning scripts."""
 
 import importlib.util
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UserError
-from common.files import check_output
+from common.files import check_apart
+from common.flags import MOST_SEED, Range, check_ranges
 from common.machine import has_cuda
 from loading.precision import Precision, asked_dtype, choose_bits, choose_dtype
 from models.families import NAMES
 from tokens.ptuning_rows import MAX_LEN, MAX_SRC_LEN, check_lengths
-from utils.args import ModelArguments, PrecisionFlags, check_least, option, parse
-from utils.args_predict import AnswerArguments
+from utils.args import ModelArguments, PrecisionFlags, check_max_steps, option, parse
+from utils.args_predict import AnswerArguments, check_outputs
+
+RANGES = {
+    "pre_seq_len": Range(1),
+    "max_len": Range(1),
+    "max_src_len": Range(1),
+    "num_train_epochs": Range(0, 10**6, above=True),
+    "train_batch_size": Range(1),
+    "gradient_accumulation_steps": Range(1),
+    "learning_rate": Range(0, above=True),
+    "weight_decay": Range(0),
+    "max_grad_norm": Range(0),
+    "warmup_steps": Range(0),
+    "log_steps": Range(1),
+    "save_steps": Range(1),
+    "save_total_limit": Range(1),
+    "seed": Range(0, MOST_SEED),
+}
 
 
 @dataclass
@@ -84,16 +101,9 @@ class PtuningArguments(PrecisionFlags):
             raise UserError("--train_path is missing; give the training records, e.g. data/sample/train.json")
         if not self.output_dir:
             raise UserError("--output_dir is missing; give a folder for the checkpoints, e.g. output_dir_pt")
-        least = ("pre_seq_len", "train_batch_size", "gradient_accumulation_steps", "log_steps", "save_steps")
-        check_least(self, 1, *least, "save_total_limit")
-        check_least(self, 1, "max_len", "max_src_len")
+        check_ranges(self, RANGES)
+        check_max_steps(self.max_steps)
         check_lengths(self.max_len, self.max_src_len)
-        if self.max_steps < 1 and not 0 < self.num_train_epochs < math.inf:
-            raise UserError(f"--num_train_epochs {self.num_train_epochs:g}: expected more than 0, and an end")
-        for name in ("learning_rate", "weight_decay", "warmup_steps", "max_grad_norm"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
-                raise UserError(f"--{name} {value:g}: expected a number, 0 or more")
         if self.overwrite_output_dir and self.resume:
             raise UserError("--overwrite_output_dir and --resume contradict each other; drop one of them")
         if importlib.util.find_spec("deepspeed") is None:
@@ -133,14 +143,13 @@ class PtuningInferenceArguments(AnswerArguments):
         if not self.model_dir:
             raise UserError("--model_dir is missing; give a checkpoint of P-Tuning, e.g. output_dir_pt/global_step-100")
         super().__post_init__()
-        check_least(self, 1, "max_len", "max_src_len")
         check_lengths(self.max_len, self.max_src_len)
         if self.window:
             raise UserError(f"--window {self.window}: here --max_src_len says how long a window is; drop the number")
         if self.output_file is None:
             folder = Path(self.model_dir)
             self.output_file = str(folder.parent / f"{Path(self.test_path).stem}_{folder.name}.json")
-        check_output(self.output_file, "--output_file", self.test_path)
+        check_outputs(self)
 
     @property
     def input_file(self) -> str:
@@ -152,6 +161,7 @@ def parse_ptuning(argv=None):
     model, args = parse((TunedModelArguments, PtuningArguments), argv)
     if not model.model_name_or_path:
         raise UserError(f"--model_dir is missing; give the folder of the base model ({', '.join(NAMES)})")
+    check_apart(args.output_dir, "--model_dir", model.model_name_or_path)
     on_cpu = not has_cuda()
     dtype = choose_dtype(asked_dtype(args), on_cpu)
     bits = choose_bits(model.bits or 16, on_cpu)

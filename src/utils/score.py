@@ -3,19 +3,20 @@
 python src/utils/score.py --pred result/result_llama_7b_e3_r8.json --gold data/sample/valid_gold.json
 """
 
-import json
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.errors import UserError, run_script
-from common.files import check_output, write_lines
-from common.flags import check_flags, command
+from common.errors import run_script
+from common.files import check_output, to_line, write_lines
+from common.flags import MOST_SEED, Range, check_ranges, command, parse_flags
 from data.answers import load_answers, pair_answers
 from kg.breakdown import Row, as_text, breakdown, printable
 from kg.metrics import compare, summarise
 from kg.triples import render
+
+RANGES = {"show": Range(0, 10**6), "bootstrap": Range(0, 100_000), "seed": Range(0, MOST_SEED)}
 
 
 def main(argv=None) -> None:
@@ -26,10 +27,8 @@ def main(argv=None) -> None:
     parser.add_argument("--show", type=int, default=0, help="also print this many predicted rows beside their gold")
     parser.add_argument("--bootstrap", type=int, default=1000, help="resamples for the 95 %% intervals; 0: none")
     parser.add_argument("--seed", type=int, default=42, help="of the resamples")
-    arguments = parser.parse_args(check_flags(parser, argv))
-    for flag in ("show", "bootstrap", "seed"):
-        if getattr(arguments, flag) < 0:
-            raise UserError(f"--{flag} {getattr(arguments, flag)}: expected 0 or more")
+    arguments = parse_flags(parser, argv)
+    check_ranges(arguments, RANGES)
     if arguments.json is not None:
         check_output(arguments.json, "--json", arguments.pred, arguments.gold)
 
@@ -42,14 +41,14 @@ def main(argv=None) -> None:
     figures = summarise(rows)
     details = breakdown(rows, arguments.bootstrap, arguments.seed)
 
+    if arguments.json:  # before anything is printed: a terminal may close
+        counts = count_triples(pairs, rows)
+        write_lines(arguments.json, [to_line({**figures, "counts": counts, **details}, indent=2)])
     print(f"records {len(gold)}  " + "  ".join(f"{name} {value:.4f}" for name, value in figures.items()))
     print("\n".join(as_text(details)))
     for row in rows[: arguments.show]:
         print(f"\nid {row.id}  predicted {printable(render(row.predicted)) or '-'}")
         print(f"{' ' * len(str(row.id))}         gold {printable(render(row.gold)) or '-'}")
-    if arguments.json:
-        counts = count_triples(pairs, rows)
-        write_lines(arguments.json, [json.dumps({**figures, "counts": counts, **details}, indent=2)])
 
 
 def count_triples(pairs: list[tuple[dict | None, dict | None]], rows: list[Row]) -> dict[str, int]:

@@ -6,23 +6,24 @@ python src/utils/weight_diff.py recover --path_raw models/llama-13b-hf --path_di
 Commands: recover, make_diff, merge, from_tencentpretrain. None of them ever holds a model, or a shard of one.
 """
 
-import functools
+import difflib
 import inspect
+import itertools
 import math
+import re
 import sys
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import fire
 import torch
-from fire.decorators import SetParseFn, SetParseFns
 
 from checkpoints import tencentpretrain, writing
 from checkpoints.deltas import added, check_alike, check_kind, check_sum, known_sum, read_first_config, wide_enough
 from checkpoints.stored import blocks, contents, dtype_name, read_record, read_tensor, refuse_quantised, tensors_of
 from checkpoints.writing import copy_tokenizer, write_config
+from common import flags
 from common.errors import UserError, run_script, say
 from loading.precision import FLAGS
 
@@ -267,29 +268,70 @@ CONVERTERS = {
     "heads": converter("heads", int, "a whole number"),
     "expected_sum": converter("expected_sum", float, "a number"),
 }
+MEANT = {  # a word in a flag of other tools -> the folder that it means here, by name, or the command's first or last
+    **dict.fromkeys(("adapter", "lora", "peft"), "path_adapter"),
+    **dict.fromkeys(("delta", "diff"), "path_diff"),
+    **dict.fromkeys(("target", "output", "out", "save", "result"), -1),
+    **dict.fromkeys(("base", "raw", "original", "input", "model"), 0),
+}
+
+
+def parser_of(command):
+    """The parser of a command: a flag for each of its arguments."""
+    about, _, rest = inspect.getdoc(command).partition("Args:\n")
+    texts = dict(re.findall(r"^ +(\w+): (.*)$", rest, re.MULTILINE))
+    parser = flags.command(about.strip())
+    parser.prog = f"weight_diff.py {command.__name__}"
+    for name, one in inspect.signature(command).parameters.items():
+        more = {"required": True} if one.default is inspect.Parameter.empty else {"default": one.default}
+        if one.default is True:
+            more |= {"nargs": "?", "const": True}
+            parser.add_argument(f"--no{name}", dest=name, action="store_false", help=f"as --{name} False")
+        parser.add_argument(f"--{name}", type=CONVERTERS.get(name, str), help=texts.get(name), **more)
+    return parser
+
+
+def nearest(flag: str, folders: list[str]) -> str | None:
+    """Which flag of a command another tool's one means; `folders`: those that the command must be given."""
+    name = flag.lstrip("-")
+    for word in (name, *name.split("_")):
+        if f"path_{word}" in folders:
+            return f"--path_{word}"
+    for word, meant in MEANT.items():
+        if word in name.split("_") and (meant in folders or isinstance(meant, int)):
+            return f"--{folders[meant] if isinstance(meant, int) else meant}"
+    return None
+
+
+def as_flags(words: list[str], folders: list[str]) -> list[str]:
+    """A command's words with today's flags: old names, hyphens, and folders that stand without a flag in front."""
+    loose = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+    named = [part for name, word in zip(folders, loose, strict=False) for part in (f"--{name}", word)]
+    found = [*named, *loose[len(folders) :]]
+    for word in words[len(loose) :]:
+        flag, equals, value = word.partition("=")
+        flag = OLD_FLAGS.get(flag, flag)
+        found.append(f"--{flag[2:].replace('-', '_')}{equals}{value}" if flag.startswith("--") else word)
+    return found
 
 
 def main(argv=None) -> None:
-    """Let fire parse everything first: by itself it would run a command before it complains about a misspelt flag."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    for at, word in enumerate(argv):
-        flag, equals, value = word.partition("=")
-        argv[at] = OLD_FLAGS.get(flag, flag) + equals + value
-    parsed = []
-
-    def later(command):
-        @functools.wraps(command)
-        def remember(*args, **kwargs):
-            parsed.append((command, args, kwargs))
-
-        return SetParseFns(**CONVERTERS)(SetParseFn(str)(remember))
-
-    fire.Fire({command.__name__: later(command) for command in COMMANDS}, command=argv, name="weight_diff.py")
-    for command, args, kwargs in parsed:
-        for flag, value in inspect.signature(command).bind(*args, **kwargs).arguments.items():
-            if value in ("True", "False"):  # what fire makes of a flag without a value
-                raise UserError(f"--{flag}: its value is missing")
-        command(*args, **kwargs)
+    commands = {command.__name__: command for command in COMMANDS}
+    if not argv or argv[0] in ("-h", "--help"):
+        lines = [f"  {name}: {inspect.getdoc(command).splitlines()[0]}" for name, command in commands.items()]
+        print("\n".join([__doc__, *lines, "\nweight_diff.py COMMAND --help lists the flags of a command."]))
+        return
+    if argv[0] not in commands:
+        near = difflib.get_close_matches(argv[0], commands, 1)
+        hint = f"did you mean {near[0]}?" if near else f"begin with one of {', '.join(commands)}"
+        raise UserError(f"{argv[0] or 'an empty word'}: no command; {hint}")
+    command = commands[argv[0]]
+    folders = [
+        one.name for one in inspect.signature(command).parameters.values() if one.default is inspect.Parameter.empty
+    ]
+    words = as_flags(argv[1:], folders)
+    command(**vars(flags.parse_flags(parser_of(command), words, lambda flag: nearest(flag, folders))))
 
 
 if __name__ == "__main__":

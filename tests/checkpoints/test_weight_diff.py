@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import signal
 import subprocess
@@ -781,21 +782,45 @@ def test_real_models_are_no_deltas(tmp_path, embedded_base, chatflow):
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("words", "message"),
     [
-        ["recover", "--path_raw", "a", "--path_diff", "b", "--path_tuned", "c", "--chek", "False"],
-        ["recover", "--path_raw", "a", "--path_diff", "b", "--path_tuned", "c", "float16"],
-        ["recover", "--path_raw", "a", "--path_diff", "b"],
-        ["recove", "--path_raw", "a", "--path_diff", "b", "--path_tuned", "c"],
-        ["merge", "--path_base", "a", "--path_adapter", "b", "--path_merged", "c", "--check", "False"],
+        (
+            "recover --path_raw a --path_diff b --path_tuned c --chek False",
+            "--chek: unknown flag; did you mean --check?",
+        ),
+        ("recover --path_raw a --path_diff b --path_tuned c float16", "'float16': a value without a flag"),
+        ("recover --path_raw a --path_diff b", "required: --path_tuned"),
+        ("recover a b c d", "'d': a value without a flag"),
+        ("recove --path_raw a --path_diff b --path_tuned c", "recove: no command; did you mean recover?"),
+        ("--path_raw a", "--path_raw: no command; begin with one of recover, make_diff, merge, from_tencentpretrain"),
+        ("merge --path_base a --path_adapter b --path_merged c --check False", "--check: unknown flag"),
+        ("merge --base a --adapter b --output c", "--base: unknown flag; did you mean --path_base?"),
+        ("merge --lora_weights b", "--lora_weights: unknown flag; did you mean --path_adapter?"),
+        ("merge --model_name_or_path a", "--model_name_or_path: unknown flag; did you mean --path_base?"),
+        ("merge --path_base a --output_dir c", "--output_dir: unknown flag; did you mean --path_merged?"),
+        ("recover --base-model-path a", "--base_model_path: unknown flag; did you mean --path_raw?"),
+        ("recover --target-model-path a", "--target_model_path: unknown flag; did you mean --path_tuned?"),
+        ("recover --delta-path=a", "--delta_path: unknown flag; did you mean --path_diff?"),
+        ("from_tencentpretrain --input_model_path a", "--input_model_path: unknown flag; did you mean --path_in?"),
+        ("merge --path_base= --path_adapter b --path_merged c", "--path_base: a value is empty"),
     ],
 )
-def test_a_misspelt_command_line_starts_nothing(words, monkeypatch, capsys):
+def test_a_misspelt_command_line_starts_nothing_and_names_the_flag_that_was_meant(words, message, monkeypatch):
     monkeypatch.setattr(weight_diff, "tensors_of", lambda *_: pytest.fail("work was started"))
+    with pytest.raises(UserError) as caught:
+        weight_diff.main(words.split())
+    assert message in str(caught.value)
+
+
+def test_help_lists_the_commands_and_their_flags_in_plain_words(capsys):
+    weight_diff.main([])
+    assert "\n  merge: Add a LoRA adapter into its base" in capsys.readouterr().out
     with pytest.raises(SystemExit) as ended:
-        weight_diff.main(words)
-    assert ended.value.code == 2
-    assert "ERROR" in capsys.readouterr().err
+        weight_diff.main(["merge", "--help"])
+    text = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert re.search(r"--path_adapter PATH_ADAPTER\s+folder of the adapter", text)
+    assert "GROUP" not in text
 
 
 @pytest.mark.parametrize(

@@ -130,12 +130,50 @@ def test_an_unknown_template_is_an_error_that_names_the_known_ones(name):
     assert "alpaca, cpm-bee, moss, plain, vicuna" in str(caught.value)
 
 
-@pytest.mark.parametrize("key", WHOLE)
+@pytest.mark.parametrize("key", ["prompt_input", "prompt_no_input"])
 def test_a_template_without_a_key_is_an_error_that_names_file_and_key(save, key):
     path = save(json.dumps({name: value for name, value in WHOLE.items() if name != key}))
     with pytest.raises(UserError) as caught:
         load_template(path)
     assert f"{path}: the template lacks {key};" in str(caught.value)
+
+
+def test_a_template_needs_only_its_two_prompts(save):
+    both = {key: WHOLE[key] for key in ("prompt_input", "prompt_no_input")}
+    assert load_template(save(json.dumps(both))) == both
+    assert load_template(save("\ufeff" + json.dumps(both))) == both  # a byte order mark, as Windows writes it
+
+
+@pytest.mark.parametrize("key", ["prompt_input", "prompt_no_input"])
+@pytest.mark.parametrize(
+    ("prompt", "found"),
+    [("", "nothing"), (" \n", "nothing"), ("### Response:", "neither"), ("{text} {Input}", "only {text}, {Input}")],
+)
+def test_a_prompt_without_a_place_for_the_record_is_an_error(save, key, prompt, found):
+    path = save(json.dumps({**WHOLE, key: prompt}))
+    with pytest.raises(UserError, match=f"own.json: {key} holds {found}; expected {{instruction}} or {{input}}"):
+        load_template(path)
+
+
+def test_a_prompt_that_leaves_the_text_out_is_said(save, capsys):
+    load_template(save(json.dumps({**WHOLE, "prompt_input": "{instruction}"})))
+    assert "prompt_input has no {input}, so no model sees the records' texts" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"prompt_input": "抽取{input}"}'.encode("gbk"), r"own.json: not UTF-8 \(byte 18\); save it as UTF-8"),
+        (b"[" * 100_000, r"own.json: not JSON \("),
+        (b'{"a": ' + b"9" * 5000 + b"}", r"own.json: not JSON \("),
+        (json.dumps({**WHOLE, "prompt_input": "{input}\ud800"}).encode(), "prompt_input holds half a surrogate pair"),
+    ],
+)
+def test_a_template_that_cannot_be_read_is_one_clear_error(tmp_path, content, message):
+    path = tmp_path / "own.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_template(str(path))
 
 
 def test_a_template_that_is_no_object_is_an_error(save):

@@ -264,6 +264,17 @@ def test_bad_lines_are_collected_instead_when_a_list_is_given_for_them(tmp_path)
     assert [message.split(": ")[0] for message in bad] == [f"{path}:{line}" for line in (2, 3, 4, 5)]
 
 
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999", "9" * 5000, "-" + "9" * 5000])
+@pytest.mark.parametrize("form", ["{}\n{}\n", "[{},\n{}]"], ids=["lines", "list"])
+def test_what_is_no_number_in_json_is_named_with_its_line(tmp_path, number, form):
+    path = tmp_path / "rows.json"
+    path.write_text(form.format('{"a": 1.5e300}', f'{{"id": {number}}}'))
+    message = error_of(read_records, path)
+    assert message.startswith(f"{path}:2: not JSON (")
+    assert "is no number in JSON; write null, or leave the field out" in message
+    assert len(message) < 400
+
+
 def test_the_line_that_is_not_utf8_is_named(tmp_path):
     path = tmp_path / "rows.json"
     path.write_bytes('{"a": "一"}\n{"a": "'.encode() + "文".encode("gbk") + b'"}\n')

@@ -3,6 +3,7 @@ column is kept, of the gradient every fourth row), and through the scripts.
 """
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -185,7 +186,7 @@ def test_lora_names_that_moss_lacks_are_refused_with_the_real_ones(tmp_path):
         finetuning.main([*flags.split(), "--lora_target_modules", "q_proj,v_proj", "--prompt_template_name", "plain"])
 
 
-def test_a_cutoff_beyond_the_positions_is_lowered_and_a_longer_prompt_refused(tmp_path, capsys):
+def test_a_cutoff_beyond_the_positions_is_lowered_and_a_longer_prompt_fails(tmp_path, capsys):
     records = tmp_path / "train.json"
     records.write_text(json.dumps(EIGHT[0]), encoding="utf-8")
     flags = f"--do_train --model_name_or_path {MOSS} --train_file {records} --output_dir {tmp_path / 'x'} --max_steps 1"
@@ -193,8 +194,9 @@ def test_a_cutoff_beyond_the_positions_is_lowered_and_a_longer_prompt_refused(tm
     assert "cutoff_len: 160 instead of 512 (the base has no more positions)" in capsys.readouterr().err
     records.write_text(json.dumps({**EIGHT[0], "input": "长" * 400}), encoding="utf-8")
     predict = f"--model_name_or_path {MOSS} --input_file {records} --output_file {tmp_path / 'out.json'}"
-    with pytest.raises(UserError, match=r"1 prompts are as long as this base's 160 positions .*id 0 \(\d+ tokens\)"):
+    with pytest.raises(UserError, match="1 of 1 records failed"):
         inference.main([*predict.split(), "--prompt_template_name", "plain"])
+    assert re.search(r"failed: id 0: its prompt of \d+ tokens .* context of 160; --window", capsys.readouterr().err)
 
 
 def test_an_answer_ends_where_the_positions_do(tmp_path):

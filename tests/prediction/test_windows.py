@@ -35,6 +35,30 @@ def test_a_window_without_a_number_is_what_the_context_leaves(tmp_path):
         choose_window(0, None, 40)
 
 
+@pytest.mark.parametrize(
+    ("settings", "context"),
+    [
+        ({"max_position_embeddings": 100}, 100),
+        ({"max_sequence_length": 100}, 100),  # the first LLaMA repositories
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, 400),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2}}, 200),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 50}}, 200),
+        ({"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8}, "sliding": {}}}, 800),
+        # These count the positions after they were stretched.
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 20}}, 100),
+        ({"rope_scaling": {"rope_type": "longrope", "original_max_position_embeddings": 20}}, 100),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}, 100),
+    ],
+)
+def test_the_context_of_a_base_counts_how_far_its_positions_are_stretched(tmp_path, settings, context):
+    known = {} if "max_sequence_length" in settings else {"max_position_embeddings": 100}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **known, **settings}))
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "tokenizer.model").touch()
+    for family in ("llama", "auto"):
+        assert read_context(tmp_path, find_family(tmp_path, family if family == "llama" else None)[0]) == context
+
+
 def test_sentences_end_where_chinese_and_english_ones_do():
     text = "甲说：“好！”乙在3.5千米外。 Mr J. Smith left. (He ran.) Then\nend"
     assert sentences(text) == ["甲说：“好！”", "乙在3.5千米外。 ", "Mr J. Smith left. ", "(He ran.) ", "Then\n", "end"]
@@ -107,7 +131,27 @@ def test_long_texts_are_asked_about_in_windows(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("text", ["text", ""])
-def test_an_instruction_without_room_for_a_text_is_an_error_that_names_the_record(text):
-    records = [{"id": 3, "instruction": "x", "input": text}]
-    with pytest.raises(UserError, match="record id 3: its instruction leaves no room.*has 1 tokens: give --window"):
-        make_questions(records, lambda record: [1], lambda record: False)
+def test_an_instruction_without_room_for_a_text_fails_by_itself(text, capsys):
+    records = [{"id": 3, "instruction": "x", "input": text}, {"id": 4, "instruction": "", "input": text}]
+    long, short = make_questions(records, lambda record: [1], lambda record: record["id"] == 4)
+    assert long.ids == []
+    assert long.reason.startswith("its instruction leaves no room for any text in a window")
+    assert "has 1 tokens; give --window clearly more" in long.reason
+    assert short == Question(1, text, [1])
+    assert "warning: 1 of 2 records cannot be asked (the first: id 3: its instruction" in capsys.readouterr().err
+
+
+def test_a_very_long_text_is_cut_in_linear_time():
+    counts = []
+    for size in (2_000, 20_000):
+        for text in ("一二三。" * size, "一" * size, "一二三，" * size, " " * size):
+            tried = 0
+
+            def fits(part):
+                nonlocal tried
+                tried += len(part)
+                return len(part) <= 100
+
+            assert "".join(windows(text, fits)).count("一") >= text.count("一")
+            counts.append(tried / len(text))
+    assert max(counts[4:]) < 1.5 * max(counts[:4])  # characters tried for each one of the text

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from common.errors import UserError
+from training.checking import check_optimizer
 from utils.args import parse_finetune
 from utils.args_predict import parse_inference
 from utils.args_pt import parse_ptuning, parse_ptuning_inference
@@ -327,6 +328,114 @@ def test_a_number_that_is_too_small_is_an_error_that_names_the_flag(flag, value)
 )
 def test_a_number_out_of_range_is_an_error_that_names_flag_and_value(flag, value):
     assert f"{flag} {value}" in error_of(finetune, flag, value)
+
+
+def ptuning(*flags):
+    return parse_ptuning(["--train_path", "t.json", "--model_dir", "models/base", "--output_dir", "lora/out", *flags])
+
+
+def ptuning_inference(*flags):
+    return parse_ptuning_inference(["--model_dir", "lora/out/global_step-1", *flags])
+
+
+CALLS = (finetune, inference, ptuning, ptuning_inference)
+NUMBERS = {  # flag -> values that no run can use, and the calls that have it
+    "--learning_rate": ("nan -1 inf 0", (finetune, ptuning)),
+    "--seed": ("-1 99999999999999", CALLS),
+    "--adam_beta1": ("nan -0.1 1 2", (finetune,)),
+    "--adam_beta2": ("nan -0.1 1 2", (finetune,)),
+    "--adam_epsilon": ("nan 0 -1", (finetune,)),
+    "--num_train_epochs": ("nan 0 -1 inf 1e300", (finetune, ptuning)),
+    "--max_steps": ("0 -2", (finetune, ptuning)),
+    "--max_grad_norm": ("nan -1 inf", (finetune, ptuning)),
+    "--weight_decay": ("nan -1", (finetune, ptuning)),
+    "--warmup_steps": ("nan -1 inf", (finetune, ptuning)),
+    "--save_steps": ("0 -1", (finetune, ptuning)),
+    "--logging_steps": ("0 -1", (finetune, ptuning)),
+    "--eval_steps": ("0 nan", (finetune,)),
+    "--save_total_limit": ("0 -1", (finetune, ptuning)),
+    "--dataloader_num_workers": ("-1 100000", (finetune,)),
+    "--preprocessing_num_workers": ("0 100000", (finetune,)),
+    "--lora_r": ("0 9999999999999", (finetune,)),
+    "--lora_alpha": ("0 -1", (finetune,)),
+    "--lora_dropout": ("nan 1 -0.1", (finetune,)),
+    "--pre_seq_len": ("0 9999999999999", (ptuning,)),
+    "--max_len": ("0 -1", (ptuning, ptuning_inference)),
+    "--num_beams": ("0 100000", (inference,)),
+    "--max_new_tokens": ("0 -5 9999999999999", (inference, ptuning_inference)),
+    "--temperature": ("nan 0 inf 1e-300", (inference, ptuning_inference)),
+    "--repetition_penalty": ("nan 0 inf", (inference, ptuning_inference)),
+    "--top_p": ("nan 0 1.1", (inference, ptuning_inference)),
+    "--top_k": ("-1", (inference, ptuning_inference)),
+    "--batch_size": ("0", (inference, ptuning_inference)),
+    "--max_memory_MB": ("0", CALLS),
+}
+
+
+@pytest.mark.parametrize(
+    ("call", "flag", "value"),
+    [(call, flag, value) for flag, (values, calls) in NUMBERS.items() for value in values.split() for call in calls],
+)
+def test_a_number_that_no_run_can_use_is_an_error_with_flag_found_and_expected(call, flag, value):
+    message = error_of(call, flag, value)
+    if flag == "--logging_steps" and call is ptuning:
+        flag = "--log_steps"
+    assert message.startswith(f"{flag} {value}: expected ".replace("1e300", "1e+300"))
+
+
+@pytest.mark.parametrize("value", ["", " ", "\u3000"])
+@pytest.mark.parametrize(
+    ("call", "flag"),
+    [
+        (finetune, "--valid_file"),
+        (finetune, "--model_name"),
+        (finetune, "--prompt_template_name"),
+        (finetune, "--resume_from_checkpoint"),
+        (finetune, "--report_to"),
+        (inference, "--lora_weights"),
+        (inference, "--window"),
+        (inference, "--device"),
+        (ptuning, "--deepspeed"),
+        (ptuning_inference, "--ori_model_dir"),
+    ],
+)
+def test_an_empty_value_is_an_error_that_names_the_flag(call, flag, value):
+    for words in ([flag, value], [f"{flag}={value}"]):
+        assert error_of(call, *words) == f"{flag}: a value is empty; give one, or leave the flag out"
+
+
+@pytest.mark.parametrize("call", [finetune, ptuning])
+@pytest.mark.parametrize("base", ["lora/out", "lora/out/", "lora/x/../out", "lora/out/checkpoint-7"])
+def test_a_training_never_writes_into_its_base(call, base):
+    flag = "--model_name_or_path" if call is finetune else "--model_dir"
+    message = error_of(call, flag, base)
+    assert message.startswith("--output_dir lora/out: ")
+    assert flag in message
+
+
+def test_a_tool_to_report_to_that_is_unknown_or_not_installed_is_an_error_before_anything_is_loaded():
+    assert error_of(finetune, "--report_to", "evil").startswith("--report_to evil: expected one of none, all, ")
+    assert "--report_to neptune: its package is not installed" in error_of(finetune, "--report_to", "neptune")
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--optim", "galore_adamw"], "--optim galore_adamw: cannot be used so ("),
+        (["--optim_args", "rank"], "--optim adamw_torch: cannot be used so ("),
+        (["--lr_scheduler_type", "cosine_with_min_lr"], "--lr_scheduler_type cosine_with_min_lr: cannot be used so ("),
+    ],
+)
+def test_an_optimizer_that_cannot_be_made_is_an_error_before_anything_is_loaded(flags, named):
+    args = parse_finetune(["--do_train", *(word for pair in NEEDED.items() for word in pair), *flags]).train
+    assert error_of(check_optimizer, args).startswith(named)
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine", "constant_with_warmup", "polynomial", "reduce_lr_on_plateau"])
+@pytest.mark.parametrize("optimizer", ["adamw_torch", "adafactor", "sgd", "paged_adamw_32bit"])
+def test_an_optimizer_that_can_be_made_is_let_through(kind, optimizer):
+    flags = ["--do_eval", "--optim", optimizer, "--lr_scheduler_type", kind]
+    check_optimizer(parse_finetune(["--do_train", *(word for pair in NEEDED.items() for word in pair), *flags]).train)
 
 
 @pytest.mark.parametrize("flag", ["--batch_size", "--max_new_tokens", "--num_beams"])

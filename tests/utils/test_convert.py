@@ -152,8 +152,18 @@ def test_ids_that_are_no_numbers_stand_behind_in_file_order(tmp_path):
 
 
 def test_ids_that_are_digits_count_as_numbers(tmp_path):
-    rows = [{"id": identity, "output": ""} for identity in ("10", "9", float("nan"), 9.5)]
-    assert [str(row["id"]) for row in run(tmp_path, rows)] == ["9", "9.5", "10", "nan"]
+    rows = [{"id": identity, "output": ""} for identity in ("10", "9", "9" * 5000, 9.5)]
+    assert [str(row["id"]) for row in run(tmp_path, rows)] == ["9", "9.5", "10", "9" * 5000]
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "9" * 5000])
+def test_what_is_no_number_in_json_is_neither_read_nor_written(tmp_path, number):
+    source, target = tmp_path / "pred.json", tmp_path / "made.json"
+    source.write_text(f'{{"id": 0, "output": ""}}\n{{"id": 1, "output": "", "extra": {number}}}\n', encoding="utf-8")
+    with pytest.raises(UserError, match=r"pred.json:2: not JSON \(.* is no number in JSON; write null"):
+        convert.main(["--pred_path", str(source), "--tgt_path", str(target)])
+    convert.main(["--pred_path", str(source), "--tgt_path", str(target), "--skip_bad"])
+    assert [row["id"] for row in load(target)] == [0]
 
 
 @pytest.mark.parametrize("target", ["", "folder", "pred.json/made.json"])

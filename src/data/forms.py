@@ -1,0 +1,50 @@
+"""Records as other projects write them: told by their fields, and what to make of them."""
+
+NAMES = {  # a field here -> what others call it
+    "instruction": ("prompt", "question", "query", "instruct", "command", "task", "system"),
+    "input": ("text", "sentence", "context", "content", "passage", "document", "sent", "inputs", "source"),
+    "output": (
+        "answer",
+        "response",
+        "completion",
+        "label",
+        "labels",
+        "target",
+        "targets",
+        "outputs",
+        "predict",
+        "<ans>",
+    ),
+}
+ADDED = {
+    "instruction": "add the field instruction, which asks for the triples and names the relations",
+    "input": 'add the field input, the text ("" where the instruction holds it)',
+}
+CONVERSATIONS = ("conversations", "conversation", "messages", "dialog", "dialogue", "history")
+TRIPLES = {"relation": "InstructIE's", "relations": "a", "spo_list": "DuIE's", "triples": "a", "triple_list": "a"}
+
+
+def how_to_turn(record: dict, needs: tuple[str, ...]) -> str:
+    """What to do with a record of another project's form that lacks a field of `needs`, in words; "" if unknown."""
+    missing, words = [field for field in needs if field not in record], []
+    nested = {field for field, value in record.items() if isinstance(value, (list, dict))}
+    if not missing:
+        return ""
+    for field in nested.intersection(CONVERSATIONS):
+        return (
+            f"{field} hold a conversation (ShareGPT's form, or chat messages): make a record of each pair of turns, "
+            "what the user says as instruction, the reply as output"
+        )
+    if missing == ["input"] and str(record.get("instruction")).lstrip().startswith("{"):
+        return "this is IEPile's form, whose instruction is JSON with the text in it: move its input to the field input"
+    for field in nested.intersection(TRIPLES) if "output" in missing else ():
+        words.append(
+            f"{field} holds the triples ({TRIPLES[field]} form): write them as the output (head,relation,tail),(…)"
+        )
+        missing.remove("output")
+        break
+    renamed = {field: name for field in missing for name in reversed(NAMES[field]) if isinstance(record.get(name), str)}
+    words += [f"rename {old} to {field}" for field, old in renamed.items()]
+    if words or len(missing) < len(needs):  # else nothing is known of it
+        words += [ADDED[field] for field in missing if field in ADDED and field not in renamed]
+    return "; ".join(words)
