@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from checkpoints.adapters import check_fits, find_adapter
+from checkpoints.adapters import find_adapter
 from checkpoints.family import choose_family
 from checkpoints.prefixes import find_prefix, nearby_steps
 from checkpoints.stored import whole_files
@@ -14,6 +14,7 @@ from common.errors import UserError
 from common.machine import choose_device
 from decoding.engines import ENGINES, choose_engine
 from decoding.serving import Prefix, Serving
+from loading.adapted import check_adapter
 from loading.prefix import check_supported
 from loading.shape import check_vocabulary, read_shape
 from prediction.settings import check_apart, choose_precision, choose_template, rules_of
@@ -130,7 +131,8 @@ def _choose_base(flag: str, model_args, run: dict, lacking: str) -> str:
 def _plan(serving: Serving, template: dict, name: str, engine: str, decided: dict, flag: str) -> Opening:
     engine = choose_engine(engine, serving)
     whole_files(serving.base, flag)
-    if serving.adapter and serving.shape:
-        check_fits(serving.adapter, serving.shape.sizes)
+    if serving.adapter:
+        how = serving.family, serving.precision, serving.merge, serving.trust
+        check_adapter(serving.adapter, serving.base, *how)
     codec = load_codec(serving.base, serving.family, serving.trust)
     return Opening(serving, template, codec, engine.value, name, {**decided, "engine": engine})
