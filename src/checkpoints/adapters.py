@@ -204,7 +204,7 @@ def check_weights(folder: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"{file}: holds no tensor ({file.stat().st_size} bytes): a broken save; train it again")
     if not isinstance(tensors, dict) or not all(map(_is_plain, tensors.values())):
         raise UserError(f"{file}: holds something else than tensors; copy or train it again")
-    if empty := [name for name, tensor in tensors.items() if not tensor.numel()]:
+    if empty := [name for name, tensor in tensors.items() if tensor.shape == (0,)]:
         raise UserError(
             f"{file}: {len(empty)} tensors hold no number, e.g. {empty[0]}: saved by one process of several, each with "
             "a part (DeepSpeed's ZeRO-3, FSDP); gather them when saving"

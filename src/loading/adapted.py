@@ -29,6 +29,7 @@ from loading.precision import Precision
 from loading.quantised import QUANTISATIONS
 from models.families import Family
 
+FLAG = "--lora_weights"
 CACHED = ("PREFIX_TUNING", "CARTRIDGE")  # kinds of learnt keys and values in front of a prompt's
 UNSERVED = {  # kinds of adapters, and what they would need
     "LILY": "with it an answer depends on the records that are answered beside it",
@@ -38,7 +39,15 @@ UNSERVED = {  # kinds of adapters, and what they would need
     "XLORA": "it mixes several other adapters, which do not lie in its folder; give one of them",
 }
 # Kinds that peft multiplies with a base's quantised weights as if they were plain ones, and --bits.
-NOT_OVER = {"DEFT": (4,), "DELORA": (8, 4), "HRA": (4,), "LOHA": (4,), "LOKR": (4,), "PEANUT": (4,), "SUPERTUNING": (8, 4)}
+NOT_OVER = {
+    "DEFT": (4,),
+    "DELORA": (8, 4),
+    "HRA": (4,),
+    "LOHA": (4,),
+    "LOKR": (4,),
+    "PEANUT": (4,),
+    "SUPERTUNING": (8, 4),
+}
 TASKS = (None, "CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION")  # whose adapters change the layers of the base alone
 
 
@@ -71,7 +80,7 @@ def make_config(folder: Path, model) -> PeftConfig:
             raise UserError(f"{file}: {name} is not supported: it is for layers of another library than transformers")
     own = PEFT_TYPE_TO_CONFIG_MAPPING[kind]
     unknown = sorted(set(settings) - {field.name for field in fields(own) if field.init})
-    if unknown and model.device.type != "meta":
+    if unknown and not next(model.parameters()).is_meta:
         say(f"adapter: settings of another version of peft, without effect: {', '.join(unknown)}")
     settings = {name: value for name, value in settings.items() if name not in (*unknown, "runtime_config")}
     try:
@@ -100,21 +109,34 @@ def check_adapter(
     config = make_config(folder, model)
     refuse_unserved(folder, config, family, model.config, precision.bits)
     try:
-        with quiet(), torch.device("meta"):
-            model = wrap(model, config)
-    except Exception as error:  # whatever peft raises of a base and an adapter that do not go together
-        if precision.bits < 16 and config.peft_type == "LORA" and not isinstance(error, TypeError):
-            return check_adapter(folder, base, family, precision._replace(bits=16), False, trust_remote_code)
-        if _lacks_weights(error):
-            return
-        raise UserError(f"{unfit(folder)}: {line_of(error)}") from error
-    check_tensors(folder, model, as_peft_names(check_weights(folder)))
-    if merge and (config.is_prompt_learning or precision.bits == 16):
+        model = fit(folder, model)
+    except UserError as error:
+        if precision.bits == 16 or config.peft_type != "LORA" or isinstance(error.__cause__, TypeError):
+            raise
+        model = fit(folder, empty_base(base, None, trust_remote_code))  # DoRA wants to see quantised numbers
+    if merge and model and (config.is_prompt_learning or precision.bits == 16):
         merge_adapter(folder, model)
 
 
+def fit(folder: Path, empty, flag: str = FLAG) -> PeftModel | None:
+    """An empty model with an adapter that was found to fit it; None where that cannot be told without weights."""
+    config = make_config(folder, empty)
+    try:
+        with quiet(), torch.device("meta"):
+            model = wrap(empty, config)
+    except Exception as error:  # whatever peft raises of a base and an adapter that do not go together
+        if _lacks_weights(error):
+            return None
+        raise UserError(f"{unfit(folder, flag)}: {line_of(error)}") from error
+    check_tensors(folder, model, as_peft_names(check_weights(folder)), flag)
+    return model
+
+
 def refuse_unserved(folder: Path, config: PeftConfig, family: Family, base, bits: int) -> None:
-    """UserError for kinds of adapters that answers cannot be had with, here or from this family; `base`: its configuration."""
+    """UserError for kinds of adapters that answers cannot be had with, here or from this family.
+
+    `base`: the configuration of the base; `bits`: of its weights.
+    """
     kind, why = str(config.peft_type.value), None
     if kind in UNSERVED:
         why = UNSERVED[kind]
@@ -133,70 +155,80 @@ def refuse_unserved(folder: Path, config: PeftConfig, family: Family, base, bits
     elif getattr(config, "alora_invocation_tokens", None) and not family.draws:
         why = f"family {family.name} generates by itself, and does not look for alora_invocation_tokens"
     if why:
-        raise UserError(f"--lora_weights {folder}: an adapter of kind {kind} cannot be served: {why}")
+        raise UserError(f"{FLAG} {folder}: an adapter of kind {kind} cannot be served: {why}")
 
 
 def wrap(model, config: PeftConfig) -> PeftModel:
     """`model` with a fresh adapter, of the class that peft loads a trained one into."""
-    return MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)(model, config)
+    kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
+    if not hasattr(model, "prepare_inputs_for_generation"):  # layers alone (merging.shape_of)
+        kind = PeftModel
+    return kind(model, config)
 
 
-def check_tensors(folder: Path, model: PeftModel, tensors: dict[str, torch.Tensor]) -> list[str]:
+def check_tensors(folder: Path, model: PeftModel, tensors: dict[str, torch.Tensor], flag: str = FLAG) -> list[str]:
     """UserError unless `tensors` are those that peft asks for on `model`, which may be empty, and of their sizes.
 
     Returns the names of those that would take the place of the base's own weights.
     """
+    config, places = model.peft_config["default"], model.state_dict()
+    pruned = config.rank_pattern if config.peft_type == "ADALORA" else None  # ranks: which ones were left, by layer
     with quiet():
-        tensors = convert_peft_adapter_state_dict_for_transformers(model, model.peft_config["default"], tensors)
+        tensors = convert_peft_adapter_state_dict_for_transformers(model, config, tensors)
+        if pruned:
+            config.rank_pattern = None
         asked = get_peft_model_state_dict(model, save_embedding_layers=False)
-    places = model.state_dict()
+        if pruned:
+            config.rank_pattern = pruned
     for name, tensor in tensors.items():
         place = asked[name] if name in asked else places.get(name)
-        if place is not None and place.shape != tensor.shape:
-            raise UserError(_other_size(folder, model, name, tensor.shape, place.shape))
+        sizes = [_without_rank(name, one.shape) if pruned else one.shape for one in (tensor, place) if one is not None]
+        if len(set(sizes)) > 1:
+            raise UserError(_other_size(folder, model, name, *sizes, flag))
     strange = [name for name in tensors if name not in asked and name not in places]
     missing = [name for name in asked if name not in tensors]
     if strange:
-        layer = strange[0].removeprefix("base_model.model.").partition(".lora_")[0]
-        there = any(name == layer for name, _ in model.get_base_model().named_modules())
-        what = (
-            f"the base has no layer {layer}"
-            if not there and ".lora_" in strange[0]
-            else (
-                f"the file holds {len(strange)} tensors that its adapter_config.json does not ask for, e.g. {strange[0]}"
-            )
-        )
-        raise UserError(f"{unfit(folder)}: {what}")
+        layer, is_lora, _ = strange[0].removeprefix("base_model.model.").partition(".lora_")
+        what = f"its file holds {len(strange)} tensors that its adapter_config.json does not ask for, e.g. {strange[0]}"
+        if is_lora and layer not in dict(model.get_base_model().named_modules()):
+            what = f"the base has no layer {layer}"
+        raise UserError(f"{unfit(folder, flag)}: {what}")
     if missing:
         raise UserError(
-            f"{unfit(folder)}: the file lacks {len(missing)} of the {len(asked)} tensors that its adapter_config.json "
-            f"asks for on this base, e.g. {missing[0]}; it is incomplete, or was trained on a smaller base"
+            f"{unfit(folder, flag)}: its file lacks {len(missing)} of the {len(asked)} tensors that its "
+            f"adapter_config.json asks for on this base, e.g. {missing[0]}; it is incomplete, or of a smaller base"
         )
     return [name for name in tensors if name not in asked]
 
 
-def _other_size(folder: Path, model: PeftModel, name: str, found: torch.Size, wanted: torch.Size) -> str:
+def _without_rank(name: str, size: torch.Size) -> torch.Size:
+    """The size of a tensor of LoRA on one side of it, that of the layer."""
+    return size[1:] if ".lora_A" in name else size[:1] if ".lora_B" in name else size[:0]
+
+
+def _other_size(folder: Path, model: PeftModel, name: str, found: torch.Size, wanted: torch.Size, flag: str) -> str:
     """What to say of a tensor of another size than asked for."""
     base = model.get_base_model()
-    ends = [end for end in (base.get_input_embeddings(), base.get_output_embeddings()) if end is not None]
+    ends = [getattr(base, f"get_{end}put_embeddings", lambda: None)() for end in ("in", "out")]
+    ends = [end for end in ends if end is not None]
     layers = [layer for layer, module in base.named_modules() if any(module is end for end in ends)]
     vocabulary = ends[0].weight.shape[0] if ends else None
     other = [at for at in range(len(wanted)) if len(found) == len(wanted) and found[at] != wanted[at]]
     if len(other) == 1 and wanted[other[0]] == vocabulary and any(f".{layer}." in name for layer in layers):
         tokens = found[other[0]]
         return (
-            f"--lora_weights {folder}: it was trained with a vocabulary of {tokens} tokens, and this base has "
+            f"{flag} {folder}: it was trained with a vocabulary of {tokens} tokens, and this base has "
             f"{vocabulary} ({name}). Give the base that it was trained on: where its script added tokens, the one with "
             f"these in it (transformers' resize_token_embeddings({tokens}), saved with the adapter's tokenizer)"
         )
     sizes = [" x ".join(map(str, size)) for size in (found, wanted)]
-    return f"{unfit(folder)}: {name} is {sizes[0]}, with this base and adapter_config.json it would be {sizes[1]}"
+    return f"{unfit(folder, flag)}: {name} is {sizes[0]}, with this base and adapter_config.json it would be {sizes[1]}"
 
 
-def unfit(folder: Path) -> str:
+def unfit(folder: Path, flag: str = FLAG) -> str:
     """The beginning of what is said of an adapter and a base that do not go together."""
     trained_on = read_adapter_config(folder).get("base_model_name_or_path")
-    return f"--lora_weights {folder} (trained on {trained_on or 'an unknown base'}) does not fit this base model"
+    return f"{flag} {folder} (trained on {trained_on or 'an unknown base'}) does not fit this base model"
 
 
 def has_learnt_prompt(model) -> bool:
@@ -204,7 +236,7 @@ def has_learnt_prompt(model) -> bool:
     return isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
 
 
-def merge_adapter(folder: Path, model: PeftModel):
+def merge_adapter(folder: Path, model: PeftModel, flag: str = "--merge_lora"):
     """The base with the adapter added into its weights; UserError where peft cannot do that.
 
     Layers that share their weights, such as a head and an embedding, have their own afterwards where they are adapted:
@@ -221,9 +253,8 @@ def merge_adapter(folder: Path, model: PeftModel):
         if _lacks_weights(error):
             return None
         why = "it is no change of the base's weights" if isinstance(error, AttributeError) else line_of(error)
-        raise UserError(
-            f"--merge_lora: this adapter ({kind}, {folder}) cannot be merged: {why}; drop --merge_lora"
-        ) from error
+        instead = "; drop --merge_lora" if flag == "--merge_lora" else ""
+        raise UserError(f"{flag}: the adapter {folder} ({kind}) cannot be merged: {why}{instead}") from error
 
 
 def _unshare(model: PeftModel) -> None:
