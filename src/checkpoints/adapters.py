@@ -1,6 +1,8 @@
-"""LoRA adapters as files: found, read, checked against a base, read back."""
+"""Adapters of peft as files: found, read, checked by themselves, read back."""
 
 import json
+import math
+import pickle
 import re
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from checkpoints.config import read_config
 from common.errors import UserError
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+FRONT = ("prompt_embeddings", "prefix_task_")  # names of what stands in front of a prompt, in no layer
 
 
 def weight_files(folder: str | Path) -> list[Path]:
@@ -59,44 +62,125 @@ def _nearest_adapter(folder: Path) -> Path | None:
     return max(sound, key=lambda path: (path / "adapter_config.json").stat().st_mtime, default=None)
 
 
+def _is_whole(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value) -> bool:
+    return _is_whole(value) or isinstance(value, float)
+
+
+def _is_list(value, is_kind) -> bool:
+    return isinstance(value, list) and all(map(is_kind, value))
+
+
+def _is_text(value) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _is_names(value) -> bool:
+    return _is_text(value) or _is_list(value, lambda name: isinstance(name, str))
+
+
+def _is_switch(value) -> bool:
+    return value is None or isinstance(value, bool)
+
+
+def _is_pattern(value, is_kind) -> bool:
+    return value is None or (isinstance(value, dict) and all(map(is_kind, value.values())))
+
+
+# Setting -> whether a value is one of it, and what one is. peft would take most others without a word.
+SETTINGS = {
+    "base_model_name_or_path": (_is_text, "a name"),
+    "task_type": (_is_text, "a name"),
+    "bias": (_is_text, "none, all or lora_only"),
+    "target_modules": (_is_names, "a name, a list of names, or null"),
+    "exclude_modules": (_is_names, "a name, a list of names, or null"),
+    "layers_pattern": (_is_names, "a name, a list of names, or null"),
+    "modules_to_save": (lambda value: not isinstance(value, str) and _is_names(value), "a list of names, or null"),
+    "layers_to_transform": (
+        lambda value: value is None or _is_whole(value) or _is_list(value, _is_whole),
+        "a number, a list of numbers, or null",
+    ),
+    **dict.fromkeys(("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out"), (_is_switch, "true or false")),
+}
+LORA_SETTINGS = {  # which other kinds have too, of another form
+    "r": (lambda value: _is_whole(value) and value > 0, "a whole number above 0"),
+    "lora_alpha": (lambda value: _is_number(value) and value != 0, "a number other than 0"),
+    "lora_dropout": (lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
+    "rank_pattern": (
+        lambda value: _is_pattern(value, lambda rank: _is_whole(rank) and rank > 0),
+        "whole numbers above 0 by name",
+    ),
+    "alpha_pattern": (lambda value: _is_pattern(value, _is_number), "numbers by name"),
+}
+# Settings with which a LoRA adapter is a product beside each layer it is on, whatever their values.
+PLAIN_SETTINGS = {
+    *SETTINGS,
+    *LORA_SETTINGS,
+    "auto_mapping",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "inference_mode",
+    "init_lora_weights",
+    "loftq_config",
+    "megatron_core",
+    "merge_weights",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+}
+
+
 def read_adapter_config(folder: Path) -> dict:
-    """What adapter_config.json says; UserError when it is no configuration of an adapter."""
+    """What adapter_config.json says; UserError when it is no configuration of an adapter, or holds nonsense."""
     file = folder / "adapter_config.json"
+
+    def finite(text: str) -> float:
+        if not math.isfinite(value := float(text)):
+            raise UserError(f"{file}: holds {text}, which is no number; copy it again, or write the one it was")
+        return value
+
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
+        settings = json.loads(file.read_bytes().decode("utf-8-sig"), parse_float=finite, parse_constant=finite)
+    except RecursionError:
+        raise UserError(f"{file}: nested too deeply for a configuration; copy it again") from None
     except ValueError as error:
-        raise UserError(f"{file}: not JSON ({error}); copy it again") from None
-    if not isinstance(settings, dict) or "peft_type" not in settings:
+        raise UserError(f"{file}: not JSON in UTF-8 ({error}); copy it again") from None
+    if not isinstance(settings, dict) or not isinstance(settings.get("peft_type"), str):
         raise UserError(f"{file}: names no peft_type, so it is no configuration of an adapter; copy it again")
+    known = SETTINGS | (LORA_SETTINGS if settings["peft_type"] == "LORA" else {})
+    for name, (is_one, expected) in known.items():
+        if name in settings and not is_one(settings[name]):
+            found = json.dumps(settings[name], ensure_ascii=False)[:60]
+            raise UserError(f"{file}: {name} is {found}; expected {expected}")
     return settings
 
 
-def check_fits(folder: Path, layers: dict[str, tuple[int, int]]) -> None:
-    """UserError when a LoRA adapter was trained on another base.
+def unusual_settings(settings: dict) -> list[str]:
+    """The settings of a LoRA adapter that make it more than a product beside a layer, by name."""
+    return sorted(name for name, value in settings.items() if value and name not in PLAIN_SETTINGS)
 
-    `layers`: name of every linear layer of this base, but the head, -> its (inputs, outputs).
+
+def as_peft_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of a saved adapter by the names that peft gives them today.
+
+    A whole state dict that somebody saved holds the adapter's name, "default"; others leave out the beginning; and
+    before peft 0.7 a bias or weight of an adapted layer itself had the layer's name, which is now its base_layer's.
     """
-    settings = read_adapter_config(folder)
-    trained_on = settings.get("base_model_name_or_path")
-    wanted = f"--lora_weights {folder} (trained on {trained_on or 'an unknown base'}) does not fit this base model"
-    targets = settings.get("target_modules")
-    everywhere = isinstance(targets, list) and not settings.get("layers_to_transform")  # else it may be on some layers
-    adapted = {}
-    for key, tensor in check_weights(folder).items():
-        found = re.match(r"(?:base_model\.model\.)?(.*)\.lora_([AB])\.", key)
-        if not found or found[1] == "lm_head":
-            continue
-        name, side = found[1], "AB".index(found[2])
-        if name not in layers:
-            raise UserError(f"{wanted}: the base has no layer {name}")
-        units = tensor.shape[1 - side]  # lora_A: rank x inputs, lora_B: outputs x rank
-        if units != layers[name][side]:
-            raise UserError(f"{wanted}: {key} is made for {units} units, the base has {layers[name][side]}")
-        adapted.setdefault(name.split(".")[-1], set()).add(name)
-    for target, names in adapted.items():
-        there = sum(name.split(".")[-1] == target for name in layers)
-        if len(names) < there and everywhere:
-            raise UserError(f"{wanted}: it is on {len(names)} layers {target}, the base has {there}")
+    if any(name.startswith(FRONT) for name in tensors):
+        return tensors
+    whole = {}
+    for name, tensor in tensors.items():
+        name = name if name.startswith("base_model.") else f"base_model.model.{name}"
+        whole[re.sub(r"\.(modules_to_save\.)?default(?=\.|$)|\.modules_to_save(?=\.)", "", name)] = tensor
+    adapted = {name.partition(".lora_")[0] for name in whole if ".lora_" in name}
+    inside = {f"{layer}.{part}": f"{layer}.base_layer.{part}" for layer in adapted for part in ("weight", "bias")}
+    return {inside.get(name, name): tensor for name, tensor in whole.items()}
 
 
 def check_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -108,18 +192,39 @@ def check_weights(folder: Path) -> dict[str, torch.Tensor]:
             if file.suffix == ".safetensors"
             else torch.load(file, map_location="cpu", weights_only=True)
         )
+    except pickle.UnpicklingError:  # whose text is advice to switch the protection off
+        raise UserError(
+            f"{file}: not a readable adapter (it is broken, or holds more than tensors, which is never run); copy or "
+            "train it again"
+        ) from None
     except Exception as error:  # noqa: BLE001 - whatever the reader raises, the file is broken
-        raise UserError(f"{file}: not a readable adapter ({error}); copy or train it again") from None
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{file}: not a readable adapter ({reason}); copy or train it again") from None
     if isinstance(tensors, dict) and not tensors:
         raise UserError(f"{file}: holds no tensor ({file.stat().st_size} bytes): a broken save; train it again")
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+    if not isinstance(tensors, dict) or not all(map(_is_plain, tensors.values())):
         raise UserError(f"{file}: holds something else than tensors; copy or train it again")
-    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+    if empty := [name for name, tensor in tensors.items() if tensor.shape == (0,)]:
+        raise UserError(
+            f"{file}: {len(empty)} tensors hold no number, e.g. {empty[0]}: saved by one process of several, each with "
+            "a part (DeepSpeed's ZeRO-3, FSDP); gather them when saving"
+        )
+    if not all(_is_finite(tensor) for tensor in tensors.values()):
         raise UserError(f"{file}: holds NaN or infinity; take an earlier checkpoint")
     trained = [tensor for name, tensor in tensors.items() if "lora_A" not in name]
     if trained and not any(tensor.any() for tensor in trained):
         raise UserError(f"{file}: every lora_B is zero, so the adapter changes nothing; it was saved untrained")
     return tensors
+
+
+def _is_plain(tensor) -> bool:
+    """Whether it is a tensor whose numbers can be read."""
+    return isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and not tensor.is_meta
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    wide = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # torch cannot ask all kinds of 8 bits
+    return bool(wide.isfinite().all())
 
 
 def check_saved(live: dict[str, torch.Tensor], folder: Path) -> int:

@@ -26,13 +26,10 @@ def read_config(model_path: str | Path) -> dict:
             f"--model_name_or_path {model_path}: {file.name} is in TencentPretrain's format; convert it first: "
             f"{CONVERTER} from_tencentpretrain --path_in {model_path} --path_out NEW_FOLDER"
         )
+    if (folder / "adapter_config.json").is_file():
+        refuse_adapter(folder, config.is_file() and bool(model_files(folder)[1]))
     if not config.is_file():
         there = sorted(path.name for path in folder.iterdir())
-        if "adapter_config.json" in there:
-            raise UserError(
-                f"--model_name_or_path {model_path} is a LoRA adapter, not a base model; give the base here and this "
-                "folder as --lora_weights"
-            )
         inside = ", ".join(there[:12]) or "nothing"
         raise UserError(f"--model_name_or_path {model_path}: no config.json there; found {inside}")
     try:
@@ -53,6 +50,20 @@ def read_config(model_path: str | Path) -> dict:
             "NEW_FOLDER, and give NEW_FOLDER here"
         )
     return settings
+
+
+def refuse_adapter(folder: Path, has_model: bool) -> None:
+    """UserError for a folder with an adapter where a base is expected; `has_model`: it holds a whole model as well."""
+    asked = f"--model_name_or_path {folder}"
+    if has_model:
+        raise UserError(
+            f"{asked} holds an adapter (adapter_config.json) beside the model, and transformers would apply it without "
+            "a word. Move adapter_config.json and adapter_model.* to a folder of their own, and give that as "
+            "--lora_weights where the adapter is wanted"
+        )
+    raise UserError(
+        f"{asked} is a LoRA adapter, not a base model; give the base here and this folder as --lora_weights"
+    )
 
 
 def _has_layers(folder: Path) -> bool:

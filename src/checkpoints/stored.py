@@ -13,7 +13,7 @@ from common.errors import UserError
 
 BLOCK = 1 << 18  # weights that are worked on at once
 RECORD = "weight_diff.json"  # how a folder was made; the first file of an unfinished one
-BUFFER = "rotary_emb.inv_freq"  # old checkpoints hold these; they follow from the config and are no weights
+BUFFERS = ("rotary_emb.inv_freq", "attn.causal_mask")  # of old checkpoints: they follow from the config, no weights
 CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 DTYPES = {code: dtype for dtype, code in CODES.items()}
 LAYOUTS = (
@@ -42,7 +42,7 @@ def tensors_of(folder: str | Path, flag: str) -> dict[str, Stored]:
         stored |= contents(file)
     if lost := sorted(set(index) - set(stored)):
         raise UserError(f"--{flag} {folder}: {index[lost[0]]} does not hold {lost[0]}, as the index says it does")
-    stored = {name: at for name, at in stored.items() if not name.endswith(BUFFER)}
+    stored = {name: at for name, at in stored.items() if not name.endswith(BUFFERS)}
     refuse_quantised(stored, flag)
     return stored
 

@@ -10,6 +10,7 @@ from common.machine import free_bytes
 from decoding.answers import ALONE, Answer, Failure, Rules, cut_answer, end_loop, is_out_of_memory
 from decoding.choosing import StopLoops, processors
 from decoding.serving import Serving
+from loading.adapted import has_learnt_prompt
 from loading.base import load_base
 from loading.lora import load_adapter
 from loading.memory import check_prediction, limit_memory
@@ -132,14 +133,16 @@ def generate(model, codec, prompts: list[list[int]], rules: Rules, numbers: list
     """The model's answers to one batch of prompts (token ids), in their order; drawing is seeded by their `numbers`.
 
     An answer ends where the model's positions do, if they do: prompts that leave too little room are answered with
-    those of their own length, so that no answer depends on its neighbours.
+    those of their own length, so that no answer depends on its neighbours. Behind a prompt that was learnt (peft) no
+    padding may stand, which would move the text away from it: there only prompts of one length go together.
     """
     numbers, groups = numbers or range(len(prompts)), {}
+    learnt = has_learnt_prompt(model)
     for index, prompt in enumerate(prompts):
         room = min(rules.max_new_tokens, (codec.context or len(prompt) + rules.max_new_tokens) - len(prompt))
-        groups.setdefault(room, []).append(index)
+        groups.setdefault((room, len(prompt) if learnt else 0), []).append(index)
     answers = {}
-    for room, indices in groups.items():
+    for (room, _), indices in groups.items():
         about = [prompts[index] for index in indices], [numbers[index] for index in indices]
         made = _generate(model, codec, *about, rules._replace(max_new_tokens=room))
         answers |= dict(zip(indices, made, strict=True))

@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 from transformers import AutoConfig
 from transformers.integrations.liger import apply_liger_kernel
 
-from checkpoints.adapters import read_adapter_config
+from checkpoints.adapters import read_adapter_config, unusual_settings
 from common.errors import UserError, reason_of, say
 from common.machine import free_bytes
 from decoding.answers import ALONE, Answer, Failure, Rules, cut_answer, is_out_of_memory
@@ -55,8 +55,8 @@ def why_not(serving: Serving) -> str | None:
     asked["repetition_penalty"] = rules.repetition_penalty != 1
     if wrong := [f"--{name}" for name, there in asked.items() if there]:
         return f"it answers greedily, on one card, without {', '.join(wrong)}"
-    if serving.adapter and (kind := read_adapter_config(serving.adapter).get("peft_type")) != "LORA":
-        return f"adapters of kind {kind} are not known to it"
+    if serving.adapter and (reason := _why_not_with(read_adapter_config(serving.adapter), serving.merge)):
+        return reason
     try:
         config = AutoConfig.from_pretrained(serving.base, trust_remote_code=serving.trust).get_text_config()
     except Exception as error:  # noqa: BLE001 - somebody's own code may fail in any way; loading will say more
@@ -69,6 +69,14 @@ def why_not(serving: Serving) -> str | None:
     if method := getattr(config, "quantization_config", None):
         return f"the base comes quantised ({method.get('quant_method')}), which was not tried with it"
     return packed_attention.why_not(config, serving.family.packed_types, serving.device, serving.precision.dtype)
+
+
+def _why_not_with(adapter: dict, merge: bool) -> str | None:
+    """Why not with an adapter of these settings; merged, it is but the base's weights, and perhaps more layers."""
+    if not merge and adapter["peft_type"] != "LORA":
+        return f"adapters of kind {adapter['peft_type']} are not known to it"
+    unknown = [name for name in unusual_settings(adapter) if not merge or name == "layer_replication"]
+    return f"adapters with {', '.join(unknown)} are not known to it" if unknown else None
 
 
 def check(serving: Serving) -> None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from checkpoints.adapters import read_adapter_config
+from checkpoints.adapters import read_adapter_config, unusual_settings
 from checkpoints.config import read_context
 from common.errors import UserError, reason_of, say
 from common.processes import LAUNCH, this_process
@@ -136,11 +136,15 @@ def open_model(serving: Serving, codec, longest: int) -> Served:
 def rank_for(adapter: Path) -> int:
     """The smallest rank vLLM allows for an adapter; UserError for one it cannot apply."""
     settings = read_adapter_config(adapter)
-    rank = max([settings.get("r", 8), *(settings.get("rank_pattern") or {}).values()])
-    unfit = [name for name in ("use_dora", "modules_to_save", "alpha_pattern") if settings.get(name)]
-    if settings["peft_type"] != "LORA" or unfit or rank > RANKS[-1]:
-        what = f"has {unfit[0]}" if unfit else f"is {settings['peft_type']} of rank {rank}"
-        raise UserError(f"--engine vllm: the adapter {adapter} {what}, which vLLM cannot apply; drop the flag")
+    kind = settings["peft_type"]
+    what = [f"is {kind} of rank {settings.get('r')}"] if kind != "LORA" else []
+    names = ("use_dora", "modules_to_save", "alpha_pattern", "lora_bias")
+    what += [f"has {name}" for name in (*names, *unusual_settings(settings)) if settings.get(name)]
+    what += ["has bias"] if settings.get("bias", "none") != "none" else []
+    rank = 0 if what else max([settings.get("r", 8), *(settings.get("rank_pattern") or {}).values()])
+    what += [f"is {kind} of rank {rank}"] if rank > RANKS[-1] else []
+    if what:
+        raise UserError(f"--engine vllm: the adapter {adapter} {what[0]}, which vLLM cannot apply; drop the flag")
     return next(allowed for allowed in RANKS if allowed >= rank)
 
 

@@ -1,13 +1,16 @@
-"""A LoRA adapter put on a base: a fresh one to train, or a trained one."""
+"""An adapter put on a base: a fresh one of LoRA to train, or a trained one of any kind."""
 
-import warnings
-from dataclasses import fields
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import save_file
 
-from checkpoints.adapters import check_weights, read_adapter_config
+from checkpoints.adapters import ADAPTER_FILES, as_peft_names, check_weights
 from common.errors import UserError, say
+from loading.adapted import check_tensors, line_of, make_config, merge_adapter, quiet, unfit
 from loading.shape import check_targets, linear_size
 
 
@@ -37,33 +40,39 @@ def add_lora(model, targets: tuple[str, ...], rank: int, alpha: int, dropout: fl
 
 
 def load_adapter(model, folder: Path, merge: bool = False):
-    """`model` with the trained adapter of `folder` (checked by `find_adapter`); `merge` adds it into the weights."""
-    settings = read_adapter_config(folder)
-    unknown = sorted(set(settings) - {field.name for field in fields(LoraConfig)})
-    if settings.get("peft_type") == "LORA" and unknown:
-        say(f"adapter: settings of another version of peft, without effect: {', '.join(unknown)}")
+    """`model` with the trained adapter of `folder`, as peft loads it; `merge` adds it into the weights.
+
+    UserError for an adapter that is not of this base (see `loading.adapted.check_adapter`).
+    """
+    config, saved = make_config(folder, model), check_weights(folder)
+    tensors = as_peft_names(saved)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Unexpected keyword arguments")  # said above
-            config = PeftConfig.from_pretrained(folder)
-            if hasattr(model, "lora_alphas") and not config.alpha_pattern:
-                # Of 2023: its products were added to CPM-Bee's after those were divided, ours before (modeling.py).
-                config.alpha_pattern = model.lora_alphas(config.lora_alpha, config.target_modules)
-            model = PeftModel.from_pretrained(model, folder, config=config)
-    except (RuntimeError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"--lora_weights {folder} does not fit this base model: {error}") from error
-    given, taken = set(check_weights(folder)), set(get_peft_model_state_dict(model, save_embedding_layers=False))
-    for names, what in ((taken - given, "lacks"), (given - taken, "has, unasked by adapter_config.json,")):
-        if names:
-            raise UserError(
-                f"--lora_weights {folder}: the file {what} {len(names)} tensors, e.g. {min(names)}; it is incomplete "
-                "or not of this configuration"
-            )
+        with _named(tensors, folder if tensors.keys() == saved.keys() else None) as place, quiet():
+            model = PeftModel.from_pretrained(model, place, config=config)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of whatever type peft raises for its many kinds
+        raise UserError(f"{unfit(folder)}: {line_of(error)}") from error
+    if own := check_tensors(folder, model, tensors):
+        name = own[0].removeprefix("base_model.model.")
+        say(f"adapter: it brings {len(own)} weights of the base along, e.g. {name}, which take the place of these")
     if merge:
-        return model.merge_and_unload()
+        return merge_adapter(folder, model)
     # As the base's other numbers: products in 32 bits, which peft would cast to and fro, cost a tenth of the speed.
-    if model.dtype.itemsize == 2:
+    # What DoRA divides by stays exact.
+    if model.dtype.itemsize == 2 and config.peft_type == "LORA" and not config.use_dora:
         for name, weight in model.named_parameters():
             if "lora_" in name:
                 weight.data = weight.data.to(model.dtype)
     return model
+
+
+@contextmanager
+def _named(tensors: dict[str, torch.Tensor], folder: Path | None):
+    """A folder from which peft reads `tensors` by these names: theirs, or for a while one of their own."""
+    if folder:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as place:
+        save_file({name: tensor.clone() for name, tensor in tensors.items()}, Path(place) / ADAPTER_FILES[0])
+        yield place

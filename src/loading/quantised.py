@@ -62,7 +62,7 @@ def _multiply(inputs, codes, scales):
 
 
 def _forward(layer, inputs):
-    if layer.weight.CB is not None:
+    if layer.weight.SCB is not None:  # else they are there: DoRA of peft moves a weight about, without its scales
         layer.init_8bit_state()
     kind = inputs.device.type
     inputs = inputs.to(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else inputs.dtype)

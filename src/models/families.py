@@ -20,6 +20,7 @@ class Family:
     answer_only: bool = False  # a prompt sees itself whole, so that only the answer can be learnt
     refused: tuple[tuple[str, tuple, str], ...] = ()  # key of config.json, its values (() = any), what to say of them
     engines: tuple[str, ...] = ("batch",)  # that answer for it (decoding.engines.ENGINES)
+    embeds: bool = True  # whether it can be given something learnt in place of tokens (peft's prompt tuning)
     draws: bool = True  # whether --do_sample works; False: the family generates by itself
     own_prefix: str | None = None  # name of the model's own P-Tuning encoder; None: peft's prefix tuning
     prefix_types: tuple[str, ...] = ()  # model types that keep a prefix in their cache as peft makes it; each is tested
@@ -58,6 +59,7 @@ FAMILIES = (
         package="models.chatglm",
         prompt_apart=True,
         answer_only=True,
+        embeds=False,
         own_prefix="transformer.prefix_encoder",
         context_keys=("max_sequence_length",),
         refused=(
@@ -86,6 +88,7 @@ FAMILIES = (
         tokenizer="cpm-bee",
         package="models.cpmbee",
         answer_only=True,
+        embeds=False,
         draws=False,
         scales_products=True,
     ),

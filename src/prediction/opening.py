@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from checkpoints.adapters import check_fits, find_adapter
+from checkpoints.adapters import find_adapter
 from checkpoints.config import read_context
 from checkpoints.family import Chosen, choose_family
 from checkpoints.prefixes import find_prefix, nearby_steps
@@ -15,6 +15,7 @@ from common.errors import UserError
 from common.machine import choose_device
 from decoding.engines import ENGINES, choose_engine
 from decoding.serving import Prefix, Serving
+from loading.adapted import check_adapter
 from loading.prefix import check_supported
 from loading.shape import check_vocabulary, read_shape
 from prediction.settings import check_apart, choose_precision, choose_template, rules_of
@@ -148,8 +149,9 @@ def _where(source) -> str:
 def _plan(serving: Serving, template: dict, name: str, engine: str, decided: dict, flag: str) -> Opening:
     engine = choose_engine(engine, serving)
     whole_files(serving.base, flag)
-    if serving.adapter and serving.shape:
-        check_fits(serving.adapter, serving.shape.sizes)
+    if serving.adapter:
+        how = serving.family, serving.precision, serving.merge, serving.trust
+        check_adapter(serving.adapter, serving.base, *how)
     codec = load_codec(serving.base, serving.family, serving.trust)
     context = codec.context or read_context(serving.base, serving.family)
     return Opening(serving, template, codec, engine.value, name, {**decided, "engine": engine}, context)

@@ -135,7 +135,7 @@ def make_diff(path_raw, path_tuned, path_diff, *, dtype="float32", device=None) 
 
 
 def merge(path_base, path_adapter, path_merged, *, dtype=None, is_fp16=None, device=None) -> None:
-    """Add a LoRA adapter into its base: W + B @ A * alpha / r; the result loads without peft.
+    """Add an adapter into its base, as peft merges it (LoRA: W + B @ A * alpha / r); the result loads without peft.
 
     Args:
         path_base: folder of the base
@@ -145,32 +145,32 @@ def merge(path_base, path_adapter, path_merged, *, dtype=None, is_fp16=None, dev
         is_fp16: True is --dtype float16, False is --dtype float32
         device: accepted without effect
     """
-    from checkpoints.merging import (  # with transformers and peft, which the other commands do without
-        read_adapter,
-        updated,
-    )
+    from loading.merging import plan_merge  # with transformers and peft, which the other commands do without
 
     started, out = time.time(), Path(path_merged)
     base, config = tensors_of(path_base, "path_base"), read_first_config("path_base", path_base)
     check_kind("path_base", path_base, config, delta=False)
-    updates, whole = read_adapter(Path(path_adapter), base, config)
+    makers, untied, layers = plan_merge(Path(path_adapter), path_base, base)
     chosen = choose_dtype(dtype, is_fp16)
     plan = {name: (at.shape, chosen or at.dtype) for name, at in base.items()}
+    plan |= {name: plan[other] for name, other in untied.items()}
     partial = writing.begin_folder(out, "path_merged", plan, base)
     base_at = writing.copy_old(base, partial / "base")
 
+    def read(name):
+        return read_tensor(name, base_at[name])
+
     def pieces(name):
-        dtype = plan[name][1]
-        if name in updates:
-            return updated(read_tensor(name, base_at[name]), updates[name], dtype)
-        tensor = whole[name] if name in whole else read_tensor(name, base_at[name])
-        return (block.to(dtype) for block in blocks(tensor))
+        tensor = makers[name](read) if name in makers else read(untied.get(name, name))
+        return (block.to(plan[name][1]) for block in blocks(tensor))
 
     writing.write_model(partial, plan, pieces)
-    write_config(partial, plan, config)
+    write_config(partial, plan, {**config, "tie_word_embeddings": False} if untied else config)
     copy_tokenizer(partial, path_base)
     writing.finish_folder(partial, out, {"command": "merge", "base": str(path_base), "adapter": str(path_adapter)})
-    what = f"LoRA added to {len(updates)} tensors" + (f", {len(whole)} replaced (modules_to_save)" if whole else "")
+    what = f"the adapter added to {layers} layers, {len(makers)} tensors changed"
+    if untied:
+        what += f"; {', '.join(untied)} and {', '.join(untied.values())} are no longer one"
     report(f"{out} = {path_base} + {path_adapter}", plan, (base,), started, what)
 
 
