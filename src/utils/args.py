@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from transformers import HfArgumentParser, TrainingArguments
 
+from checkpoints.hub_cache import find_snapshot
 from common.errors import UserError, say
 from common.flags import check_flags
 from common.machine import check_processes, has_cuda
@@ -308,6 +309,7 @@ def parse_finetune(argv=None) -> Arguments:
     model, data, lora, train = parse((ModelArguments, DataArguments, LoraArguments, FinetuneArguments), argv)
     if not model.model_name_or_path:
         raise UserError("--model_name_or_path is missing; give the folder of the base model")
+    model.model_name_or_path = find_snapshot(model.model_name_or_path, "model_name_or_path")
     check_bits(model.bits, lora.full_finetune, train)
     if data.val_set_size is None:
         data.val_set_size = 1000 if train.do_eval and not data.valid_file else 0

@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from checkpoints.hub_cache import find_snapshot
 from common.errors import UserError
 from common.files import check_output
 from common.machine import has_cuda
@@ -152,6 +153,7 @@ def parse_ptuning(argv=None):
     model, args = parse((TunedModelArguments, PtuningArguments), argv)
     if not model.model_name_or_path:
         raise UserError(f"--model_dir is missing; give the folder of the base model ({', '.join(NAMES)})")
+    model.model_name_or_path = find_snapshot(model.model_name_or_path, "model_dir")
     on_cpu = not has_cuda()
     dtype = choose_dtype(asked_dtype(args), on_cpu)
     bits = choose_bits(model.bits or 16, on_cpu)

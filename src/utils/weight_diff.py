@@ -21,6 +21,7 @@ from fire.decorators import SetParseFn, SetParseFns
 
 from checkpoints import tencentpretrain, writing
 from checkpoints.deltas import added, check_alike, check_kind, check_sum, known_sum, read_first_config, wide_enough
+from checkpoints.hub_cache import find_snapshot
 from checkpoints.stored import blocks, contents, dtype_name, read_record, read_tensor, refuse_quantised, tensors_of
 from checkpoints.writing import copy_tokenizer, write_config
 from common.errors import UserError, run_script, say
@@ -266,6 +267,10 @@ CONVERTERS = {
     "is_fp16": converter("is_fp16", TRUTH.__getitem__, "True or False"),
     "heads": converter("heads", int, "a whole number"),
     "expected_sum": converter("expected_sum", float, "a number"),
+    **{
+        f"path_{name}": functools.partial(find_snapshot, flag=f"path_{name}")
+        for name in ("raw", "diff", "tuned", "base", "adapter", "in")
+    },
 }
 
 
