@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from checkpoints.config import read_config
+from checkpoints.stored import why_unread
 from common.errors import UserError
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -109,7 +110,7 @@ def check_weights(folder: Path) -> dict[str, torch.Tensor]:
             else torch.load(file, map_location="cpu", weights_only=True)
         )
     except Exception as error:  # noqa: BLE001 - whatever the reader raises, the file is broken
-        raise UserError(f"{file}: not a readable adapter ({error}); copy or train it again") from None
+        raise UserError(f"{file}: not a readable adapter ({why_unread(error)}); copy or train it again") from None
     if isinstance(tensors, dict) and not tensors:
         raise UserError(f"{file}: holds no tensor ({file.stat().st_size} bytes): a broken save; train it again")
     if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
