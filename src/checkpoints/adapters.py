@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from checkpoints.config import read_config
+from checkpoints.stored import why_unread
 from common.errors import UserError
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -198,8 +199,7 @@ def check_weights(folder: Path) -> dict[str, torch.Tensor]:
             "train it again"
         ) from None
     except Exception as error:  # noqa: BLE001 - whatever the reader raises, the file is broken
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{file}: not a readable adapter ({reason}); copy or train it again") from None
+        raise UserError(f"{file}: not a readable adapter ({why_unread(error)}); copy or train it again") from None
     if isinstance(tensors, dict) and not tensors:
         raise UserError(f"{file}: holds no tensor ({file.stat().st_size} bytes): a broken save; train it again")
     if not isinstance(tensors, dict) or not all(map(_is_plain, tensors.values())):

@@ -1,15 +1,24 @@
-"""config.json of a checkpoint folder, and what is no model by itself."""
+"""config.json of a checkpoint folder: read, its numbers checked; and what is no model by itself."""
 
-import json
+import math
 from pathlib import Path
 
+import transformers
+
 from checkpoints import tencentpretrain
-from checkpoints.stored import contents, is_delta, model_files
+from checkpoints.stored import contents, is_delta, model_files, read_json
 from common.errors import UserError
 from models.families import Family
 
 STRETCHING = ("linear", "dynamic", "yarn")  # rope types beside which config.json may count the positions before them
 CONVERTER = "python src/utils/weight_diff.py"
+MOST_LAYERS, MOST = 1000, 2**31 - 1
+COUNTS = {  # settings that are whole numbers from 1 on, under the names that architectures give them -> the largest
+    **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layer", "n_layers"), MOST_LAYERS),
+    **dict.fromkeys(("hidden_size", "n_embd", "dim_model", "head_dim"), MOST),
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "num_heads", "n_head"), MOST),
+    **dict.fromkeys(("vocab_size", "max_position_embeddings", "n_positions", "max_sequence_length"), MOST),
+}
 
 
 def read_config(model_path: str | Path) -> dict:
@@ -32,12 +41,8 @@ def read_config(model_path: str | Path) -> dict:
         there = sorted(path.name for path in folder.iterdir())
         inside = ", ".join(there[:12]) or "nothing"
         raise UserError(f"--model_name_or_path {model_path}: no config.json there; found {inside}")
-    try:
-        settings = json.loads(config.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{config}:{error.lineno}: not JSON ({error.msg}); download the file again") from None
-    if not isinstance(settings, dict):
-        raise UserError(f"{config}: no JSON object; download the file again")
+    settings = read_json(config)
+    check_settings(settings, config)
     if settings.get("pre_seq_len") and (folder / "pytorch_model.bin").is_file() and not _has_layers(folder):
         raise UserError(
             f"--model_name_or_path {model_path} holds a prefix of P-Tuning v2 and no model; predict with python "
@@ -63,6 +68,59 @@ def refuse_adapter(folder: Path, has_model: bool) -> None:
         )
     raise UserError(
         f"{asked} is a LoRA adapter, not a base model; give the base here and this folder as --lora_weights"
+    )
+
+
+def check_settings(settings: dict, file: Path) -> None:
+    """UserError for the first setting of a config.json that no model can have."""
+    kind = settings.get("model_type", "")
+    if not isinstance(kind, str):
+        raise UserError(f"{file}: model_type is {kind!r}, no name of an architecture; download the file again")
+    for path, value in _each(settings):
+        name, most = path.rpartition(".")[2], COUNTS.get(path.removeprefix("text_config."))
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{file}: {path} is {value}, no number to compute with; download the file again")
+        if f"_{name}".endswith(("_eps", "_epsilon")) and isinstance(value, (int, float)) and not 0 <= value < 1:
+            raise UserError(f"{file}: {path} is {value}; expected 0 or more and less than 1; download the file again")
+        whole = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= (most or 0)
+        if most and not whole and not (value is None or isinstance(value, list)):  # of some architectures one a layer
+            shown = str(value) if isinstance(value, (int, float)) else repr(value)[:80]
+            raise UserError(
+                f"{file}: {path} is {shown}; expected a whole number from 1 to {most}; download the file again"
+            )
+
+
+def pad_beyond(model_path: str | Path) -> dict:
+    """What to change in a base's config: its pad_token_id is none where it lies beyond the embedding's rows.
+
+    transformers would make no embedding with it; batches are padded with `Codec.pad_id`.
+    """
+    settings = read_config(model_path)
+    pad, rows = (settings.get(name) for name in ("pad_token_id", "vocab_size"))
+    beyond = isinstance(pad, int) and isinstance(rows, int) and not -rows <= pad < rows
+    return {"pad_token_id": None} if beyond else {}
+
+
+def _each(settings: dict, before: str = ""):
+    """The dotted name and the value of every setting, those of objects within it as well; lists are not entered."""
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from _each(value, f"{before}{name}.")
+        else:
+            yield before + name, value
+
+
+def unusable(model_path: str | Path, error: Exception) -> UserError:
+    """The error for a config.json that transformers can make no model of, with the setting at fault if it is known."""
+    cause = error.__cause__ if "dataclass" in type(error).__name__.lower() and error.__cause__ else error
+    reason = str(cause).strip().split("\n")[0][:300]
+    if isinstance(error, KeyError):
+        reason = str(error.args[0])[:300]
+        at = next((path for path, value in _each(read_json(Path(model_path) / "config.json")) if value == reason), None)
+        reason = f"{at} {reason} is not known to it" if at else reason
+    return UserError(
+        f"{Path(model_path) / 'config.json'}: transformers {transformers.__version__} can make no model of it "
+        f"({reason or type(error).__name__}); download the file again, or take another base"
     )
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import transformers
+from transformers import AutoConfig
 
-from checkpoints.config import read_config
+from checkpoints.config import read_config, unusable
 from common.errors import UserError, say
 from common.manifest import prefer
 from models.families import FAMILIES, NAMES, Family
@@ -42,7 +43,8 @@ def find_family(model_path: str | Path, model_name: str | None = None) -> tuple[
     if named.package:
         importlib.import_module(named.package)
     if model_name is None:
-        return own, own.name, f"model_type {model_type} in config.json"
+        untold = next((one.told_by for one in FAMILIES if one is not own and model_type in one.model_types), None)
+        return own, own.name, f"model_type {model_type} in config.json" + (f", no {untold}" if untold else "")
     return named, model_name, "--model_name"
 
 
@@ -73,11 +75,27 @@ def choose_family(model_path: str | Path, model_name: str | None, trusted: bool,
     """Family and name of a base, said with their reason: a flag's, else that of `run` (run.json), else config.json's.
 
     `model_name`, `trusted`: --model_name and --trust_remote_code, which is without effect where nothing would need it.
+    UserError, too, for a config.json that transformers cannot use.
     """
     recorded = (run or {}).get("model_name")
     family, name, why = find_family(model_path, prefer("model_name", model_name, recorded))
     say(f"family: {family.name}, as {name} ({'run.json' if recorded == name else why})")
-    return Chosen(family, name, may_run_code(family, trusted))
+    trust = may_run_code(family, trusted)
+    with usable_config(model_path, trust):
+        AutoConfig.from_pretrained(model_path, trust_remote_code=trust)
+    return Chosen(family, name, trust)
+
+
+@contextmanager
+def usable_config(folder: str | Path, trusted: bool):
+    """Errors around what transformers makes of a config.json become UserErrors, as in `own_code`."""
+    try:
+        with own_code(folder, trusted):
+            yield
+    except UserError:
+        raise
+    except Exception as error:  # its settings reach code that raises anything
+        raise unusable(folder, error) from error
 
 
 @contextmanager

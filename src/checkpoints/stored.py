@@ -1,6 +1,7 @@
 """The tensors of a checkpoint folder, as files: what lies where, checked, read one at a time."""
 
 import json
+import os
 import re
 import zipfile
 from pathlib import Path
@@ -16,10 +17,20 @@ RECORD = "weight_diff.json"  # how a folder was made; the first file of an unfin
 BUFFERS = ("rotary_emb.inv_freq", "attn.causal_mask")  # of old checkpoints: they follow from the config, no weights
 CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 DTYPES = {code: dtype for dtype, code in CODES.items()}
-LAYOUTS = (
-    ("model.safetensors.index.json", "model*.safetensors"),
-    ("pytorch_model.bin.index.json", "pytorch_model*.bin"),
-    ("", "*.pt"),  # CPM-Bee as OpenBMB gives it out; it has no index
+
+
+class Layout(NamedTuple):
+    """A way to name the files of a checkpoint."""
+
+    pattern: str  # of all of them
+    whole: str = ""  # the one that holds everything
+    index: str = ""  # what says which file holds which tensor
+
+
+LAYOUTS = (  # in the order in which transformers prefers them
+    Layout("model*.safetensors", "model.safetensors", "model.safetensors.index.json"),
+    Layout("pytorch_model*.bin", "pytorch_model.bin", "pytorch_model.bin.index.json"),
+    Layout("*.pt"),  # CPM-Bee as OpenBMB gives it out
 )
 
 
@@ -55,16 +66,21 @@ def whole_files(folder: str | Path, flag: str) -> tuple[dict[str, str], list[Pat
     index, files = model_files(folder)
     if not files:
         inside = ", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "nothing"
-        raise UserError(
-            f"--{flag} {folder}: no weights there (expected {' or '.join(f for _, f in LAYOUTS)}); found {inside}"
-        )
+        wanted = " or ".join(layout.pattern for layout in LAYOUTS)
+        raise UserError(f"--{flag} {folder}: no weights there (expected {wanted}); found {inside}")
     if files[0].suffix == ".pt" and len(files) > 1:
         raise UserError(
             f"--{flag} {folder}: {', '.join(file.name for file in files)}: expected one .pt file; move the others away"
         )
-    missing = [file.name for file in files if not file.is_file()]
+    missing = [file.name for file in files if not os.path.isfile(file)]  # False even for a name no system allows
+    if missing and not index:
+        raise UserError(f"--{flag} {folder}: {', '.join(missing)}: a link to what is not there; download it again")
     if missing:
-        raise UserError(f"--{flag} {folder}: the index names {', '.join(missing)}, not there; download what is missing")
+        whole = next((one.whole for one in LAYOUTS if one.whole and (folder / one.whole).is_file()), None)
+        other = f", or move the index away: {whole} is whole" if whole else ""
+        raise UserError(
+            f"--{flag} {folder}: the index names {shorten(missing)}, not there; download what is missing{other}"
+        )
     parts = re.fullmatch(r".*-of-(\d+)\.\w+", files[0].name)
     if not index and parts and len(files) != int(parts[1]):
         raise UserError(
@@ -92,27 +108,40 @@ def contents(file: Path) -> dict[str, Stored]:
         text = stream.read(min(length, file.stat().st_size))
     try:
         header = json.loads(text)
-    except ValueError:
+        header.pop("__metadata__", None)
+        end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        stored = {n: Stored(file, tuple(e["shape"]), DTYPES.get(e["dtype"], e["dtype"])) for n, e in header.items()}
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         raise _broken(file, "no safetensors file") from None
-    header.pop("__metadata__", None)
-    end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if file.stat().st_size < end:
         raise _broken(file, f"cut off after {file.stat().st_size} of {end} bytes")
-    return {n: Stored(file, tuple(e["shape"]), DTYPES.get(e["dtype"], e["dtype"])) for n, e in header.items()}
+    return stored
 
 
 def load_bin(file: Path) -> dict[str, torch.Tensor]:
     """The tensors of a .bin file: mapped, not read, unless the file is of torch before 1.6."""
-    with open(file, "rb") as stream:
-        if stream.read(2) == b"PK" and not zipfile.is_zipfile(file):
-            raise _broken(file, "cut off")
+    old = is_old(file)
+    if not old and not zipfile.is_zipfile(file):
+        with open(file, "rb") as stream:
+            begin = stream.read(2)
+        raise _broken(file, "cut off" if begin == b"PK" else "no file of torch.save" if begin else "an empty file")
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=not is_old(file))
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=not old)
     except Exception as error:  # noqa: BLE001 - whatever the reader raises, these are no weights
-        raise _broken(file, f"no state dict ({(str(error) or type(error).__name__).splitlines()[0]})") from None
+        raise _broken(file, f"no state dict ({why_unread(error)})") from None
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise _broken(file, "no state dict, for it holds more than tensors")
     return state
+
+
+def why_unread(error: Exception) -> str:
+    """Why torch did not read a file of weights, in one line, without its advice to read it unprotected."""
+    text = str(error).strip()
+    if asked := re.search(r"GLOBAL (\S+)", text):
+        return f"it asks for {asked[1]}, which no weights need; nothing of it was run"
+    if "weights_only" in text:
+        return "no pickle of tensors"
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def is_old(file: Path) -> bool:
@@ -120,7 +149,8 @@ def is_old(file: Path) -> bool:
     if file.suffix == ".safetensors":
         return False
     with open(file, "rb") as stream:
-        return stream.read(2) != b"PK"  # one that begins as a zip archive and is none is cut off
+        begin = stream.read(4)
+    return begin[:1] == b"\x80" and begin[2:] == b"\x8a\n"  # a pickle of a whole number, which torch then wrote first
 
 
 def read_tensor(name: str, at: Stored) -> torch.Tensor:
@@ -159,34 +189,59 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def model_files(folder: Path) -> tuple[dict[str, str], list[Path]]:
-    """The index (tensor -> file name; {} without one) and the files with weights, as transformers would choose them."""
-    for index, pattern in LAYOUTS:
-        if index and (folder / index).is_file():
-            names = read_json(folder / index).get("weight_map")
-            if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-                raise _broken(folder / index, "no weight_map from tensors to files")
+    """The index (tensor -> file name; {} without one) and the files with weights, as transformers would choose them.
+
+    A whole file comes before an index, which may be left from an earlier download, and safetensors before .bin; shards
+    without an index, which transformers does not read, come last.
+    """
+    for layout in LAYOUTS:
+        if layout.whole and (folder / layout.whole).is_file():
+            return {}, [folder / layout.whole]
+        if layout.index and (folder / layout.index).is_file():
+            names = read_index(folder / layout.index)
             return names, [folder / name for name in sorted(set(names.values()))]
-        if files := sorted(folder.glob(pattern)):
-            return {}, files
-    return {}, []
+    return {}, next((files for layout in LAYOUTS if (files := sorted(folder.glob(layout.pattern)))), [])
+
+
+def read_index(file: Path) -> dict[str, str]:
+    """The weight_map of an index: tensor -> name of a file in its folder; UserError when it is none."""
+    names = read_json(file).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise _broken(file, "no weight_map from tensors to files")
+    if outside := [name for name in names.values() if Path(name).is_absolute() or ".." in re.split(r"[/\\]", name)]:
+        raise _broken(file, f"names {shorten(outside[:1])}, which is not in its folder")
+    return names
+
+
+def shorten(names: list[str]) -> str:
+    """The first names of a list, each cut to what a line of an error can hold."""
+    return ", ".join(name[:80] for name in names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def read_json(file: Path) -> dict:
-    """An object in a JSON file; UserError when it is none."""
+    """An object in a JSON file; UserError when it is none, with the line where that can be told."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise _broken(file, f"not JSON ({error})") from None
+        found = json.loads(file.read_bytes().decode("utf-8"))
+    except json.JSONDecodeError as error:
+        if error.doc.startswith("\ufeff"):  # transformers reads these files too, and takes none
+            raise UserError(f"{file}: begins with a byte order mark (BOM); save it as UTF-8 without one") from None
+        raise _broken(file, f"not JSON ({error.msg})", error.lineno) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 (byte {error.start}); save it as UTF-8, or download it again") from None
+    except RecursionError:
+        raise _broken(file, "not JSON (lists or objects are nested too deeply)") from None
+    except ValueError as error:  # a number of more digits than Python reads
+        raise _broken(file, f"not JSON ({str(error).split(';')[0]})") from None
     if not isinstance(found, dict):
         raise _broken(file, "no JSON object")
     return found
 
 
-def _broken(file: Path, why: str) -> UserError:
+def _broken(file: Path, why: str, line: int | None = None) -> UserError:
     with open(file, "rb") as stream:
         if stream.read(23) == b"version https://git-lfs":
-            why = "a pointer of Git LFS, not the file itself"
-    return UserError(f"{file}: {why}; download it again")
+            why, line = "a pointer of Git LFS, not the file itself", None
+    return UserError(f"{file}{f':{line}' if line else ''}: {why}; download it again")
 
 
 def read_record(folder: str | Path) -> dict:

@@ -72,7 +72,7 @@ def write_model(
                 raise
             names |= dict.fromkeys(tensors, file)
     index = {"metadata": {"total_size": total}, "weight_map": names}
-    write_lines(partial / LAYOUTS[0][0], [json.dumps(index, indent=2)])
+    write_lines(partial / LAYOUTS[0].index, [json.dumps(index, indent=2)])
     return sums
 
 

@@ -1,5 +1,6 @@
 """What an answer is, how it is to be made, and where it ends."""
 
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -23,7 +24,9 @@ class Failure(NamedTuple):
     reason: str
 
 
-ALONE = "out of memory, even alone; a smaller --bits may help"  # a Failure's reason
+# Reasons of a Failure.
+ALONE = "out of memory, even alone; a smaller --bits may help"
+NOT_FINITE = "the model gave NaN or infinity instead of an answer"
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -31,6 +34,16 @@ def is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, torch.AcceleratorError):
         return False  # the card takes no further orders from this process
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or should_reduce_batch_size(error)
+
+
+def blame(model) -> str:
+    """What may have caused NOT_FINITE: the first weight that holds such a number, or numbers that grew too large."""
+    base = vars(model).get("base")  # of a model with a prefix, which it is no part of
+    for name, tensor in chain(*(part.state_dict().items() for part in (model, base) if part is not None)):
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            return f"{name} holds NaN or infinity: a damaged file, or a training that failed; get it again"
+    wider = "; --bf16 or --fp32 may help" if model.config.dtype == torch.float16 else ""
+    return f"every weight is finite, but what is computed with them grows beyond what {model.config.dtype} holds{wider}"
 
 
 class Rules(NamedTuple):

@@ -3,12 +3,12 @@
 import gc
 
 import torch
-from transformers import StoppingCriteriaList
+from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from common.errors import reason_of, say
 from common.machine import free_bytes
-from decoding.answers import ALONE, Answer, Failure, Rules, cut_answer, end_loop, is_out_of_memory
-from decoding.choosing import StopLoops, processors
+from decoding.answers import ALONE, NOT_FINITE, Answer, Failure, Rules, cut_answer, end_loop, is_out_of_memory
+from decoding.choosing import StopLoops, Watch, processors
 from decoding.serving import Serving
 from loading.adapted import has_learnt_prompt
 from loading.base import load_base
@@ -72,7 +72,7 @@ def answers(model, codec, waiting: dict, rules: Rules):
         left = left[len(batch) :]
         if isinstance(made, Exception):
             if len(batch) == 1:
-                made = {batch[0]: Failure(reason_of(made))}
+                made = {batch[0]: Failure(NOT_FINITE if isinstance(made, FloatingPointError) else reason_of(made))}
             else:
                 for number in batch:
                     yield from answers(model, codec, {number: waiting[number]}, rules)
@@ -102,8 +102,10 @@ def _try(model, codec, waiting: dict, batch: list[int], rules: Rules):
     return None
 
 
-def answer(model, codec, prompts: list, rules: Rules, numbers: list[int] | None = None) -> list[Answer]:
+def answer(model, codec, prompts: list, rules: Rules, numbers: list[int] | None = None) -> list[Answer | Failure]:
     """The model's answers to one batch of prompts, as `codec.encode` gave them, in their order.
+
+    A Failure takes the place of one that was made of logits that are not finite.
 
     `numbers`: of the prompts, which seed what is drawn; default: their places in the batch. A model that answers trees
     of texts (CPM-Bee) generates by itself.
@@ -129,7 +131,9 @@ def choose_batch_size(config, lengths: list[int], max_new_tokens: int, num_beams
     return max(1, min(most, len(lengths), int(0.6 * free_bytes(device) / record)))
 
 
-def generate(model, codec, prompts: list[list[int]], rules: Rules, numbers: list[int] | None = None) -> list[Answer]:
+def generate(
+    model, codec, prompts: list[list[int]], rules: Rules, numbers: list[int] | None = None
+) -> list[Answer | Failure]:
     """The model's answers to one batch of prompts (token ids), in their order; drawing is seeded by their `numbers`.
 
     An answer ends where the model's positions do, if they do: prompts that leave too little room are answered with
@@ -150,7 +154,7 @@ def generate(model, codec, prompts: list[list[int]], rules: Rules, numbers: list
 
 
 @torch.inference_mode()
-def _generate(model, codec, prompts, numbers, rules: Rules) -> list[Answer]:
+def _generate(model, codec, prompts, numbers, rules: Rules) -> list[Answer | Failure]:
     width = max(len(prompt) for prompt in prompts)
     ids = torch.full((len(prompts), width), codec.pad_id)
     mask = torch.zeros_like(ids)
@@ -158,18 +162,20 @@ def _generate(model, codec, prompts, numbers, rules: Rules) -> list[Answer]:
         ids[row, width - len(prompt) :] = torch.tensor(prompt)
         mask[row, width - len(prompt) :] = 1
     # Beams are candidates, of which one repeats itself and is not taken: only what is taken is looked at.
-    stop = StopLoops(codec, rules.max_repeats if rules.num_beams == 1 else 0)
+    stop, watch = StopLoops(codec, rules.max_repeats if rules.num_beams == 1 else 0), Watch()
     new = model.generate(
         input_ids=ids.to(model.device),
         attention_mask=mask.to(model.device),
         max_new_tokens=rules.max_new_tokens,
         num_beams=rules.num_beams,
         do_sample=False,
-        logits_processor=processors(rules, prompts, numbers),
+        logits_processor=LogitsProcessorList([watch, *processors(rules, prompts, numbers)]),
         stopping_criteria=StoppingCriteriaList([stop] if stop.times else []),
         use_cache=True,
         eos_token_id=codec.eos_id,
         pad_token_id=codec.pad_id,
     )[:, width:].tolist()
     rows = [ids[: stop.stopped.get(row)] for row, ids in enumerate(new)]
-    return [cut_answer(codec, ids, rules.max_repeats) for ids in rows]
+    made = [cut_answer(codec, ids, rules.max_repeats) for ids in rows]
+    pairs = zip(made, watch.broken(len(prompts)), strict=True)
+    return [Failure(NOT_FINITE) if any(broken[: one.tokens]) else one for one, broken in pairs]

@@ -36,6 +36,23 @@ def processors(rules, prompts: list[list[int]], numbers: list[int]) -> LogitsPro
     return found
 
 
+class Watch(LogitsProcessor):
+    """Sees which rows' logits are not finite, and changes nothing. No card is waited for until somebody asks."""
+
+    def __init__(self):
+        self.seen = []  # of each step, the rows' truths
+
+    def __call__(self, input_ids, scores):
+        self.seen.append(~scores.amax(-1).isfinite())  # the largest is NaN where any is
+        return scores
+
+    def broken(self, records: int) -> list[list[bool]]:
+        """Of each record, step by step, whether the logits of any of its rows were not finite."""
+        if not self.seen:  # a model that generates in its own way
+            return [[] for _ in range(records)]
+        return torch.stack(self.seen, 1).view(records, -1, len(self.seen)).any(1).tolist()
+
+
 def seed_of(seed: int, number: int) -> int:
     """A seed of its own for a record: 32 bits, which is what torch's and vLLM's generators take of one."""
     return random.Random(f"{seed} {number}").getrandbits(32)

@@ -20,10 +20,10 @@ from transformers.integrations.liger import apply_liger_kernel
 from checkpoints.adapters import read_adapter_config, unusual_settings
 from common.errors import UserError, reason_of, say
 from common.machine import free_bytes
-from decoding.answers import ALONE, Answer, Failure, Rules, cut_answer, is_out_of_memory
+from decoding.answers import ALONE, NOT_FINITE, Answer, Failure, Rules, cut_answer, is_out_of_memory
 from decoding.batch_engine import choose_batch_size, load_model
 from decoding.kept import Kept, Spans, use_kept_attention
-from decoding.places import Place, Places, Started
+from decoding.places import BROKEN, Place, Places, Started
 from decoding.serving import Serving
 from kg.loops import loops
 from loading.memory import SAFE
@@ -178,7 +178,7 @@ def _answers(model, codec, waiting: dict[int, list[int]], rules: Rules, count: C
             size = next(size for size in steps if size >= len(busy))
             if max(busy) >= size:
                 busy = places.gather(busy)
-            made = _decode(places.tokens[:size], steps[size], tuning.steps)
+            made = _decode(places.said[:size], steps[size], tuning.steps)
         if finished:  # a card is not waited for: it decodes while answers are put on disk, and new prompts computed
             yield _cut(codec, finished, rules)
         with torch.cuda.stream(beside):  # None: no other one
@@ -189,7 +189,9 @@ def _answers(model, codec, waiting: dict[int, list[int]], rules: Rules, count: C
             before, prompt = len(said[number]), waiting[number]
             most = needs[number] - len(prompt) + 1  # that it has room for: the newest token is not kept yet
             said[number] = ids = (said[number] + new)[: min(budget, most)]
-            if _has_ended(codec, ids, before, rules, tuning.block):
+            if _is_broken(codec, ids[before - 1 :]):
+                finished[number] = Failure(NOT_FINITE)
+            elif _has_ended(codec, ids, before, rules, tuning.block):
                 finished[number] = ids
             elif len(ids) == most:  # it goes on, with all the room that it may need, when its turn comes again
                 prompts[number], needs[number] = prompt + ids, len(prompt) + budget
@@ -208,6 +210,11 @@ def _answers(model, codec, waiting: dict[int, list[int]], rules: Rules, count: C
                 said[number].append(first)
             count.update(copied=started.copied, computed=sum(map(len, started.prompts)) - started.copied)
     yield _cut(codec, finished, rules)
+
+
+def _is_broken(codec, ids: list[int]) -> bool:
+    """Whether new tokens of a record stand for logits that are not finite, before its answer ends."""
+    return BROKEN in ids and codec.eos_id not in ids[: ids.index(BROKEN)]
 
 
 def _has_ended(codec, ids: list[int], before: int, rules: Rules, block: int) -> bool:
@@ -304,7 +311,15 @@ def _compute(
     given = (part.to(kept.device) for part in given)
     spans = (part.to(kept.device, torch.int32) for part in (bounds, pad(starts, (0, 1)), lengths))
     last = (bounds[1:] - 1).to(kept.device)
-    return _pass(model, kept, *given, Spans(*spans, int(max(new))), logits_to_keep=last).argmax(-1)
+    logits = _pass(model, kept, *given, Spans(*spans, int(max(new))), logits_to_keep=last)
+    tokens = logits.argmax(-1)
+    return tokens.masked_fill(_are_broken(logits, tokens), BROKEN)
+
+
+def _are_broken(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Whether a row's logits are not finite; its likeliest token's tells: argmax takes a NaN where there is one."""
+    best = logits.gather(-1, tokens[:, None])[:, 0]
+    return best - best != 0
 
 
 def _ranges(firsts: torch.Tensor, lasts: torch.Tensor) -> torch.Tensor:
@@ -331,12 +346,12 @@ def _make_steps(model, places: Places, tuning: Tuning) -> dict[int, Callable]:
 
 
 @torch.inference_mode()
-def _decode(tokens: torch.Tensor, step, steps: int) -> torch.Tensor:
-    """`steps` more of the newest `tokens` (rows), that `step` makes: (rows, steps); no record's mean nothing."""
+def _decode(said: torch.Tensor, step, steps: int) -> torch.Tensor:
+    """`steps` more of what is `said` (rows), that `step` makes: (rows, steps); no record's mean nothing."""
     new = []
     for _ in range(steps):
         step()
-        new.append(tokens.clone())
+        new.append(said.clone())
     return torch.stack(new, 1)
 
 
@@ -344,11 +359,14 @@ def _decode(tokens: torch.Tensor, step, steps: int) -> torch.Tensor:
 def _make_step(model, places: Places, size: int):
     """A function that makes one token of each of the first `size` rows; on a card the replay of a CUDA graph."""
     tokens, positions, starts = places.tokens[:size], places.positions[:size], places.starts[:size]
+    said = places.said[:size]
 
     def step() -> None:
         spans = Spans(places.each[: size + 1], pad(starts, (0, 1)).int(), (positions + 1).int(), 1)
         logits = _pass(model, places.kept, tokens, positions, starts + positions, spans)
-        tokens.copy_(logits.argmax(-1))
+        chosen = logits.argmax(-1)
+        tokens.copy_(chosen)
+        said.copy_(chosen).masked_fill_(_are_broken(logits, chosen), BROKEN)  # seen when answers are handed over
         positions.copy_(torch.minimum(positions + 1, places.last[:size]))
 
     if tokens.device.type != "cuda":

@@ -8,6 +8,8 @@ import torch
 
 from decoding.kept import Kept
 
+BROKEN = -1  # stands for a token whose logits are not finite
+
 
 class Place(NamedTuple):
     row: int
@@ -22,7 +24,7 @@ class Started(NamedTuple):
     places: list[Place]
     prompts: list[list[int]]
     copied: int  # tokens of them
-    firsts: torch.Tensor
+    firsts: torch.Tensor  # BROKEN where its logits are not finite
 
 
 class Places:
@@ -35,6 +37,7 @@ class Places:
         self.shared = shared
         self.kept, self.count = Kept(model, count + size), count
         self.tokens = torch.zeros(size, dtype=torch.long, device=model.device)  # the newest, not kept yet
+        self.said = torch.zeros_like(self.tokens)  # the same, or BROKEN
         self.positions = torch.zeros_like(self.tokens)  # where it stands in its record
         self.each = torch.arange(size + 1, dtype=torch.int32, device=model.device)
         self.starts = torch.zeros_like(self.tokens)  # of the row's stretch
@@ -54,7 +57,7 @@ class Places:
         """Records get their rows: (number, row, first new token) of each."""
         rows, starts, ends = torch.tensor(new.places, device=self.tokens.device).T
         lengths = torch.tensor(list(map(len, new.prompts)), device=self.tokens.device)
-        self.tokens[rows], self.positions[rows] = new.firsts, lengths
+        self.tokens[rows], self.positions[rows] = new.firsts.clamp(min=0), lengths
         self.starts[rows], self.last[rows] = starts, ends - starts - 1
         self.taken |= {place.row: place for place in new.places}
         self.prompts += [(ids, place.start) for ids, place in zip(new.prompts, new.places, strict=True)]

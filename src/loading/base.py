@@ -8,8 +8,9 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.utils import logging
 
-from checkpoints.config import read_config
+from checkpoints.config import pad_beyond
 from checkpoints.family import own_code
+from checkpoints.stored import why_unread
 from common.errors import UserError, say
 from common.processes import this_process
 from loading.fsdp import empty_model, share_buffers
@@ -35,8 +36,8 @@ def load_base(
     quantised. `split`: it will be split over the processes' devices; until then it stays on the CPU, and all processes
     but the first get it without its weights.
     """
-    read_config(path)  # refuses what is no model by itself, such as a delta
-    options = {"dtype": precision.dtype, "trust_remote_code": trust_remote_code, **(changes or {})}
+    changes = {**pad_beyond(path), **(changes or {})}  # which reads the config: what is no model by itself is refused
+    options = {"dtype": precision.dtype, "trust_remote_code": trust_remote_code}
     # On short rows plain products beat torch's fused attention on a CPU (docs/log.md).
     spread = str(device) == "auto"
     if not (torch.cuda.is_available() if spread else torch.device(device).type != "cpu"):
@@ -51,12 +52,18 @@ def load_base(
     if split and this_process().rank > 0:
         return _finish(empty_model(path, **options), codec, device, split, quantised)
     try:
+        options |= {"output_loading_info": True, "generation_config": GenerationConfig()}  # the folder's is not read
         with own_code(path, trust_remote_code), _without_report(bool(fresh)):
-            model, found = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
-    except (OSError, ValueError, RuntimeError) as error:
+            model, found = AutoModelForCausalLM.from_pretrained(path, **options, **changes)
+    except UserError:
+        raise
+    except Exception as error:  # what lies in the folder reaches code that raises anything
         inside = ", ".join(sorted(p.name for p in Path(path).iterdir()))
+        reason = why_unread(error)
+        if "ignore_mismatched_sizes" in reason:
+            reason = "tensors have other sizes than config.json says, see the table above; take both of one release"
         raise UserError(
-            f"--model_name_or_path {path}: the weights cannot be loaded ({error}); found {inside}"
+            f"--model_name_or_path {path}: the weights cannot be loaded ({reason}); found {inside}"
         ) from error
     names = sorted(name for name in found["missing_keys"] if not (fresh and name.startswith(f"{fresh}.")))
     if names:  # transformers would fill them with random numbers

@@ -11,6 +11,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from checkpoints.config import pad_beyond
+
 CONFIG = {
     "version": 2,
     "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",  # layer by layer
@@ -31,7 +33,7 @@ def split_on_cpu() -> None:
 
 def empty_model(path, trust_remote_code: bool = False, **options):
     """The model of a checkpoint folder on the CPU without its weights: of memory never touched, none is taken."""
-    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **pad_beyond(path))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **options)
     model.to_empty(device="cpu")

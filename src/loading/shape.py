@@ -7,6 +7,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
+from checkpoints.config import pad_beyond
+from checkpoints.family import usable_config
 from common.errors import UserError
 
 
@@ -27,14 +29,24 @@ class Shape(NamedTuple):
 
 
 def read_shape(model_path, trust_remote_code: bool = False) -> Shape | None:
-    """Sizes of a checkpoint, from its config.json alone; None when they cannot be told from it."""
+    """Sizes of a checkpoint, from its config.json alone; None when they cannot be told from it.
+
+    UserError for a config.json that transformers can make no model of.
+    """
     try:
-        config = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        with usable_config(model_path, trust_remote_code):
+            options = {"trust_remote_code": trust_remote_code}
+            config = AutoConfig.from_pretrained(model_path, **options, **pad_beyond(model_path))
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config, **options)
+    except UserError:
+        if trust_remote_code:  # somebody's own model code may fail in any way; loading itself will say why
+            return None
+        raise
+    try:
         config, head = config.get_text_config(), model.get_output_embeddings()
         layers, heads = config.num_hidden_layers, config.num_attention_heads  # without heads nothing below is right
-    except Exception:  # noqa: BLE001 - somebody's own model code may fail in any way; loading itself will say why
+    except Exception:  # noqa: BLE001 - another kind of model, which has no such settings
         return None
     sizes = {name: linear_size(module) for name, module in model.named_modules() if module is not head}
     sizes = {name: size for name, size in sizes.items() if size}

@@ -7,6 +7,7 @@ from pathlib import Path
 from checkpoints.adapters import find_adapter
 from checkpoints.config import read_context
 from checkpoints.family import Chosen, choose_family
+from checkpoints.hub_cache import find_snapshot
 from checkpoints.prefixes import find_prefix, nearby_steps
 from checkpoints.stored import whole_files
 from common import manifest
@@ -40,7 +41,7 @@ class Opening:
 
 def plan_adapter(model_args, args, processes: int = 1) -> Opening:
     """The base alone or with a LoRA adapter; `args`: utils.args_predict.InferenceArguments."""
-    adapter = find_adapter(args.lora_weights) if args.lora_weights else None
+    adapter = find_adapter(find_snapshot(args.lora_weights, "lora_weights")) if args.lora_weights else None
     source = adapter or model_args.model_name_or_path
     run = manifest.read_run(source) if source else {}
     if not adapter:
@@ -123,7 +124,8 @@ def open_model(plan: Opening, prompts: list[list[int]]):
 
 def _choose_base(flag: str, model_args, run: dict, lacking: str, source) -> str:
     typed = model_args.model_name_or_path
-    base = manifest.prefer(flag, str(Path(typed).resolve()) if typed else None, run.get("base"))
+    typed = str(Path(find_snapshot(typed, flag)).resolve()) if typed else None
+    base = manifest.prefer(flag, typed, run.get("base"))
     if not base:
         raise UserError(f"--{flag} is missing, and {lacking} folder")
     if not typed and not os.path.isdir(base):

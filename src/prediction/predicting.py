@@ -14,7 +14,7 @@ from common.decisions import Decision, as_json, decide
 from common.errors import UserError, say
 from common.machine import Ranks
 from data.records import name_of
-from decoding.answers import Failure, Rules, plan_batches
+from decoding.answers import NOT_FINITE, Failure, Rules, blame, plan_batches
 from decoding.engines import ENGINES
 from prediction import partial
 from prediction.opening import Opening, open_model
@@ -146,6 +146,8 @@ def answer_share(model, task: Task, settings: dict, ranks: Ranks) -> Share:
         if vain:
             reason, cut = next(iter(vain.values())), f"{len(vain)} answers stay cut at {rules.max_new_tokens} tokens"
             say(f"warning: {cut}: asked again, it failed ({reason})")
+    if NOT_FINITE in failed.values():
+        say(f"warning: {NOT_FINITE}: {blame(model)}")
     device = getattr(model, "device", torch.device("cpu"))  # vLLM keeps its own accounts
     peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0
     return Share(failed, count, tokens, time.time() - start, peak)

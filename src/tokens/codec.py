@@ -1,13 +1,19 @@
 """A tokenizer and the rules its family adds to it: text to ids and back, exactly as published adapters saw it."""
 
+import codecs
 import re
 from dataclasses import dataclass
+from itertools import groupby
 
 from transformers import PreTrainedTokenizerFast
 
 from data.prompts import Piece
 from tokens.batches import make_collator
 from tokens.rows import Limits, encode_row
+
+BROKEN = "\ufffd"  # what stands for a byte that is of no character
+BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a token that is a byte
+codecs.register_error("each byte", lambda error: (BROKEN * (error.end - error.start), error.end))
 
 
 @dataclass(frozen=True)
@@ -21,6 +27,7 @@ class Codec:
     specials: dict[str, int]  # strings that are one token where a template writes them
     strips_spaces: bool = False  # spaces beside a special token vanish, as in the slow tokenizers of 2023
     suffix_ids: tuple[int, ...] = ()  # what every prompt ends with, e.g. [gMASK] <sop>
+    space_byte: int | None = None  # id of <0x20>, where characters that no piece holds are spelt in bytes
     context: int | None = None  # positions that the model has; None: beyond config.json's limit it only gets worse
 
     @property
@@ -60,8 +67,15 @@ class Codec:
         return ids
 
     def decode(self, ids) -> str:
-        """The text of an answer's ids, special tokens left out, nothing cleaned up."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        """The text of an answer's ids, special tokens left out, nothing cleaned up; bytes as sentencepiece reads them.
+
+        transformers makes `BROKEN` of all neighbouring bytes, readable ones among them, when one of them is broken, and
+        takes a byte that is a space, as the first of all, for the space that a text begins with.
+        """
+        text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        if self.space_byte is not None and (BROKEN in text or list(ids[:1]) == [self.space_byte]):
+            return spell_bytes(self.tokenizer, ids)
+        return text
 
     def row(self, template: dict, record: dict, limits: Limits, train_on_inputs: bool = False) -> dict:
         """A record as a training row: `Row` by names, and whatever else `collator` wants of it."""
@@ -92,3 +106,17 @@ def why_too_long(prompt: list[int], context: int | None) -> str | None:
     if context is None or len(prompt) < context:
         return None
     return f"its prompt of {len(prompt)} tokens leaves no room for an answer in the base's context of {context}"
+
+
+def spell_bytes(tokenizer: PreTrainedTokenizerFast, ids) -> str:
+    """The text of ids, special tokens left out, in which each byte that is of no character is one `BROKEN`."""
+    decoder = tokenizer.backend_tokenizer.decoder
+    tokens = [token for token in tokenizer.convert_ids_to_tokens(ids, skip_special_tokens=True) if token is not None]
+    spelt = ["▁"] if tokens[:1] == ["<0x20>"] and not decoder.decode(["▁"]) else []  # it takes one space off
+    for are_bytes, run in groupby(tokens, lambda token: BYTE.fullmatch(token) is not None):
+        if not are_bytes:
+            spelt += run
+            continue
+        for character in bytes(int(token[3:5], 16) for token in run).decode(errors="each byte"):
+            spelt += [BROKEN] if character == BROKEN else map("<0x{:02X}>".format, character.encode())
+    return decoder.decode(spelt)

@@ -1,6 +1,5 @@
 """Checkpoint folders read as codecs, one reader a kind of tokenizer."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -8,7 +7,8 @@ from tokenizers import normalizers
 from transformers import AutoConfig, AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
 from checkpoints.family import own_code
-from common.errors import UserError
+from checkpoints.stored import read_json
+from common.errors import UserError, say
 from models.families import Family
 from tokens.codec import Codec
 
@@ -18,7 +18,9 @@ FILES = {  # of tokenizers that are read from their published files; without the
     "cpm-bee": ("vocab.txt",),
     "moss": ("vocab.json", "merges.txt", "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json"),
 }
+SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")  # that transformers reads
 LLAMA_SPECIALS = {"<unk>": 0, "<s>": 1, "</s>": 2}
+LLAMA_NAMES = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}  # which its files of 2023 leave empty
 
 
 def load_codec(model_path: str | Path, family: Family, trust_remote_code: bool = False) -> Codec:
@@ -38,24 +40,61 @@ def load_codec(model_path: str | Path, family: Family, trust_remote_code: bool =
 
 def _stock_codec(folder: Path, trust_remote_code: bool) -> Codec:
     """What transformers' AutoTokenizer reads."""
+    _check_settings(folder)
+    config = None
     try:
         with own_code(folder, trust_remote_code):
-            if not trust_remote_code and (folder / "config.json").is_file():  # the model's own code: noticed early
-                AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            if (folder / "config.json").is_file():  # the model's own code: noticed early
+                config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+            if not tokenizer.eos_token and _begins_as_llamas(getattr(tokenizer, "backend_tokenizer", None)):
+                tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, **LLAMA_NAMES)
+    except UserError:
+        raise
     except RecursionError:  # AutoTokenizer on LLaMA repositories of 2023, whose special tokens are empty strings
         raise UserError(
             f"{folder}: transformers cannot read this tokenizer; if it is LLaMA's, leave --model_name auto out"
         ) from None
-    except (OSError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001 - a damaged file makes the readers below raise anything
         there = ", ".join(sorted(path.name for path in folder.glob("*token*"))) or "no tokenizer file"
         raise UserError(f"{folder}: config or tokenizer cannot be read ({error}); found {there}") from None
-    if tokenizer.eos_token_id is None:
+    if not tokenizer.eos_token:
         raise UserError(f"{folder}: the tokenizer names no eos_token, so no answer could end; add it to its config")
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    rows = config and getattr(config.get_text_config(), "vocab_size", None)
     prefix = [token for token in tokenizer("")["input_ids"] if token != tokenizer.eos_token_id]
     specials = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-    return Codec(tokenizer, tuple(prefix), tokenizer.eos_token_id, pad, specials)
+    pad, eos = _choose_pad(folder, tokenizer, rows), tokenizer.eos_token_id
+    return Codec(tokenizer, tuple(prefix), eos, pad, specials, space_byte=_space_byte(tokenizer))
+
+
+def _check_settings(folder: Path) -> None:
+    """UserError for a file of a tokenizer's settings that is no JSON object."""
+    for name in SETTINGS:
+        if (folder / name).is_file():
+            read_json(folder / name)
+
+
+def _choose_pad(folder: Path, tokenizer, rows: int | None) -> int:
+    """The id that fills up batches: the tokenizer's own or, where the embedding has no row for it, eos.
+
+    `rows`: of the embedding, None: not known. UserError when there is none for eos either.
+    """
+    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    if rows is None or max(eos, eos if pad is None else pad) < rows:
+        return eos if pad is None else pad
+    if eos >= rows:
+        raise UserError(
+            f"{folder}: the tokenizer's eos_token {tokenizer.eos_token} has the id {eos}, the embedding {rows} rows "
+            "(vocab_size in config.json), so no answer could end; take both of one release"
+        )
+    say(f"padding: {tokenizer.eos_token} ({tokenizer.pad_token} has the id {pad}, the embedding {rows} rows)")
+    return eos
+
+
+def _space_byte(tokenizer) -> int | None:
+    """The id of <0x20> where the tokenizer spells in bytes what no piece holds, as sentencepiece does; else None."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return backend.token_to_id("<0x20>") if backend and "ByteFallback" in repr(backend.decoder) else None
 
 
 def save_tokenizer(codec: Codec, family: Family, model_path: str | Path, out: Path) -> None:
@@ -77,8 +116,9 @@ def _llama_codec(folder: Path, trust_remote_code: bool) -> Codec:
     """
     if not (folder / "tokenizer.model").is_file():
         return _stock_codec(folder, trust_remote_code)
+    _check_settings(folder)
     try:
-        stock = LlamaTokenizer.from_pretrained(folder, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+        stock = LlamaTokenizer.from_pretrained(folder, **LLAMA_NAMES)
     except Exception as error:  # noqa: BLE001 - a damaged file makes the readers below raise anything
         there = ", ".join(f"{path.name} ({path.stat().st_size} bytes)" for path in sorted(folder.glob("*token*")))
         reason = str(error).splitlines()[0]
@@ -86,16 +126,20 @@ def _llama_codec(folder: Path, trust_remote_code: bool) -> Codec:
             f"{folder}: the tokenizer cannot be read ({reason}); found {there}; download it again"
         ) from None
     backend = stock.backend_tokenizer
-    if any(backend.id_to_token(number) != piece for piece, number in LLAMA_SPECIALS.items()):
+    if not _begins_as_llamas(backend):
         return _stock_codec(folder, trust_remote_code)
     # transformers 5 adds the dummy space only to texts that start with none; the originals added it always.
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     backend.pre_tokenizer = None
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<unk>"
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<unk>", **LLAMA_NAMES)
     named = _names_specials(folder)
-    return Codec(tokenizer, (1,), 2, 0, LLAMA_SPECIALS if named else {}, strips_spaces=named)
+    rules = {"strips_spaces": named, "space_byte": _space_byte(tokenizer)}
+    return Codec(tokenizer, (1,), 2, 0, LLAMA_SPECIALS if named else {}, **rules)
+
+
+def _begins_as_llamas(backend) -> bool:
+    """Whether a tokenizer's first tokens are LLaMA's special ones."""
+    return backend is not None and all(backend.id_to_token(at) == piece for piece, at in LLAMA_SPECIALS.items())
 
 
 def _names_specials(folder: Path) -> bool:
@@ -103,7 +147,7 @@ def _names_specials(folder: Path) -> bool:
     config = folder / "tokenizer_config.json"
     if not config.is_file():
         return True
-    eos = json.loads(config.read_text(encoding="utf-8")).get("eos_token", "</s>")
+    eos = read_json(config).get("eos_token", "</s>")
     return bool(eos.get("content") if isinstance(eos, dict) else eos)
 
 

@@ -4,10 +4,10 @@ import torch
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from common.errors import say
+from common.errors import UserError, say
 from data.prompts import make_prompt
 from data.records import name_of
-from decoding.answers import Rules, plan_batches
+from decoding.answers import Failure, Rules, blame, plan_batches
 from decoding.batch_engine import answer
 from kg.metrics import score_records
 from tokens.codec import why_too_long
@@ -46,7 +46,10 @@ def make_score_answers(
                 disable=args.process_index > 0,
             ):
                 made = answer(model, codec, [prompts[index] for index in batch], Rules(max_new_tokens))
-                answers += [(index, one.text) for index, one in zip(batch, made, strict=True)]
+                for index, one in zip(batch, made, strict=True):
+                    if isinstance(one, Failure):
+                        raise UserError(f"{name_of(records[index], index)}, predicted: {one.reason}; {blame(model)}")
+                    answers.append((index, one.text))
         model.config.use_cache = used_cache
         model.train(was_training)
         texts = dict(gather_object(answers))

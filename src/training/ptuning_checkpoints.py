@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from checkpoints.prefixes import save_tensors, steps_in
+from checkpoints.stored import why_unread
 from common.errors import UserError, say
 from training.resuming import Start, choose_start
 
@@ -67,7 +68,9 @@ def load_state(folder: str | Path, rank: int) -> dict:
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - whatever the reader raises, the file is broken
-        raise UserError(f"--resume: {file} cannot be read ({error}); start anew with --overwrite_output_dir") from None
+        raise UserError(
+            f"--resume: {file} cannot be read ({why_unread(error)}); start anew with --overwrite_output_dir"
+        ) from None
 
 
 def prune_checkpoints(out: Path, limit: int) -> None:

@@ -7,6 +7,7 @@ from accelerate.data_loader import DataLoaderShard
 from peft import PeftModel, get_peft_model_state_dict
 from transformers import Trainer, TrainerCallback
 
+from common.errors import UserError, say
 from common.files import to_line
 from loading.fsdp import gather_trained, split_on_cpu
 from training.order import Share, with_empty
@@ -25,6 +26,7 @@ class TripleTrainer(Trainer):
 
     score_answers = None  # a function from the model to its figures (f1, contest, …), or None
     eval_collator = None  # of batches that are evaluated: padded, so that each counts as its number of records
+    sound = True  # whether every loss so far was finite; on a card a tensor, so that nothing waits for it
     tokens = 0  # real ones that this process has trained on; on a card a tensor, so that nothing waits for it
 
     def create_accelerator_and_postprocess(self):
@@ -39,9 +41,35 @@ class TripleTrainer(Trainer):
 
     def training_step(self, model, inputs, *args, **kwargs):
         self.tokens = self.tokens + real_tokens(inputs)
-        return super().training_step(model, inputs, *args, **kwargs)
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self.sound = loss.isfinite() & self.sound
+        return loss
+
+    def check_sound(self, weights: bool = False) -> None:
+        """UserError when a loss so far, or with `weights` a trained weight, is not finite; every process must call it.
+
+        Called where the loss is read anyway: before a line of the log, an evaluation and a checkpoint.
+        """
+        sound = torch.as_tensor(self.sound, device=self.args.device)
+        trained = [part for part in self.model.parameters() if part.requires_grad] if weights else []
+        sound = sound & all(getattr(part, "to_local", lambda part=part: part)().isfinite().all() for part in trained)
+        if not self.accelerator.reduce((~sound).float()).any():
+            return
+        say("")  # ends the line of the progress bar
+        for name, part in self.model.named_parameters():
+            if not part.requires_grad and part.is_floating_point() and not part.isfinite().all():
+                raise UserError(f"{name} of the base holds NaN or infinity, and so does the loss; download it again")
+        raise UserError(
+            f"step {self.state.global_step}: the loss or a trained weight is NaN or infinity; lower --learning_rate, "
+            "or use --bf16 or --fp32. Checkpoints before it stay"
+        )
+
+    def log(self, *args, **kwargs):
+        self.check_sound()
+        return super().log(*args, **kwargs)
 
     def save_model(self, output_dir=None, _internal_call=False):
+        self.check_sound(weights=True)
         if self.is_fsdp_enabled and isinstance(self.model, PeftModel):  # the Trainer would gather the frozen base, too
             return self._save(output_dir or self.args.output_dir, state_dict=gather_trained(self.model))
         return super().save_model(output_dir, _internal_call)
@@ -74,6 +102,7 @@ class TripleTrainer(Trainer):
         )
 
     def evaluate(self, *args, **kwargs):
+        self.check_sound()
         metrics = super().evaluate(*args, **kwargs)
         if self.score_answers is not None:
             figures = {f"eval_{name}": value for name, value in self.score_answers(self.model).items()}

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from transformers import HfArgumentParser, TrainingArguments
 
+from checkpoints.hub_cache import find_snapshot
 from common.errors import UserError, say
 from common.files import check_apart
 from common.flags import MOST_SEED, Range, check_flags, check_ranges
@@ -343,6 +344,7 @@ def parse_finetune(argv=None) -> Arguments:
     model, data, lora, train = parse((ModelArguments, DataArguments, LoraArguments, FinetuneArguments), argv)
     if not model.model_name_or_path:
         raise UserError("--model_name_or_path is missing; give the folder of the base model")
+    model.model_name_or_path = find_snapshot(model.model_name_or_path, "model_name_or_path")
     check_apart(train.output_dir, "--model_name_or_path", model.model_name_or_path)
     check_bits(model.bits, lora.full_finetune, train)
     if data.val_set_size is None:

@@ -4,6 +4,7 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
+from checkpoints.hub_cache import find_snapshot
 from common.errors import UserError
 from common.files import check_apart
 from common.flags import MOST_SEED, Range, check_ranges
@@ -161,6 +162,7 @@ def parse_ptuning(argv=None):
     model, args = parse((TunedModelArguments, PtuningArguments), argv)
     if not model.model_name_or_path:
         raise UserError(f"--model_dir is missing; give the folder of the base model ({', '.join(NAMES)})")
+    model.model_name_or_path = find_snapshot(model.model_name_or_path, "model_dir")
     check_apart(args.output_dir, "--model_dir", model.model_name_or_path)
     on_cpu = not has_cuda()
     dtype = choose_dtype(asked_dtype(args), on_cpu)

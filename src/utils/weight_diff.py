@@ -7,6 +7,7 @@ Commands: recover, make_diff, merge, from_tencentpretrain. None of them ever hol
 """
 
 import difflib
+import functools
 import inspect
 import itertools
 import math
@@ -21,6 +22,7 @@ import torch
 
 from checkpoints import tencentpretrain, writing
 from checkpoints.deltas import added, check_alike, check_kind, check_sum, known_sum, read_first_config, wide_enough
+from checkpoints.hub_cache import find_snapshot
 from checkpoints.stored import blocks, contents, dtype_name, read_record, read_tensor, refuse_quantised, tensors_of
 from checkpoints.writing import copy_tokenizer, write_config
 from common import flags
@@ -267,6 +269,10 @@ CONVERTERS = {
     "is_fp16": converter("is_fp16", TRUTH.__getitem__, "True or False"),
     "heads": converter("heads", int, "a whole number"),
     "expected_sum": converter("expected_sum", float, "a number"),
+    **{
+        f"path_{name}": functools.partial(find_snapshot, flag=f"path_{name}")
+        for name in ("raw", "diff", "tuned", "base", "adapter", "in")
+    },
 }
 MEANT = {  # a word in a flag of other tools -> the folder that it means here, by name, or the command's first or last
     **dict.fromkeys(("adapter", "lora", "peft"), "path_adapter"),

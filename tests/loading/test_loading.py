@@ -202,12 +202,13 @@ def test_an_adapter_of_another_run_is_never_suggested(tmp_path):
 
 # bases that are none
 
+INDEX = "model.safetensors.index.json"
 DAMAGES = {
     "pointer of Git LFS": lambda base: (base / "model.safetensors").write_bytes(b"version https://git-lfs.github.com"),
     "cut off after 5000": lambda base: os.truncate(base / "model.safetensors", 5000),
     "no weights there": lambda base: (base / "model.safetensors").unlink(),
     "config.json: no JSON object": lambda base: (base / "config.json").write_text("[]"),
-    "no weight_map": lambda base: (base / "model.safetensors.index.json").write_text("{}"),
+    "no weight_map": lambda base: (base / "model.safetensors").rename(base / INDEX).write_text("{}"),
 }
 
 

@@ -5,6 +5,8 @@ import shutil
 
 import pytest
 from helpers import GOLDEN
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer
 
 from checkpoints.family import find_family
 from common.errors import UserError
@@ -126,3 +128,67 @@ def test_a_damaged_tokenizer_says_what_is_there(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes((tmp_path / "tokenizer.model").read_bytes()[:1000])
     with pytest.raises(UserError, match=r"the tokenizer cannot be read .*tokenizer.model \(1000 bytes\)"):
         load_codec(tmp_path, find_family(tmp_path)[0])
+
+
+def json_only(folder, codec, settings):
+    """LLaMA's tokenizer as tokenizer.json alone, which begins a text with <s>; `settings`: tokenizer_config.json."""
+    backend = codec.tokenizer.backend_tokenizer
+    before = backend.post_processor
+    backend.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    backend.save(str(folder / "tokenizer.json"))
+    backend.post_processor = before
+    if settings is not None:
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    shutil.copy(GOLDEN / "checkpoint" / "config.json", folder)
+    return folder
+
+
+NAMED = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+EMPTY = {**dict.fromkeys(NAMED, ""), "tokenizer_class": "LLaMATokenizer"}
+
+
+@pytest.mark.parametrize(
+    "settings", [NAMED, {**NAMED, "tokenizer_class": "LlamaTokenizer", "add_bos_token": True}, EMPTY, None]
+)
+def test_llama_without_tokenizer_model_is_read_as_transformers_reads_it(tmp_path, codecs, settings):
+    folder = json_only(tmp_path, codecs["vicuna"], settings)
+    family, name, why = find_family(folder)
+    assert (family.name, name, why) == ("auto", "auto", "model_type llama in config.json, no tokenizer.model")
+    codec, stock = load_codec(folder, family), AutoTokenizer.from_pretrained(folder)
+    assert (codec.prefix_ids, codec.eos_id, codec.pad_id) == ((1,), 2, 2)
+    for record in RECORDS.values():
+        prompt = make_prompt(load_template("alpaca"), record["instruction"], record["input"])
+        ids = stock("".join(piece.text for piece in prompt))["input_ids"]
+        assert codec.encode(prompt) == ids
+    assert load_codec(folder, find_family(folder, "llama")[0]).encode(prompt) == ids
+
+
+def with_pad(folder, base, pad="[PAD]", rows=None, **names):
+    """A base's tokenizer with a token for padding behind all others; `rows`: of the embedding, None: one fewer."""
+    folder.mkdir()
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    rows = len(tokenizer) if rows is None else rows
+    tokenizer.add_special_tokens({"pad_token": pad, **names})
+    tokenizer.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": rows}))
+    return folder
+
+
+def test_padding_without_a_row_in_the_embedding_is_done_with_a_token_that_has_one(tmp_path, embedded_base, capsys):
+    auto, count = find_family(embedded_base)[0], len(AutoTokenizer.from_pretrained(embedded_base))
+    codec = load_codec(with_pad(tmp_path / "beyond", embedded_base), auto)
+    assert (codec.pad_id, codec.eos_id) == (2, 2)
+    assert f"padding: <|im_end|> ([PAD] has the id {count}, the embedding {count} rows)" in capsys.readouterr().err
+    assert codec.collator()([{"input_ids": [5], "labels": [5]}, {"input_ids": [5] * 3, "labels": [5] * 3}])[
+        "input_ids"
+    ].tolist() == [[5, 2, 2], [5, 5, 5]]
+    assert load_codec(with_pad(tmp_path / "within", embedded_base, rows=count + 1), auto).pad_id == count
+    assert capsys.readouterr().err == ""
+
+
+def test_an_end_of_answer_without_a_row_in_the_embedding_is_refused(tmp_path, embedded_base):
+    folder = with_pad(tmp_path / "eos", embedded_base, eos_token="<end>")
+    with pytest.raises(
+        UserError, match=r"eos_token <end> has the id \d+, the embedding \d+ rows .*no answer could end"
+    ):
+        load_codec(folder, find_family(folder)[0])

@@ -1,5 +1,6 @@
 """Answers of CPM-Bee to structured data: greedy, or by the originals' beam search; batched, with a cache."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -49,7 +50,8 @@ def generate(
 
     `max_new_tokens` counts the tokens of all answers of one record, every `</s>` included. With one beam each token is
     the likeliest. `repetition_penalty` ≥ 1 divides (multiplies, if negative) the logits of tokens said before.
-    ValueError for data that are no dicts of texts with an `<ans>`, or for numbers below 1.
+    ValueError for data that are no dicts of texts with an `<ans>`, or for numbers below 1; FloatingPointError for
+    logits that are not finite.
     """
     if max_new_tokens < 1 or num_beams < 1 or repetition_penalty < 1:
         raise ValueError("max_new_tokens, num_beams and repetition_penalty must be at least 1")
@@ -124,6 +126,8 @@ def greedy(
         for index, token in enumerate(logits.argmax(-1).tolist()):
             if index not in going:
                 continue
+            if not logits[index, token].isfinite():
+                raise FloatingPointError("the logits are not finite")
             if _ends(tokenizer, prompts, index, paths[index], token):
                 going.discard(index)
             paths[index] = _extend(tokenizer, prompts, index, paths[index], token)
@@ -156,6 +160,8 @@ def beam_search(
                 done.add(index)
             if index in done:
                 continue
+            if not math.isfinite(values[0]):
+                raise FloatingPointError("the logits are not finite")
             kept = index * beams
             for value, place in zip(values, places, strict=True):
                 row, token = index * beams + place // classes, place % classes
