@@ -119,6 +119,13 @@ def append_answers(output: str | Path, rows: dict[int, dict], rank: int = 0) -> 
     _write(path, "a", to_line(rows) + "\n")
 
 
+def kept_answers(output: str | Path, asked: int) -> str:
+    """What is left of a prediction that was broken off, and how to go on: see common.errors.keeping."""
+    done = len(read_finished(output))
+    kept = f"{done} of {asked} answers are kept in {partial_path(output)}" if done else "nothing was answered yet"
+    return f"{kept}, and the same command {'goes on' if done else 'begins anew'}"
+
+
 def _write(path: Path, mode: str, line: str) -> None:
     try:
         with open(path, mode, encoding="utf-8") as file:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from common import manifest
 from common.decisions import Decision, as_json, decide
-from common.errors import UserError, say
+from common.errors import UserError, keeping, say
 from common.machine import Ranks
 from data.records import name_of
 from decoding.answers import Failure, Rules, plan_batches
@@ -58,7 +58,8 @@ def answer_file(task: Task, ranks: Ranks, started: float) -> None:
     prompts = [question.ids for question in task.questions]
     about = [task.records[question.record] for question in task.questions]
     check_context(plan.codec, prompts, about)
-    with hold_partial(task, ranks.rank) as settings:
+    asked = sum(bool(question.ids) for question in task.questions)
+    with hold_partial(task, ranks.rank) as settings, keeping(lambda: partial.kept_answers(task.output_file, asked)):
         model = open_model(plan, prompts)
         warn_context(model, plan, prompts, about)
         batch_size = choose_batch_size(model, task, settings, ranks)

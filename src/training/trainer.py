@@ -11,6 +11,7 @@ from transformers import Trainer, TrainerCallback
 from loading.fsdp import gather_trained, split_on_cpu
 from training.order import Share, with_empty
 from training.reporting import keep_log
+from training.whole import taking_up
 
 
 def real_tokens(batch: dict):
@@ -45,6 +46,20 @@ class TripleTrainer(Trainer):
         if self.is_fsdp_enabled and isinstance(self.model, PeftModel):  # the Trainer would gather the frozen base, too
             return self._save(output_dir or self.args.output_dir, state_dict=gather_trained(self.model))
         return super().save_model(output_dir, _internal_call)
+
+    # A checkpoint that is damaged in a way that only shows now.
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, *args, **kwargs):
+        with taking_up(resume_from_checkpoint):
+            return super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        with taking_up(checkpoint):
+            return super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint):
+        with taking_up(checkpoint):
+            return super()._load_rng_state(checkpoint)
 
     def gather_adapter(self) -> dict[str, torch.Tensor]:
         """The adapter's tensors by their names in its file; of a split model on the first process only."""
@@ -95,12 +110,12 @@ class LogFile(TrainerCallback):
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 
-class SaveTokenizer(TrainerCallback):
-    """Calls `save` with the folder of every checkpoint: one of a whole model is a base that can be used by itself."""
+class OnSave(TrainerCallback):
+    """Calls `complete` with the folder of every checkpoint, once the Trainer has written it."""
 
-    def __init__(self, save):
-        self.save = save
+    def __init__(self, complete):
+        self.complete = complete
 
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            self.save(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            self.complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")

@@ -9,7 +9,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.errors import UserError, run_script
+from common.errors import UserError, begin_script, run_script
+
+if __name__ == "__main__":
+    begin_script()
+
 from common.files import check_output, write_lines
 from common.flags import check_flags, command
 from data.answers import load_answers, pair_answers
