@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.errors import begin_script, keeping, run_script, say
+from common.refusals import naming
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # --preprocessing_num_workers forks
 os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # batches of all sizes, no memory in pieces
@@ -80,7 +81,8 @@ def finetune(arguments: Arguments, started: float) -> None:
         manifest.write_run(trainer.args.output_dir, run)
     with keeping(lambda: kept_by_finetuning(trainer.args)):
         result = trainer.train(resume_from_checkpoint=checked.start.checkpoint)
-        trainer.save_model(trainer.args.output_dir)
+        with naming(trainer.args.output_dir):
+            trainer.save_model(trainer.args.output_dir)
         report(checked, plan, trainer, run, result, watch, sizes, started)
         # A process that ends while another still works can abort, and torchrun would then stop that one.
         trainer.accelerator.wait_for_everyone()

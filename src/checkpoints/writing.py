@@ -12,8 +12,9 @@ from tqdm import tqdm
 
 from checkpoints.stored import CODES, LAYOUTS, RECORD, Stored, _size, blocks, contents, dtype_name, is_old, load_bin
 from common import locks
-from common.errors import UserError, naming, say
+from common.errors import UserError, say
 from common.files import write_lines
+from common.refusals import naming
 
 SHARD_BYTES = 5 * 10**9  # most bytes of weights in a file that is written
 LOCK = "lock"  # held by the run that writes the folder

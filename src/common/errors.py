@@ -1,6 +1,6 @@
 """Errors that are the user's to mend: one sentence, no traceback."""
 
-import errno
+import atexit
 import os
 import re
 import signal
@@ -9,28 +9,9 @@ from contextlib import contextmanager, suppress
 
 from common import stopping
 from common.processes import this_process
+from common.refusals import NOWHERE, naming, stands_somewhere, why_refused
 
-# What the system says no with -> what to do about it.
-ADVICE = {
-    errno.ENOSPC: "make room",
-    errno.EDQUOT: "make room, or have the quota raised",
-    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
-    errno.EACCES: "give another path, or have its rights changed",
-    errno.EPERM: "give another path, or have its rights changed",
-    errno.EROFS: "give a path on a disk that can be written",
-    errno.EIO: "the disk or its connection has a fault",
-    errno.ESTALE: "the disk or its connection has a fault",
-    errno.ENAMETOOLONG: "give a shorter path",
-    errno.ELOOP: "remove one of the links",
-    errno.ENOTDIR: "give another path",
-    errno.EMFILE: "raise the limit on open files (ulimit -n)",
-    errno.ENFILE: "close other programs",
-    errno.ENOMEM: "free memory, or raise its limit (ulimit -v)",
-}
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what another error may have come of
 KEPT = "what was finished before is kept"
-NOWHERE = "the working folder was deleted; go to another one (cd)"
-LONGEST = 200  # characters of a path that are shown
 
 
 class UserError(Exception):
@@ -40,7 +21,7 @@ class UserError(Exception):
 def begin_script() -> None:
     """What scripts do before they import what takes seconds: from here on Ctrl-C is one line."""
     stopping.watch_signals()
-    if not _stands_somewhere():
+    if not stands_somewhere():
         _say_error(NOWHERE)
         sys.exit(2)
 
@@ -52,16 +33,17 @@ def run_script(main) -> None:
     stopping.begin_work()
     try:
         main()
-        sys.stdout.flush()
+        with naming("stdout"):
+            sys.stdout.flush()
         return
     except BaseException as error:
         number = stopping.stopped_by() or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else None)
         if isinstance(error, SystemExit) and not number:
             raise
         _close_bars()
-        kept = getattr(error, "kept", KEPT)
+        kept = getattr(error, "kept", None)
         if number:
-            stopping.say_stopped(number, kept)
+            stopping.say_stopped(number, kept or f"{KEPT}, and the same command can be given again")
             status = stopping.status_of(number)
         elif isinstance(error, UserError):
             _say_error(str(error))
@@ -69,13 +51,13 @@ def run_script(main) -> None:
         elif isinstance(error, BrokenPipeError):  # `| head` has read enough
             status = 1
         elif refusal := why_refused(error):
-            _say_error(f"{refusal}; {kept}")
+            _say_error(f"{refusal}; {kept or KEPT}")
             status = 2
         elif lost_others(error):  # whose own message, or signal, says more
             status = 1
         else:
             raise
-    _end(status)
+    _end(status, at_once=bool(number))
 
 
 @contextmanager
@@ -92,69 +74,10 @@ def keeping(describe):
         raise
 
 
-@contextmanager
-def naming(path):
-    """An error of the system's in this block that names no file, as those of writing do not, is about `path`."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno and error.filename is None:
-            error.filename = str(path)
-        raise
-
-
-def why_refused(error: BaseException) -> str | None:
-    """What the system refused (a full disk, a forbidden file, …), where, and what to do; None for any other error."""
-    seen = set()
-    cause = error
-    while cause is not None and id(cause) not in seen:
-        seen.add(id(cause))
-        number = _errno_of(cause)
-        if number in ADVICE and (cause is error or number in NO_ROOM):
-            name = getattr(cause, "filename", None)
-            where = f" ({shorten(name)})" if name else ""
-            return f"{os.strerror(number)}{where}; {ADVICE[number]}"
-        cause = cause.__cause__ or cause.__context__
-    text = str(error)
-    if isinstance(error, RuntimeError) and re.search("PytorchStreamWriter failed|unexpected pos", text):
-        return "a file could not be written to its end; make room, or raise the quota or ulimit -f"
-    if isinstance(error, RuntimeError) and text.startswith("Symlink loop"):  # of pathlib, before Python 3.13
-        return f"{text}; {ADVICE[errno.ELOOP]}"
-    if isinstance(error, FileNotFoundError) and "temporary directory" in text:
-        return f"{error.strerror}; make room in one of them, or name another folder by TMPDIR"
-    if isinstance(error, FileNotFoundError) and not _stands_somewhere():
-        return NOWHERE
-    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
-        return f"out of memory; {ADVICE[errno.ENOMEM]}"
-    return None
-
-
-def _stands_somewhere() -> bool:
-    """Whether the folder this process works in is still there."""
-    try:
-        return bool(os.getcwd())
-    except FileNotFoundError:
-        return False
-
-
-def _errno_of(error: BaseException) -> int | None:
-    """The system's number of an error; libraries in Rust (safetensors, tokenizers) give it as text."""
-    if isinstance(error, OSError):
-        return error.errno
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    return int(found[1]) if found else None
-
-
 def lost_others(error: BaseException) -> bool:
     """Whether an error says that another process of this run has ended."""
     pattern = r"[Cc]onnection (was )?(closed|reset) by (remote )?peer|Broken pipe|recvValue failed|[Ss]ocket Timeout"
     return this_process().count > 1 and isinstance(error, RuntimeError) and re.search(pattern, str(error)) is not None
-
-
-def shorten(path) -> str:
-    """A path as a message can hold it."""
-    text = str(path)
-    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}…{text[-LONGEST // 4 :]}"
 
 
 def _close_bars() -> None:
@@ -170,13 +93,16 @@ def _say_error(message: str) -> None:
         print(f"error: {message}", file=sys.stderr, flush=True)
 
 
-def _end(status: int) -> None:
-    """Leave Python. What stdout still holds and cannot be written would be complained about once more."""
+def _end(status: int, at_once: bool) -> None:
+    """Leave Python, `at_once` without tidying its memory up, which takes seconds after torch."""
     try:
         sys.stdout.flush()
-    except OSError:
+    except OSError:  # what stdout still holds cannot be written, of which Python would complain once more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if this_process().count > 1:  # the others may have ended: nothing that waits for them may run
+        os._exit(status)
+    if at_once:
+        atexit._run_exitfuncs()
         os._exit(status)
     sys.exit(status)
 
@@ -184,7 +110,7 @@ def _end(status: int) -> None:
 def say(message: str) -> None:
     """One line for the person at the terminal: to stderr, at once, and only from the first process of a run."""
     if this_process().rank == 0:
-        print(message, file=sys.stderr, flush=True)
+        print(f"{message}\n", end="", file=sys.stderr, flush=True)  # in one piece: Ctrl-C may come between two
 
 
 def reason_of(error: Exception) -> str:

@@ -5,7 +5,8 @@ import json
 import os
 from pathlib import Path
 
-from common.errors import UserError, naming, shorten
+from common.errors import UserError
+from common.refusals import naming, shorten
 
 BESIDE = ".run.json.tmp"  # of a results file
 

@@ -177,8 +177,8 @@ def finish_file(task: Task, shares: list[Share], decided: dict[str, Decision], s
         )
     rows = make_rows(task.records, task.questions, answers)
     run = describe_run(task, rows, shares, decided, time.time() - started)
-    partial.finish_file(task.output_file, rows)
     manifest.write_run_of(task.output_file, run)
+    partial.finish_file(task.output_file, rows)  # the last: only then are the partial files gone
     say_result(task, run["results"])
 
 

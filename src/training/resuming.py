@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common import locks, manifest
-from common.errors import UserError, say, shorten
+from common.errors import UserError, say
+from common.refusals import shorten
 from training.whole import Wanted, fault_of, step_of
 
 
@@ -59,7 +60,7 @@ def alone(output_dir: str | Path, rank: int):
                 folder.rmdir()
 
 
-NOTHING_TRAINED = "nothing was trained yet; give the same command again"
+NOTHING_TRAINED = "nothing was trained yet, and the same command begins anew"
 
 
 class Start(NamedTuple):
@@ -72,7 +73,8 @@ class Start(NamedTuple):
 def choose_start(args, newest: str | None, find, how: str) -> Start:
     """Where to begin, said; UserError rather than overwrite what another run left in --output_dir.
 
-    `newest`: the newest checkpoint there, whole or not, if it says more than that the run is finished; `find()`: where a resumed run goes on; `how`: the flag for it.
+    `newest`: the newest checkpoint there, whole or not, if it is to be named; `find()`: where a resumed run goes on;
+    `how`: the flag for it.
     """
     if args.resume_from_checkpoint:
         return find()
@@ -128,7 +130,7 @@ def kept_of(args, checkpoint: str | None, unfit: bool, how: str) -> str:
     if checkpoint is None and unfit:
         return "there is no checkpoint that can be gone on from; --overwrite_output_dir starts anew"
     if checkpoint is None:
-        return "no checkpoint was written yet; give the same command again"
+        return "no checkpoint was written yet, and the same command begins anew"
     if args.overwrite_output_dir:
         how += " instead of --overwrite_output_dir"
     again = "" if args.resume_from_checkpoint == "auto" else f" with {how}"

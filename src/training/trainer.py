@@ -8,6 +8,7 @@ from accelerate.data_loader import DataLoaderShard
 from peft import PeftModel, get_peft_model_state_dict
 from transformers import Trainer, TrainerCallback
 
+from common.refusals import naming
 from loading.fsdp import gather_trained, split_on_cpu
 from training.order import Share, with_empty
 from training.reporting import keep_log
@@ -41,6 +42,10 @@ class TripleTrainer(Trainer):
     def training_step(self, model, inputs, *args, **kwargs):
         self.tokens = self.tokens + real_tokens(inputs)
         return super().training_step(model, inputs, *args, **kwargs)
+
+    def _save_checkpoint(self, *args, **kwargs):
+        with naming(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"):
+            return super()._save_checkpoint(*args, **kwargs)
 
     def save_model(self, output_dir=None, _internal_call=False):
         if self.is_fsdp_enabled and isinstance(self.model, PeftModel):  # the Trainer would gather the frozen base, too
@@ -106,7 +111,8 @@ class LogFile(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero:
-            with open(Path(args.output_dir) / "log.jsonl", "a", encoding="utf-8") as file:
+            file = Path(args.output_dir) / "log.jsonl"
+            with naming(file), open(file, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 

@@ -16,7 +16,8 @@ from transformers.trainer_pt_utils import safe_globals
 
 from checkpoints.adapters import ADAPTER_FILES
 from checkpoints.stored import contents, load_bin, whole_files
-from common.errors import UserError, reason_of, why_refused
+from common.errors import UserError, reason_of
+from common.refusals import why_refused
 
 READ_THROUGH = 2**28  # bytes of a file up to which all of it is compared with its checksums
 # The beginning of a file's name -> what it holds at least.

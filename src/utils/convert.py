@@ -10,7 +10,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.errors import UserError, begin_script, keeping, naming, run_script, say
+from common.errors import UserError, begin_script, keeping, run_script, say
+from common.refusals import naming
 
 if __name__ == "__main__":
     begin_script()
@@ -41,7 +42,7 @@ def main(argv=None) -> None:
     check_output(arguments.tgt_path, "--tgt_path", arguments.pred_path)
     bad = [] if arguments.skip_bad else None
     existing = next(parent for parent in target.resolve().parents if parent.is_dir())
-    kept = f"{arguments.tgt_path} is left as it was; give the same command again"
+    kept = f"{arguments.tgt_path} is left as it was, and the same command begins anew"
     with keeping(lambda: kept), naming(target), tempfile.TemporaryFile(dir=existing) as file:
         index = spool(arguments.pred_path, file, arguments.schema == "strict", bad)
         if not index:

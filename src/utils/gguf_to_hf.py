@@ -78,7 +78,7 @@ def main(argv=None) -> None:
         raise UserError(f"--out {out}: is there but holds no config.json; move it away, or give another folder")
     gguf = find_gguf(arguments.package)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with keeping(lambda: "nothing is left of it; give the same command again"):
+    with keeping(lambda: "nothing is left of it, and the same command begins anew"):
         convert(gguf, out)
     say(f"{out}: made from {gguf.name}")
 

@@ -293,7 +293,7 @@ def main(argv=None) -> None:
         for flag, value in inspect.signature(command).bind(*args, **kwargs).arguments.items():
             if value in ("True", "False"):  # what fire makes of a flag without a value
                 raise UserError(f"--{flag}: its value is missing")
-        with keeping(lambda: "nothing is left of it; give the same command again"):
+        with keeping(lambda: "nothing is left of it, and the same command begins anew"):
             command(*args, **kwargs)
 
 
