@@ -9,9 +9,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.errors import UserError, begin_script, keeping, run_script, say
+
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # The projection's one large weight is laid anew by DeepSpeed; the place it leaves must be of use to its gradient.
 os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+if __name__ == "__main__":
+    begin_script()
 
 import torch
 
@@ -19,7 +23,6 @@ from checkpoints.family import Chosen, choose_family
 from checkpoints.prefixes import Kind
 from checkpoints.stored import whole_files
 from common import manifest
-from common.errors import UserError, run_script, say
 from common.files import fingerprint
 from common.machine import has_cuda, training_device
 from common.processes import this_process
@@ -34,14 +37,15 @@ from training import deepspeed_engine, ptuning_checkpoints
 from training.planning import Decided, check_ptuning_memory, decide_ptuning
 from training.ptuning import Schedule, make_schedule, train_prefix
 from training.reporting import Log, finish_run, make_run, mean_and_last
-from training.resuming import Start, alone, is_done
+from training.resuming import NOTHING_TRAINED, Start, alone, is_done
+from training.whole import taking_up
 from utils.args_pt import parse_ptuning
 
 
 def main(argv=None) -> None:
     started = time.time()
     model_args, args = parse_ptuning(argv)
-    with alone(args.output_dir, this_process().rank):
+    with alone(args.output_dir, this_process().rank), keeping(lambda: NOTHING_TRAINED):
         finetune(model_args, args, started)
 
 
@@ -65,10 +69,11 @@ def finetune(model_args, args, started: float) -> None:
         keeper = begin(args, checked, run, model, engine)
         clock = time.time()
         collate = checked.codec.collator(8 if device.type == "cuda" else 1)
-        train_prefix(engine, rows.to_list(), collate, args, schedule, checked.start.step, keeper.log, keeper.save)
-        if this_process().rank == 0:
-            check_saved_prefix(model, Path(args.output_dir) / f"global_step-{schedule.steps}")
-            report(args, run, keeper, checked.start.step, weights, time.time() - clock, time.time() - started)
+        with keeping(lambda: ptuning_checkpoints.kept_by_ptuning(args, this_process().count)):
+            train_prefix(engine, rows.to_list(), collate, args, schedule, checked.start.step, keeper.log, keeper.save)
+            if this_process().rank == 0:
+                check_saved_prefix(model, Path(args.output_dir) / f"global_step-{schedule.steps}")
+                report(args, run, keeper, checked.start.step, weights, time.time() - clock, time.time() - started)
 
 
 @dataclass(frozen=True)
@@ -180,7 +185,8 @@ def begin(args, checked: Checked, run: dict, model, engine) -> Keeper:
         ptuning_checkpoints.sweep(out)
         manifest.write_run(out, run)
     if checked.start.checkpoint:
-        deepspeed_engine.restore(engine, ptuning_checkpoints.load_state(checked.start.checkpoint, rank))
+        with taking_up(checked.start.checkpoint):
+            deepspeed_engine.restore(engine, ptuning_checkpoints.load_state(checked.start.checkpoint, rank))
     return Keeper(args, checked, run, model, engine)
 
 

@@ -7,9 +7,12 @@ python src/inference.py --lora_weights lora/sample --input_file data/sample/vali
 import os
 import time
 
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+from common.errors import begin_script, run_script
 
-from common.errors import run_script
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if __name__ == "__main__":
+    begin_script()
+
 from common.machine import join
 from data.records import load_records
 from prediction.opening import plan_adapter

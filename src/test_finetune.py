@@ -10,8 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from common.errors import begin_script, keeping, run_script, say
+from common.refusals import naming
+
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # --preprocessing_num_workers forks
 os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # batches of all sizes, no memory in pieces
+if __name__ == "__main__":
+    begin_script()
 
 import torch
 
@@ -20,7 +25,6 @@ from checkpoints.config import read_context
 from checkpoints.family import Chosen, choose_family
 from checkpoints.stored import whole_files
 from common import manifest
-from common.errors import run_script, say
 from common.files import fingerprint
 from common.machine import training_device
 from data.prompts import load_template
@@ -39,15 +43,23 @@ from training.checking import check_optimizer
 from training.evaluation import make_score_answers
 from training.planning import Decided, decide_training, settle
 from training.reporting import finish_run, make_run, mean_and_last
-from training.resuming import Start, alone, clear_checkpoints, is_done, start_finetuning
-from training.trainer import LogFile, SaveTokenizer, TripleTrainer
+from training.resuming import (
+    NOTHING_TRAINED,
+    Start,
+    alone,
+    clear_checkpoints,
+    is_done,
+    kept_by_finetuning,
+    start_finetuning,
+)
+from training.trainer import LogFile, OnSave, TripleTrainer
 from utils.args import Arguments, parse_finetune
 
 
 def main(argv=None) -> None:
     started = time.time()
     arguments = parse_finetune(argv)
-    with alone(arguments.train.output_dir, arguments.train.process_index):
+    with alone(arguments.train.output_dir, arguments.train.process_index), keeping(lambda: NOTHING_TRAINED):
         finetune(arguments, started)
 
 
@@ -64,16 +76,19 @@ def finetune(arguments: Arguments, started: float) -> None:
     watch = speed.Stopwatch(trainer.count_tokens, plan.device)
     trainer.add_callback(watch)
     run["decided"] = plan.decided.as_json()
+    trainer.add_callback(OnSave(lambda folder: manifest.write_run(folder, run)))
     if trainer.args.process_index == 0:
         if trainer.args.overwrite_output_dir:
             clear_checkpoints(trainer.args.output_dir)
         manifest.write_run(trainer.args.output_dir, run)
-    result = trainer.train(resume_from_checkpoint=checked.start.checkpoint)
-    trainer.save_model(trainer.args.output_dir)
-    report(checked, plan, trainer, run, result, watch, sizes, started)
-    # A process that ends while another still works can abort, and torchrun would then stop that one.
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
+    with keeping(lambda: kept_by_finetuning(trainer.args)):
+        result = trainer.train(resume_from_checkpoint=checked.start.checkpoint)
+        with naming(trainer.args.output_dir):
+            trainer.save_model(trainer.args.output_dir)
+        report(checked, plan, trainer, run, result, watch, sizes, started)
+        # A process that ends while another still works can abort, and torchrun would then stop that one.
+        trainer.accelerator.wait_for_everyone()
+        trainer.accelerator.end_training()
 
 
 @dataclass(frozen=True)
@@ -205,7 +220,8 @@ def make_trainer(arguments: Arguments, checked: Checked, rows: Rows, plan: Plan,
     callbacks = [LogFile()]
     if arguments.lora.full_finetune:
         where = (checked.codec, checked.chosen.family, arguments.model.model_name_or_path)
-        callbacks.append(SaveTokenizer(lambda folder: save_tokenizer(*where, folder)))
+        # A checkpoint of a whole model is a base that can be used by itself.
+        callbacks.append(OnSave(lambda folder: save_tokenizer(*where, folder)))
     trainer = TripleTrainer(
         model=model,
         args=settle(arguments.train, plan.decided),

@@ -1,9 +1,6 @@
 """Prefixes of P-Tuning v2 as files: found and checked."""
 
-import errno
-import os
 import re
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +9,7 @@ import torch
 from checkpoints.adapters import ADAPTER_FILES, check_weights
 from checkpoints.stored import contents, model_files, read_json, read_tensor
 from common.errors import UserError
+from common.refusals import naming
 from models.families import Family
 
 OWN_FILE = "pytorch_model.bin"  # the published script's name
@@ -103,10 +101,6 @@ def steps_in(out: str | Path) -> list[tuple[int, Path]]:
 
 
 def save_tensors(what: dict, file: Path) -> None:
-    """torch.save, whose error says what it is when the disk is full."""
-    try:
+    """torch.save, whose error names the file."""
+    with naming(file):
         torch.save(what, file)
-    except RuntimeError:
-        if shutil.disk_usage(file.parent).free > 2**20:
-            raise
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file)) from None

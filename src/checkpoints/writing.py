@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,9 +14,21 @@ from checkpoints.stored import CODES, LAYOUTS, RECORD, Stored, _size, blocks, co
 from common import locks
 from common.errors import UserError, say
 from common.files import write_lines
+from common.refusals import naming
 
 SHARD_BYTES = 5 * 10**9  # most bytes of weights in a file that is written
 LOCK = "lock"  # held by the run that writes the folder
+
+
+@contextmanager
+def new_folder(out: Path, flag: str, plan: dict, *inputs: dict[str, Stored]):
+    """See `begin_folder`. When the block that fills the folder is broken off, it is deleted: it may be large."""
+    partial = begin_folder(out, flag, plan, *inputs)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def begin_folder(out: Path, flag: str, plan: dict, *inputs: dict[str, Stored]) -> Path:
@@ -59,17 +72,13 @@ def write_model(
     """Write the tensors of `plan` (name -> shape, dtype) as safetensors shards with an index; the sum of each, in fp64.
 
     `pieces(name)` yields a tensor's weights in order, as flat blocks of its dtype; no more than a block is held here.
-    UserError, and `partial` is gone, for a tensor with NaN or infinity in it.
+    UserError for a tensor with NaN or infinity in it.
     """
     shards, sums, names, total = split_shards(plan, shard_bytes), {}, {}, sum(_size(*entry) for entry in plan.values())
     with tqdm(total=total, unit="B", unit_scale=True, desc="writing") as bar:
         for number, tensors in enumerate(shards, 1):
             file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            try:
-                sums |= write_shard(partial / file, {name: plan[name] for name in tensors}, pieces, bar)
-            except UserError:
-                shutil.rmtree(partial)
-                raise
+            sums |= write_shard(partial / file, {name: plan[name] for name in tensors}, pieces, bar)
             names |= dict.fromkeys(tensors, file)
     index = {"metadata": {"total_size": total}, "weight_map": names}
     write_lines(partial / LAYOUTS[0].index, [json.dumps(index, indent=2)])
@@ -102,7 +111,7 @@ def write_shard(path: Path, plan: dict, pieces, bar=None) -> dict[str, float]:
         }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
+    with naming(path), open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in names:
             sums[name] = 0.0

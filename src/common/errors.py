@@ -1,38 +1,114 @@
 """Errors that are the user's to mend: one sentence, no traceback."""
 
-import errno
+import atexit
 import os
+import re
+import signal
 import sys
+from contextlib import contextmanager, suppress
 
+from common import stopping, threads
 from common.processes import this_process
+from common.refusals import NOWHERE, naming, stands_somewhere, why_refused
 
-FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
-NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR)
+KEPT = "what was finished before is kept"
 
 
 class UserError(Exception):
     """Bad input. The message names the file and line, or the flag, what was found, what was expected and what to do."""
 
 
+def begin_script() -> None:
+    """What scripts do before they import what takes seconds: from here on Ctrl-C is one line, and threads that wait
+    for each other leave the cores to others.
+    """
+    stopping.watch_signals()
+    threads.bound_waiting()
+    if not stands_somewhere():
+        _say_error(NOWHERE)
+        sys.exit(2)
+
+
 def run_script(main) -> None:
-    """Call `main()`; a `UserError`, a full disk or a forbidden file becomes one message on stderr and exit status 2."""
+    """Call `main()`. A `UserError` and what the system refuses become one message on stderr and exit status 2, Ctrl-C
+    and SIGTERM one line and exit status 130 or 143.
+    """
+    stopping.begin_work()
     print_anything()
     try:
-        check_working_folder()
         main()
-        sys.stdout.flush()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more when it ends
-        sys.exit(1)
-    except OSError as error:
-        if error.errno not in FULL_OR_FORBIDDEN + NO_PATH:
+        with naming("stdout"):
+            sys.stdout.flush()
+        return
+    except BaseException as error:
+        number = stopping.stopped_by() or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else None)
+        if isinstance(error, SystemExit) and not number:
             raise
-        where = f" ({error.filename})" if error.filename else ""
-        print(f"error: {error.strerror}{where}; what was finished before is kept", file=sys.stderr)
-        sys.exit(2)
+        _close_bars()
+        kept = getattr(error, "kept", None)
+        if number:
+            stopping.say_stopped(number, kept or f"{KEPT}, and the same command can be given again")
+            status = stopping.status_of(number)
+        elif isinstance(error, UserError):
+            _say_error(str(error))
+            status = 2
+        elif isinstance(error, BrokenPipeError):  # `| head` has read enough
+            status = 1
+        elif refusal := why_refused(error):
+            _say_error(f"{refusal}; {kept or KEPT}")
+            status = 2
+        elif lost_others(error):  # whose own message, or signal, says more
+            status = 1
+        else:
+            raise
+    _end(status, at_once=bool(number))
+
+
+@contextmanager
+def keeping(describe):
+    """If the block is broken off, the message ends with `describe()`: what is kept, and how to go on. Of several such
+    blocks, one in another, the inner one's.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not hasattr(error, "kept"):
+            with suppress(Exception):
+                error.kept = describe()
+        raise
+
+
+def lost_others(error: BaseException) -> bool:
+    """Whether an error says that another process of this run has ended."""
+    pattern = r"[Cc]onnection (was )?(closed|reset) by (remote )?peer|Broken pipe|recvValue failed|[Ss]ocket Timeout"
+    return this_process().count > 1 and isinstance(error, RuntimeError) and re.search(pattern, str(error)) is not None
+
+
+def _close_bars() -> None:
+    """tqdm's bars, so that what is said next has a line of its own."""
+    if "tqdm.std" in sys.modules:
+        for bar in list(getattr(sys.modules["tqdm.std"].tqdm, "_instances", ())):
+            with suppress(Exception):
+                bar.close()
+
+
+def _say_error(message: str) -> None:
+    with suppress(OSError):
+        print(f"error: {message}", file=sys.stderr, flush=True)
+
+
+def _end(status: int, at_once: bool) -> None:
+    """Leave Python, `at_once` without tidying its memory up, which takes seconds after torch."""
+    try:
+        sys.stdout.flush()
+    except OSError:  # what stdout still holds cannot be written, of which Python would complain once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if this_process().count > 1:  # the others may have ended: nothing that waits for them may run
+        os._exit(status)
+    if at_once:
+        atexit._run_exitfuncs()
+        os._exit(status)
+    sys.exit(status)
 
 
 def print_anything() -> None:
@@ -42,18 +118,10 @@ def print_anything() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def check_working_folder() -> None:
-    """UserError when the folder that a command was started in has been removed: no path from there leads anywhere."""
-    try:
-        os.getcwd()
-    except OSError:
-        raise UserError("the folder that this was started in is gone; change to another one (cd)") from None
-
-
 def say(message: str) -> None:
     """One line for the person at the terminal: to stderr, at once, and only from the first process of a run."""
     if this_process().rank == 0:
-        print(message, file=sys.stderr, flush=True)
+        print(f"{message}\n", end="", file=sys.stderr, flush=True)  # in one piece: Ctrl-C may come between two
 
 
 def reason_of(error: Exception) -> str:

@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 
 from common.errors import UserError
+from common.refusals import naming, shorten
 
-MOST_NAME = 255  # bytes of a file's name, on every file system in use
 CHECKPOINTS = ("checkpoint-", "global_step-")  # how the names of a training's own folders begin
-BESIDE = (".tmp", ".partial", ".partial.9999")  # what is added to an output's name while it is written
+BESIDE = (".tmp", ".partial", ".partial.9999", ".run.json.tmp")  # what is added to an output's name while it is written
 
 
 def write_rows(path: str | Path, rows) -> None:
@@ -55,41 +55,48 @@ def read_json(path: str | Path, advice: str):
 
 def write_lines(path: str | Path, lines) -> None:
     """Write the lines to a temporary file beside `path`, on disk, and then rename it. A link keeps pointing to it."""
-    check_output(path)
+    check_output(path, beside=(".tmp",))
     path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".tmp")
     try:
-        with open(partial, "w", encoding="utf-8") as file:
-            file.writelines(line + "\n" for line in lines)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        with naming(path):
+            with open(partial, "w", encoding="utf-8") as file:
+                file.writelines(line + "\n" for line in lines)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
 
 
-def check_output(path: str | Path, flag: str = "", *inputs: str | Path | None) -> None:
-    """UserError when no file can be written at `path` (given as `flag`), or when it is one of the `inputs`."""
-    said, target = f"{flag} {path}".strip(), Path(os.path.realpath(path))
+def check_output(
+    path: str | Path, flag: str = "", *inputs: str | Path | None, beside: tuple[str, ...] = BESIDE
+) -> None:
+    """UserError when no file can be written at `path` (given as `flag`), or when it is one of the `inputs`.
+
+    `beside`: what is added to its name for files that are made on the way.
+    """
+    said = f"{flag} {shorten(path)}".strip()
     if not str(path):
         raise UserError(f"{flag or 'the output'}: the path is empty; give a file")
-    if target.is_symlink():
-        raise UserError(f"{said}: its links lead in a circle; give another path")
-    most = MOST_NAME - max(map(len, BESIDE))
-    if (size := len(os.fsencode(target.name))) > most:
-        raise UserError(
-            f"{said}: a name of {size} bytes leaves no room for files beside it; give one of at most {most}"
-        )
-    if target.is_dir():
-        raise UserError(f"{said}: is a folder; give a file in it")
-    if target.exists() and not target.is_file():
-        raise UserError(f"{said}: is no ordinary file, and would be replaced by one; give another path")
-    above = next(parent for parent in target.parents if parent.exists())
+    try:
+        target = Path(path).resolve()
+        if target.is_dir():
+            raise UserError(f"{said}: is a folder; give a file in it")
+        if _is_open_file(Path(path)) or (target.exists() and not target.is_file()):
+            raise UserError(f"{said}: is no ordinary file, and would be replaced by one; give another path")
+        above = next(parent for parent in target.parents if parent.exists())
+        longest = os.pathconf(above, "PC_NAME_MAX") - max(map(len, beside)) if hasattr(os, "pathconf") else 200
+    except (OSError, RuntimeError) as error:  # pathlib's RuntimeError: a circle of links, before Python 3.13
+        reason = getattr(error, "strerror", None) or "its links lead in a circle"
+        raise UserError(f"{said}: {reason}; give another path") from None
     if not above.is_dir():
         raise UserError(f"{said}: {above} is a file, not a folder; give another path")
-    lost = {str(target), *(f"{target}{end}" for end in BESIDE)}
+    if len(os.fsencode(target.name)) > longest:
+        raise UserError(f"{said}: the name is too long ({longest} bytes are left for it here); give a shorter one")
+    lost = {str(target), *(f"{target}{end}" for end in beside)}
     if any(one and os.path.realpath(one) in lost for one in inputs):
         raise UserError(f"{said}: is an input of this command, and would be lost; give another path")
 
@@ -108,6 +115,17 @@ def check_apart(output_dir: str | Path, flag: str, base: str | Path) -> None:
             f"--output_dir {output_dir}: {flag} {base} is one of its checkpoints, which this run may delete; give "
             "another folder"
         )
+
+
+def _is_open_file(path: Path) -> bool:
+    """Whether a path leads to what a process has open (/dev/stdout, /dev/fd/1), be it a pipe or a file."""
+    for _ in range(40):  # links that a system follows
+        if path.absolute().is_relative_to("/proc") or path.absolute().is_relative_to("/dev/fd"):
+            return True
+        if not path.is_symlink():
+            return False
+        path = path.parent / path.readlink()
+    return False
 
 
 def fingerprint(*files: str | Path) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from common import locks
 from common.errors import UserError
 from common.files import to_line, write_rows
+from common.refusals import advice_for
 
 
 def partial_path(output: str | Path, rank: int = 0) -> Path:
@@ -119,6 +120,15 @@ def append_answers(output: str | Path, rows: dict[int, dict], rank: int = 0) -> 
     _write(path, "a", to_line(rows) + "\n")
 
 
+def kept_answers(output: str | Path, asked: int) -> str:
+    """What is left of a prediction that was broken off, and how to go on: see common.errors.keeping."""
+    if not partial_paths(output):
+        return f"{output} is whole"
+    done = len(read_finished(output))
+    kept = f"{done} of {asked} answers are kept in {partial_path(output)}" if done else "nothing was answered yet"
+    return f"{kept}, and the same command {'goes on' if done else 'begins anew'}"
+
+
 def _write(path: Path, mode: str, line: str) -> None:
     try:
         with open(path, mode, encoding="utf-8") as file:
@@ -127,8 +137,8 @@ def _write(path: Path, mode: str, line: str) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be written ({error.strerror}); what was finished before is kept there. Make room, and "
-            "repeat the command to go on"
+            f"{path}: cannot be written ({error.strerror}); what was finished before is kept there. To go on, "
+            f"{advice_for(error)} and repeat the command"
         ) from error
 
 
@@ -138,8 +148,8 @@ def finish_file(output: str | Path, rows: list[dict]) -> None:
         write_rows(output, rows)
     except OSError as error:
         raise UserError(
-            f"{output}: cannot be written ({error.strerror}); every answer is kept in {partial_path(output)}. Make "
-            "room, and repeat the command"
+            f"{output}: cannot be written ({error.strerror}); every answer is kept in {partial_path(output)}. To go "
+            f"on, {advice_for(error)} and repeat the command"
         ) from error
     # The first one, which says that work is left, goes last.
     for path in reversed(partial_paths(output)):

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from common import manifest
 from common.decisions import Decision, as_json, decide
-from common.errors import UserError, say
+from common.errors import UserError, keeping, say
 from common.machine import Ranks
 from data.records import name_of
 from decoding.answers import NOT_FINITE, Failure, Rules, blame, plan_batches
@@ -58,8 +58,9 @@ def answer_file(task: Task, ranks: Ranks, started: float) -> None:
     """
     plan = task.plan
     prompts = [question.ids for question in task.questions]
-    with hold_partial(task, ranks.rank) as settings:
-        if not any(prompts):  # every record has failed before a model was needed
+    asked = sum(map(bool, prompts))
+    with hold_partial(task, ranks.rank) as settings, keeping(lambda: partial.kept_answers(task.output_file, asked)):
+        if not asked:  # every record has failed before a model was needed
             if ranks.rank == 0:
                 finish_file(task, [NOTHING_DONE], plan.decided, started)
             return
@@ -182,8 +183,8 @@ def finish_file(task: Task, shares: list[Share], decided: dict[str, Decision], s
         )
     rows = make_rows(task.records, task.questions, answers)
     run = describe_run(task, rows, shares, decided, time.time() - started)
-    partial.finish_file(task.output_file, rows)
     manifest.write_run_of(task.output_file, run)
+    partial.finish_file(task.output_file, rows)  # the last: only then are the partial files gone
     say_result(task, run["results"])
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 
 from checkpoints.prefixes import save_tensors, steps_in
-from checkpoints.stored import why_unread
+from common import manifest
 from common.errors import UserError, say
-from training.resuming import Start, choose_start
+from training.resuming import Start, choose_start, kept_of
+from training.whole import read_state
 
 STATE = "state"
 
@@ -23,23 +24,48 @@ def start_ptuning(args, processes: int) -> Start:
     out, steps = Path(args.output_dir), steps_in(args.output_dir)
 
     def find() -> Start:
-        there = [(step, folder) for step, folder in steps if (folder / STATE).is_dir()]
-        if not there and steps:
+        finished = manifest.read_run(out).get("status") == "finished"
+        faults = {}
+        for step, folder in reversed(steps):
+            if not (fault := fault_of(folder, processes)):
+                for other, why in faults.items():
+                    say(f"resume: {other} is passed over ({why})")
+                say(f"resume: {folder}")
+                return Start(step, str(folder))
+            faults[folder] = fault
+        if steps and not finished:
+            newest, fault = next(iter(faults.items()))
             raise UserError(
-                f"--resume: no checkpoint in {out} holds {STATE}/, which going on needs; start anew with "
-                "--overwrite_output_dir, or give another folder"
+                f"--resume: no checkpoint in {out} can be gone on from ({newest.name}: {fault}); give another folder, "
+                "or --overwrite_output_dir instead to start anew"
             )
-        if not there:
+        if not finished:
             say("resume: no checkpoint yet, starting at step 0")
-            return Start()
-        step, folder = there[-1]
-        files = len(list((folder / STATE).glob("rank-*.pt")))
-        if files != processes:
-            raise UserError(f"--resume: {folder} was written by {files} processes; go on with as many, not {processes}")
-        say(f"resume: {folder}")
-        return Start(step, str(folder))
+        return Start()
 
     return choose_start(args, str(steps[-1][1]) if steps else None, find, "--resume")
+
+
+def kept_by_ptuning(args, processes: int) -> str:
+    """What is left of a training that was broken off, and how to go on: see common.errors.keeping."""
+    steps = steps_in(args.output_dir)
+    fit = next((str(folder) for _, folder in reversed(steps) if not fault_of(folder, processes)), None)
+    return kept_of(args, fit, bool(steps), "--resume")
+
+
+def fault_of(folder: Path, processes: int) -> str | None:
+    """Why a run cannot go on from a checkpoint as it was; None when it can."""
+    files = len(list((folder / STATE).glob("rank-*.pt")))
+    if not files:
+        return f"it holds no {STATE}/, which going on needs: only the newest checkpoint has it"
+    if files != processes:
+        return f"written by {files} processes; go on with as many, not {processes}"
+    try:
+        for rank in range(processes):
+            read_state(state_file(folder, rank))
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def save_checkpoint(out: Path, step: int, state: dict, rank: int, write, limit: int) -> None:
@@ -49,7 +75,7 @@ def save_checkpoint(out: Path, step: int, state: dict, rank: int, write, limit: 
         shutil.rmtree(partial, ignore_errors=True)
         (partial / STATE).mkdir(parents=True)
     torch.distributed.barrier()
-    save_tensors(state, partial / STATE / f"rank-{rank}.pt")
+    save_tensors(state, state_file(partial, rank))
     if rank == 0:
         write(partial)
     torch.distributed.barrier()
@@ -64,13 +90,12 @@ def save_checkpoint(out: Path, step: int, state: dict, rank: int, write, limit: 
 
 
 def load_state(folder: str | Path, rank: int) -> dict:
-    file = Path(folder) / STATE / f"rank-{rank}.pt"
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - whatever the reader raises, the file is broken
-        raise UserError(
-            f"--resume: {file} cannot be read ({why_unread(error)}); start anew with --overwrite_output_dir"
-        ) from None
+    """What a process needs to go on; UserError when its file is damaged."""
+    return read_state(state_file(folder, rank), mapped=False)
+
+
+def state_file(folder: str | Path, rank: int) -> Path:
+    return Path(folder) / STATE / f"rank-{rank}.pt"
 
 
 def prune_checkpoints(out: Path, limit: int) -> None:

@@ -12,6 +12,7 @@ from common import manifest
 from common.errors import say
 from common.files import to_line, write_rows
 from common.processes import this_process
+from common.refusals import naming
 from kg.metrics import CURVE
 
 
@@ -49,7 +50,8 @@ def draw_curve(history: list[dict], file: Path) -> None:
         scores.set_ylim(0, 1)
     if losses.lines:  # a run shorter than --logging_steps logs no loss
         figure.legend(loc="upper center", ncols=4)
-    figure.savefig(file, dpi=120)
+    with naming(file):
+        figure.savefig(file, dpi=120)
     pyplot.close(figure)
 
 
@@ -63,7 +65,7 @@ class Log:
 
     def __call__(self, row: dict) -> None:
         if this_process().rank == 0:
-            with open(self.file, "a", encoding="utf-8") as file:
+            with naming(self.file), open(self.file, "a", encoding="utf-8") as file:
                 file.write(to_line(row) + "\n")
             line = f"step {row['step']}  loss {row['loss']:.4f}  learning rate {row['learning_rate']:.2e}"
             tqdm.write(line, file=sys.stderr)

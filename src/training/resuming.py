@@ -1,36 +1,42 @@
 """Where a training goes on: the checkpoints that are whole, the run they belong to, and who else writes there."""
 
-import json
+import os
 import shutil
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from accelerate.utils.constants import FSDP_MODEL_NAME
-
 from common import locks, manifest
 from common.errors import UserError, say
+from common.refusals import shorten
+from training.whole import Wanted, fault_of, step_of
 
 
-def find_checkpoint(output_dir: str | Path, processes: int = 1) -> str | None:
-    """The newest checkpoint-N that is whole: its trainer_state.json, written last, can be read, and in a run of
-    several processes each has left its random numbers.
-    """
-    found = []
+class Found(NamedTuple):
+    """The checkpoints of an --output_dir."""
+
+    checkpoint: str | None  # the newest that the run can go on from
+    passed: dict[str, str]  # those that are newer -> why not, the newest first
+
+
+def find_checkpoint(output_dir: str | Path, wanted: Wanted) -> Found:
+    """Where a run of this form can go on."""
+    numbered = {}
     for folder in Path(output_dir).glob("checkpoint-*"):
-        try:
-            step = checkpoint_step(folder)
-            if processes > 1 and not all((folder / f"rng_state_{i}.pth").is_file() for i in range(processes)):
-                raise OSError
-            found.append((step, str(folder)))
-        except (OSError, ValueError, KeyError):
-            say(f"resume: {folder} is not whole (the run was killed while it was written); passed over")
-    return max(found)[1] if found else None
+        if (number := folder.name.removeprefix("checkpoint-")).isdecimal():
+            numbered[int(number)] = str(folder)
+    passed, run = {}, manifest.read_run(output_dir)
+    for _, folder in sorted(numbered.items(), reverse=True):
+        if not (fault := fault_of(folder, wanted) or foreign(folder, run)):
+            return Found(folder, passed)
+        passed[folder] = fault
+    return Found(None, passed)
 
 
-def checkpoint_step(folder: str | Path) -> int:
-    """The optimizer step a checkpoint was saved at; OSError, ValueError or KeyError when it is not whole."""
-    return json.loads((Path(folder) / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+def foreign(folder: str, run: dict) -> str | None:
+    """Whose a checkpoint is that was put into the folder of another run; None for one of `run`."""
+    other = differences(manifest.read_run(folder), run) if run else []
+    return f"of another run: {other[0]}" if other else None
 
 
 @contextmanager
@@ -43,7 +49,7 @@ def alone(output_dir: str | Path, rank: int):
         yield
         return
     folder = Path(output_dir)
-    was_there, what = folder.exists(), f"--output_dir {folder}:"
+    was_there, what = os.path.exists(folder), f"--output_dir {shorten(folder)}:"
     refusal = f"{what} another training is writing it (ps and nvidia-smi show it); give another folder, or wait for it"
     try:
         with locks.hold_file(folder / "training.lock", what, refusal):
@@ -52,6 +58,9 @@ def alone(output_dir: str | Path, rank: int):
         if not was_there:
             with suppress(OSError):  # what holds something, or was not made
                 folder.rmdir()
+
+
+NOTHING_TRAINED = "nothing was trained yet, and the same command begins anew"
 
 
 class Start(NamedTuple):
@@ -64,7 +73,8 @@ class Start(NamedTuple):
 def choose_start(args, newest: str | None, find, how: str) -> Start:
     """Where to begin, said; UserError rather than overwrite what another run left in --output_dir.
 
-    `newest`: the checkpoint there to name, if any; `find()`: where a resumed run goes on; `how`: the flag for it.
+    `newest`: the newest checkpoint there, whole or not, if it is to be named; `find()`: where a resumed run goes on;
+    `how`: the flag for it.
     """
     if args.resume_from_checkpoint:
         return find()
@@ -81,44 +91,78 @@ def choose_start(args, newest: str | None, find, how: str) -> Start:
 def start_finetuning(args) -> Start:
     """Where a training by test_finetune.py begins: see `choose_start`."""
     asked, out = args.resume_from_checkpoint, Path(args.output_dir)
-    there = find_checkpoint(out, args.world_size)
+    wanted = wanted_by(args)
+    found = find_checkpoint(out, wanted)
+    written = [folder for folder in found.passed if step_of(folder) is not None]
     finished = manifest.read_run(out).get("status") == "finished"
 
     def find() -> Start:
-        checkpoint = there if asked == "auto" else asked
-        if asked == "auto" and not finished:
-            say(f"resume: {there}" if there else "resume: no whole checkpoint yet, starting at step 0")
-        if asked != "auto" and not (Path(asked) / "trainer_state.json").is_file():
+        if asked != "auto":
+            if fault := fault_of(asked, wanted):
+                raise UserError(
+                    f"--resume_from_checkpoint {asked}: no whole checkpoint of this run ({fault}); --output_dir's "
+                    f"newest is {found.checkpoint or 'none'}"
+                )
+            return Start(step_of(asked), asked)
+        for folder, fault in found.passed.items():
+            say(f"resume: {folder} is passed over, no whole checkpoint of this run ({fault})")
+        if found.checkpoint is None and written and not finished:
             raise UserError(
-                f"--resume_from_checkpoint {asked}: no whole checkpoint; --output_dir's newest is {there or 'none'}"
+                f"--resume_from_checkpoint auto: no checkpoint in {out} can be gone on from; give another folder, or "
+                "--overwrite_output_dir instead to start anew"
             )
-        if checkpoint is None:
-            return Start()
-        check_split_alike(checkpoint, args.fsdp)
-        return Start(checkpoint_step(checkpoint), checkpoint)
+        if not finished:
+            say(f"resume: {found.checkpoint or 'no whole checkpoint yet, starting at step 0'}")
+        return Start(step_of(found.checkpoint), found.checkpoint) if found.checkpoint else Start()
 
-    return choose_start(args, None if finished else there, find, "--resume_from_checkpoint auto")
+    newest = found.checkpoint or next(iter(written), None)
+    return choose_start(args, None if finished else newest, find, "--resume_from_checkpoint auto")
 
 
-def check_split_alike(checkpoint: str, split: bool) -> None:
-    """UserError when the checkpoint is of a split model and this run's is whole, or the other way round."""
-    if (Path(checkpoint) / f"{FSDP_MODEL_NAME}.bin").is_file() != bool(split):
-        how, do = ("without", "drop it") if split else ("with", "add it")
-        raise UserError(f"--resume_from_checkpoint {checkpoint}: written {how} --fsdp; {do}")
+def kept_by_finetuning(args) -> str:
+    """What is left of a training that was broken off, and how to go on: see common.errors.keeping."""
+    found = find_checkpoint(args.output_dir, wanted_by(args))
+    unfit = any(step_of(folder) is not None for folder in found.passed)
+    return kept_of(args, found.checkpoint, unfit, "--resume_from_checkpoint auto")
+
+
+def kept_of(args, checkpoint: str | None, unfit: bool, how: str) -> str:
+    """`checkpoint`: where the run can go on; `unfit`: there are others, where it cannot; `how`: the flag for it."""
+    if checkpoint is None and unfit:
+        return "there is no checkpoint that can be gone on from; --overwrite_output_dir starts anew"
+    if checkpoint is None:
+        return "no checkpoint was written yet, and the same command begins anew"
+    if args.overwrite_output_dir:
+        how += " instead of --overwrite_output_dir"
+    again = "" if args.resume_from_checkpoint == "auto" else f" with {how}"
+    return f"{checkpoint} is kept, and the same command{again} goes on from it"
+
+
+def wanted_by(args) -> Wanted:
+    return Wanted(args.world_size, bool(args.fsdp), bool(args.fp16))
 
 
 def is_done(args, run: dict, resume: str | None) -> bool:
-    """Whether --output_dir holds this very run, finished; UserError when it holds another one to be resumed."""
-    before = manifest.read_run(args.output_dir)
-    if not args.resume_from_checkpoint or not before:
+    """Whether --output_dir holds this very run, finished.
+
+    UserError when it holds another one, or when `resume`, the checkpoint to go on from, is of another or unknown one.
+    """
+    if not args.resume_from_checkpoint:
         return False
-    names = ("base", "template", "precision", "lora", "prefix", "seed", "data", "training")
-    other = [f"{n}: {before[n]} then, {run[n]} now" for n in names if n in before and before[n] != run[n]]
-    if other:
+    before = manifest.read_run(args.output_dir)
+    of_checkpoint = manifest.read_run(resume) if resume else {}
+    if resume and not of_checkpoint:
+        raise UserError(
+            f"{resume}: no {manifest.NAME} there or beside it says of which run it is; give a checkpoint in its run's "
+            "folder, or start anew"
+        )
+    if other := differences(before, run) or differences(of_checkpoint, run):
         raise UserError(
             f"the run to resume was started otherwise ({'; '.join(other)}); repeat its command, or give another "
             "--output_dir"
         )
+    if not before:
+        return False
     if before["status"] == "finished" and before["planned"] == run["planned"]:
         say(f"{args.output_dir}: finished already, nothing to train")
         return True
@@ -128,6 +172,12 @@ def is_done(args, run: dict, resume: str | None) -> bool:
             "another folder, or --overwrite_output_dir instead of resuming"
         )
     return False
+
+
+def differences(then: dict, now: dict) -> list[str]:
+    """In what two run.json tell of different runs; none where one of them is empty."""
+    names = ("base", "template", "precision", "lora", "prefix", "seed", "data", "training")
+    return [f"{n}: {then[n]} then, {now[n]} now" for n in names if n in then and n in now and then[n] != now[n]]
 
 
 def clear_checkpoints(output_dir: str | Path) -> None:

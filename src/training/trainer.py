@@ -9,9 +9,11 @@ from transformers import Trainer, TrainerCallback
 
 from common.errors import UserError, say
 from common.files import to_line
+from common.refusals import naming
 from loading.fsdp import gather_trained, split_on_cpu
 from training.order import Share, with_empty
 from training.reporting import keep_log
+from training.whole import taking_up
 
 
 def real_tokens(batch: dict):
@@ -68,11 +70,29 @@ class TripleTrainer(Trainer):
         self.check_sound()
         return super().log(*args, **kwargs)
 
+    def _save_checkpoint(self, *args, **kwargs):
+        with naming(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"):
+            return super()._save_checkpoint(*args, **kwargs)
+
     def save_model(self, output_dir=None, _internal_call=False):
         self.check_sound(weights=True)
         if self.is_fsdp_enabled and isinstance(self.model, PeftModel):  # the Trainer would gather the frozen base, too
             return self._save(output_dir or self.args.output_dir, state_dict=gather_trained(self.model))
         return super().save_model(output_dir, _internal_call)
+
+    # A checkpoint that is damaged in a way that only shows now.
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, *args, **kwargs):
+        with taking_up(resume_from_checkpoint):
+            return super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        with taking_up(checkpoint):
+            return super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint):
+        with taking_up(checkpoint):
+            return super()._load_rng_state(checkpoint)
 
     def gather_adapter(self) -> dict[str, torch.Tensor]:
         """The adapter's tensors by their names in its file; of a split model on the first process only."""
@@ -120,16 +140,17 @@ class LogFile(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero:
-            with open(Path(args.output_dir) / "log.jsonl", "a", encoding="utf-8") as file:
+            file = Path(args.output_dir) / "log.jsonl"
+            with naming(file), open(file, "a", encoding="utf-8") as file:
                 file.write(to_line({"step": state.global_step, **logs}) + "\n")
 
 
-class SaveTokenizer(TrainerCallback):
-    """Calls `save` with the folder of every checkpoint: one of a whole model is a base that can be used by itself."""
+class OnSave(TrainerCallback):
+    """Calls `complete` with the folder of every checkpoint, once the Trainer has written it."""
 
-    def __init__(self, save):
-        self.save = save
+    def __init__(self, complete):
+        self.complete = complete
 
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            self.save(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            self.complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")

@@ -10,7 +10,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.errors import UserError, run_script, say
+from common.errors import UserError, begin_script, keeping, run_script, say
+from common.refusals import naming
+
+if __name__ == "__main__":
+    begin_script()
+
 from common.files import check_output, write_lines
 from common.flags import check_flags, command
 from data.submission import check_submission, last_of_each, listed, sort_key, spool
@@ -37,7 +42,8 @@ def main(argv=None) -> None:
     check_output(arguments.tgt_path, "--tgt_path", arguments.pred_path)
     bad = [] if arguments.skip_bad else None
     existing = next(parent for parent in target.resolve().parents if parent.is_dir())
-    with tempfile.TemporaryFile(dir=existing) as file:
+    kept = f"{arguments.tgt_path} is left as it was, and the same command begins anew"
+    with keeping(lambda: kept), naming(target), tempfile.TemporaryFile(dir=existing) as file:
         index = spool(arguments.pred_path, file, arguments.schema == "strict", bad)
         if not index:
             raise UserError(f"{arguments.pred_path}: no prediction could be read\n" + listed(bad))

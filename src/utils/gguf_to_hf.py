@@ -11,12 +11,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from common.errors import UserError, begin_script, keeping, run_script, say
+
+if __name__ == "__main__":
+    begin_script()
+
 import torch
 import transformers
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from common.errors import UserError, run_script, say
 from common.flags import command, parse_flags
 
 
@@ -40,6 +44,15 @@ def convert(gguf: Path, out: Path) -> None:
     """Dequantise `gguf` to bfloat16 and write model and tokenizer to `out`, which is whole or not there."""
     partial = out.with_name(out.name + ".tmp")
     shutil.rmtree(partial, ignore_errors=True)
+    try:
+        convert_into(partial, gguf)
+        os.replace(partial, out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def convert_into(partial: Path, gguf: Path) -> None:
     options = {"gguf_file": gguf.name, "dtype": torch.float32}
     if hasattr(transformers, "GgufConfig"):  # newer releases keep the weights packed unless told otherwise
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
@@ -54,7 +67,6 @@ def convert(gguf: Path, out: Path) -> None:
         setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(getattr(model.config, f"{name}_id")))
     model.to(torch.bfloat16).save_pretrained(partial)
     tokenizer.save_pretrained(partial)
-    os.replace(partial, out)
 
 
 def main(argv=None) -> None:
@@ -72,7 +84,8 @@ def main(argv=None) -> None:
         raise UserError(f"--out {out}: is there but holds no config.json; move it away, or give another folder")
     gguf = find_gguf(arguments.package)
     out.parent.mkdir(parents=True, exist_ok=True)
-    convert(gguf, out)
+    with keeping(lambda: "nothing is left of it, and the same command begins anew"):
+        convert(gguf, out)
     say(f"{out}: made from {gguf.name}")
 
 

@@ -8,7 +8,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.errors import run_script
+from common.errors import begin_script, run_script
+
+if __name__ == "__main__":
+    begin_script()
+
 from common.files import check_output, to_line, write_lines
 from common.flags import MOST_SEED, Range, check_ranges, command, parse_flags
 from data.answers import load_answers, pair_answers

@@ -18,6 +18,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from common.errors import UserError, begin_script, keeping, run_script, say
+
+if __name__ == "__main__":
+    begin_script()
+
 import torch
 
 from checkpoints import tencentpretrain, writing
@@ -26,7 +31,6 @@ from checkpoints.hub_cache import find_snapshot
 from checkpoints.stored import blocks, contents, dtype_name, read_record, read_tensor, refuse_quantised, tensors_of
 from checkpoints.writing import copy_tokenizer, write_config
 from common import flags
-from common.errors import UserError, run_script, say
 from loading.precision import FLAGS
 
 DTYPES = {**FLAGS, **{name: name for name in FLAGS.values()}, "float64": "float64"}
@@ -66,22 +70,22 @@ def recover(
     own = {name: getattr(torch, value) for name, value in record.get("dtypes", {}).items()}
     plan = {name: (at.shape, chosen or own.get(name, at.dtype)) for name, at in diff.items()}
     known = known_sum(path_diff, record, plan, expected_sum) if check else None
-    partial = writing.begin_folder(out, "path_tuned", plan, raw, diff)
-    raw_at, diff_at = writing.copy_old(raw, partial / "raw"), writing.copy_old(diff, partial / "diff")
+    with writing.new_folder(out, "path_tuned", plan, raw, diff) as partial:
+        raw_at, diff_at = writing.copy_old(raw, partial / "raw"), writing.copy_old(diff, partial / "diff")
 
-    def pieces(name):
-        return added(read_tensor(name, raw_at[name]), read_tensor(name, diff_at[name]), plan[name][1])
+        def pieces(name):
+            return added(read_tensor(name, raw_at[name]), read_tensor(name, diff_at[name]), plan[name][1])
 
-    sums = writing.write_model(partial, plan, pieces)
-    verdict = "not checked (--check False)" if not check else "not checked, for none is known for this delta and dtype"
-    if known:
-        verdict = check_sum(sums, known, plan, config, partial)
-    write_config(partial, plan, config)
-    copy_tokenizer(partial, path_diff, path_raw)
-    total = math.fsum(sums.values())
-    writing.finish_folder(
-        partial, out, {"command": "recover", "raw": str(path_raw), "diff": str(path_diff), "sum": total}
-    )
+        sums = writing.write_model(partial, plan, pieces)
+        verdict = "not checked, for none is known for this delta and dtype" if check else "not checked (--check False)"
+        if known:
+            verdict = check_sum(sums, known, plan, config)
+        write_config(partial, plan, config)
+        copy_tokenizer(partial, path_diff, path_raw)
+        total = math.fsum(sums.values())
+        writing.finish_folder(
+            partial, out, {"command": "recover", "raw": str(path_raw), "diff": str(path_diff), "sum": total}
+        )
     verdict = f"sum of all weights {total:.4f}, {verdict}"
     report(f"{out} = {path_raw} + {path_diff}", plan, (raw, diff), started, verdict)
 
@@ -106,30 +110,30 @@ def make_diff(path_raw, path_tuned, path_diff, *, dtype="float32", device=None) 
     check_alike(("path_raw", raw), ("path_tuned", tuned))
     chosen = choose_dtype(dtype)
     plan = {name: (at.shape, chosen) for name, at in tuned.items()}
-    partial = writing.begin_folder(out, "path_diff", plan, raw, tuned)
-    raw_at, tuned_at = writing.copy_old(raw, partial / "raw"), writing.copy_old(tuned, partial / "tuned")
-    sums, unequal, furthest = [], 0, 0.0
+    with writing.new_folder(out, "path_diff", plan, raw, tuned) as partial:
+        raw_at, tuned_at = writing.copy_old(raw, partial / "raw"), writing.copy_old(tuned, partial / "tuned")
+        sums, unequal, furthest = [], 0, 0.0
 
-    def pieces(name):
-        nonlocal unequal, furthest
-        base, model = read_tensor(name, raw_at[name]), read_tensor(name, tuned_at[name])
-        for a, b in zip(blocks(base), blocks(model), strict=True):
-            wide = wide_enough(a.dtype, b.dtype, chosen)
-            difference = (b.to(wide) - a.to(wide)).to(chosen)
-            (back,) = added(a, difference, b.dtype)
-            off = (back.double() - b.double()).abs()
-            unequal += torch.count_nonzero(off).item()
-            furthest = max(furthest, off.max().item())
-            sums.append(back.sum(dtype=torch.float64).item())
-            yield difference
+        def pieces(name):
+            nonlocal unequal, furthest
+            base, model = read_tensor(name, raw_at[name]), read_tensor(name, tuned_at[name])
+            for a, b in zip(blocks(base), blocks(model), strict=True):
+                wide = wide_enough(a.dtype, b.dtype, chosen)
+                difference = (b.to(wide) - a.to(wide)).to(chosen)
+                (back,) = added(a, difference, b.dtype)
+                off = (back.double() - b.double()).abs()
+                unequal += torch.count_nonzero(off).item()
+                furthest = max(furthest, off.max().item())
+                sums.append(back.sum(dtype=torch.float64).item())
+                yield difference
 
-    writing.write_model(partial, plan, pieces)
-    write_config(partial, plan, config)
-    copy_tokenizer(partial, path_tuned, path_raw)
-    record = {"command": "make_diff", "raw": str(path_raw), "tuned": str(path_tuned)}
-    record |= {"sum": math.fsum(sums), "unequal": unequal}
-    record["dtypes"] = {name: dtype_name(at.dtype) for name, at in tuned.items()}
-    writing.finish_folder(partial, out, record)
+        writing.write_model(partial, plan, pieces)
+        write_config(partial, plan, config)
+        copy_tokenizer(partial, path_tuned, path_raw)
+        record = {"command": "make_diff", "raw": str(path_raw), "tuned": str(path_tuned)}
+        record |= {"sum": math.fsum(sums), "unequal": unequal}
+        record["dtypes"] = {name: dtype_name(at.dtype) for name, at in tuned.items()}
+        writing.finish_folder(partial, out, record)
     verdict = "recover gives every weight back equal"
     if unequal:
         verdict = f"recover gives {unequal} weights back unequal, the furthest off by {furthest:.2g}"
@@ -156,20 +160,20 @@ def merge(path_base, path_adapter, path_merged, *, dtype=None, is_fp16=None, dev
     chosen = choose_dtype(dtype, is_fp16)
     plan = {name: (at.shape, chosen or at.dtype) for name, at in base.items()}
     plan |= {name: plan[other] for name, other in untied.items()}
-    partial = writing.begin_folder(out, "path_merged", plan, base)
-    base_at = writing.copy_old(base, partial / "base")
+    with writing.new_folder(out, "path_merged", plan, base) as partial:
+        base_at = writing.copy_old(base, partial / "base")
 
-    def read(name):
-        return read_tensor(name, base_at[name])
+        def read(name):
+            return read_tensor(name, base_at[name])
 
-    def pieces(name):
-        tensor = makers[name](read) if name in makers else read(untied.get(name, name))
-        return (block.to(plan[name][1]) for block in blocks(tensor))
+        def pieces(name):
+            tensor = makers[name](read) if name in makers else read(untied.get(name, name))
+            return (block.to(plan[name][1]) for block in blocks(tensor))
 
-    writing.write_model(partial, plan, pieces)
-    write_config(partial, plan, {**config, "tie_word_embeddings": False} if untied else config)
-    copy_tokenizer(partial, path_base)
-    writing.finish_folder(partial, out, {"command": "merge", "base": str(path_base), "adapter": str(path_adapter)})
+        writing.write_model(partial, plan, pieces)
+        write_config(partial, plan, {**config, "tie_word_embeddings": False} if untied else config)
+        copy_tokenizer(partial, path_base)
+        writing.finish_folder(partial, out, {"command": "merge", "base": str(path_base), "adapter": str(path_adapter)})
     what = f"the adapter added to {layers} layers, {len(makers)} tensors changed"
     if untied:
         what += f"; {', '.join(untied)} and {', '.join(untied.values())} are no longer one"
@@ -201,17 +205,17 @@ def from_tencentpretrain(path_in, path_out, *, heads=None) -> None:
     tencentpretrain.check_tokenizer(tokenizer, config["vocab_size"])
     rotary = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
     plan = {new: (stored[old].shape, stored[old].dtype) for new, old in names.items()}
-    partial = writing.begin_folder(out, "path_out", plan, stored)
-    stored_at = writing.copy_old(stored, partial / "in")
+    with writing.new_folder(out, "path_out", plan, stored) as partial:
+        stored_at = writing.copy_old(stored, partial / "in")
 
-    def pieces(name):
-        tensor, layer = read_tensor(names[name], stored_at[names[name]]), name.split(".")[-2]
-        return blocks(tencentpretrain.to_rotary_halves(tensor, rotary[layer]) if layer in rotary else tensor)
+        def pieces(name):
+            tensor, layer = read_tensor(names[name], stored_at[names[name]]), name.split(".")[-2]
+            return blocks(tencentpretrain.to_rotary_halves(tensor, rotary[layer]) if layer in rotary else tensor)
 
-    writing.write_model(partial, plan, pieces)
-    write_config(partial, plan, config)
-    tencentpretrain.write_tokenizer(partial, tokenizer)
-    writing.finish_folder(partial, out, {"command": "from_tencentpretrain", "in": str(file)})
+        writing.write_model(partial, plan, pieces)
+        write_config(partial, plan, config)
+        tencentpretrain.write_tokenizer(partial, tokenizer)
+        writing.finish_folder(partial, out, {"command": "from_tencentpretrain", "in": str(file)})
     what = f"{config['num_hidden_layers']} layers, {rotary['q_proj']} heads, vocabulary of {config['vocab_size']}"
     report(f"{out} = {file}", plan, (stored,), started, what)
 
@@ -337,7 +341,9 @@ def main(argv=None) -> None:
         one.name for one in inspect.signature(command).parameters.values() if one.default is inspect.Parameter.empty
     ]
     words = as_flags(argv[1:], folders)
-    command(**vars(flags.parse_flags(parser_of(command), words, lambda flag: nearest(flag, folders))))
+    given = flags.parse_flags(parser_of(command), words, lambda flag: nearest(flag, folders))
+    with keeping(lambda: "nothing is left of it, and the same command begins anew"):
+        command(**vars(given))
 
 
 if __name__ == "__main__":

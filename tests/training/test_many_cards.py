@@ -19,7 +19,6 @@ from loading.fsdp import empty_model
 from test_finetune import main
 from tokens.batches import IGNORED, make_collator, pack
 from training.order import deal, plan_epoch, with_empty
-from training.resuming import check_split_alike
 
 BASE = GOLDEN / "checkpoint"
 SCRIPT = ROOT / "src" / "test_finetune.py"
@@ -210,13 +209,3 @@ def test_a_model_is_not_split_among_one(tmp_path, nine, monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(UserError, match="--fsdp: one process has nobody to share with; start it with torchrun"):
         main(flags(tmp_path, BASE, nine, "--fsdp"))
-
-
-def test_a_checkpoint_goes_on_only_as_it_began(tmp_path):
-    (tmp_path / "trainer_state.json").write_text('{"global_step": 2}')
-    check_split_alike(str(tmp_path), False)
-    with pytest.raises(UserError, match="written without --fsdp; drop it"):
-        check_split_alike(str(tmp_path), True)
-    (tmp_path / "pytorch_model_fsdp.bin").touch()
-    with pytest.raises(UserError, match="written with --fsdp; add it"):
-        check_split_alike(str(tmp_path), False)

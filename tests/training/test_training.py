@@ -27,7 +27,6 @@ from tokens.batches import IGNORED, make_collator
 from tokens.readers import load_codec
 from tokens.rows import Limits, encode_row
 from training.order import order_epoch
-from training.resuming import find_checkpoint
 
 
 def tiny():
@@ -203,25 +202,6 @@ def test_a_finished_run_is_not_trained_again(tmp_path, capsys):
         main(flags(tmp_path, resume_from_checkpoint="auto", max_steps=6))
     with pytest.raises(UserError, match="started otherwise .training: .*0.003.* then, .*0.1.* now"):
         main(flags(tmp_path, resume_from_checkpoint="auto", learning_rate=0.1))
-
-
-def test_a_checkpoint_of_two_processes_needs_both_their_random_numbers(tmp_path):
-    folder = tmp_path / "checkpoint-2"
-    folder.mkdir()
-    (folder / "trainer_state.json").write_text('{"global_step": 2}')
-    (folder / "rng_state_0.pth").touch()
-    assert find_checkpoint(tmp_path, processes=2) is None
-    (folder / "rng_state_1.pth").touch()
-    assert find_checkpoint(tmp_path, processes=2) == str(folder)
-
-
-def test_a_half_written_checkpoint_is_passed_over(tmp_path, capsys):
-    for step, state in ((2, '{"global_step": 2}'), (4, '{"global_st'), (6, None)):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        if state:
-            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
-    assert find_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
-    assert capsys.readouterr().err.count("is not whole") == 2
 
 
 @pytest.mark.parametrize("how", ["group_by_length", "random"])
