@@ -8,23 +8,18 @@ two triples, such as `),(`, or an asked relation between two commas, or a bracke
 entity with a comma may be cut at the wrong place too: docs/triples.md counts how often real gold has one.
 """
 
-import json
 import re
 from bisect import bisect_left, bisect_right
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice, pairwise
 from typing import NamedTuple
+
+from kg.objects import cut_reasoning, read_objects
 
 OPEN, CLOSE, COMMAS = "(（[【", ")）]】", ",，"
 MARKS, MARKS_CLOSE = "《“「『", "》”」』"  # title and quotation marks: a comma between them belongs to the entity
 QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’"}  # around all parts of a triple they are the format's
 PLACEHOLDERS = {("Subject", "Relation", "Object"), ("头实体", "关系", "尾实体")}  # an instruction's, said again
-KEYS = (  # what answers in JSON call the parts
-    ("head", "relation", "tail"),
-    ("subject", "relation", "object"),
-    ("subject", "predicate", "object"),
-    ("头实体", "关系", "尾实体"),
-)
 BETWEEN = {"contest": ",", "older": "", "lines": "\n"}  # what stands between two triples in each style of `render`
 LONGEST_TRIPLE = 1000  # characters; a bracket that stays open for longer does not hold a triple
 TRIES, MANY = (8, 2), 1000  # closing brackets and commas tried for a triple; fewer where more brackets open than MANY
@@ -69,39 +64,25 @@ def parse_with_rest(
     A triple with a part `NAN` says that there is nothing; it is dropped and stands in neither list.
     """
     triples, rest = {}, []
-    for found in _read_json(text) or _read(text, schema or [], source or ""):
+    read_text = partial(_read, relations=schema or [], source=source or "")
+    text = cut_reasoning(text)
+    objects = read_objects(text, schema or [], read_text)
+    if objects and "{" not in text and all(isinstance(one, str) for one in objects):
+        # Quotation marks may be the entities' own: an asked relation without any between two commas is the text form's.
+        objects = None if any(f",{name}," in text for name in schema or []) else objects
+    for found in read_text(text) if objects is None else objects:
         if isinstance(found, str):
             rest.append(found)
         elif not all(found):
             rest.append(f"({','.join(found)})")
         elif found not in PLACEHOLDERS and not any(part in ("NAN", "nan", "NaN") for part in found):
-            triples[found] = None
+            triples[Triple(*found)] = None
     return list(triples), rest
 
 
 def render(triples, style: str = "contest") -> str:
     """`(h,r,t),(h,r,t)`, the form of the contest; nothing between the triples in style `older`, newlines in `lines`."""
     return BETWEEN[style].join(f"({head},{relation},{tail})" for head, relation, tail in triples)
-
-
-def _read_json(text: str) -> list[Triple] | None:
-    """The triples of an answer that is JSON: lists of three strings, or objects with the three parts by name."""
-    bare = re.sub(r"^\s*```\w*\s|```\s*$", "", text).strip()
-    if bare[:1] not in ("[", "{") or bare[-1:] not in ("]", "}"):
-        return None
-    try:
-        items = json.loads(bare)
-    except (ValueError, RecursionError):
-        return None
-    items = items if isinstance(items, list) and not all(isinstance(item, str) for item in items) else [items]
-    triples = []
-    for item in items:
-        if isinstance(item, dict):
-            item = next(([item[key] for key in keys] for keys in KEYS if all(key in item for key in keys)), None)
-        if not isinstance(item, list) or len(item) != 3 or not all(isinstance(part, str) for part in item):
-            return None
-        triples.append(Triple(*(part.strip() for part in item)))
-    return triples
 
 
 def _read(text: str, relations: list[str], source: str):
