@@ -14,7 +14,7 @@ from helpers import ROOT
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from decoding import fast_engine
-from decoding.answers import Rules
+from decoding.answers import NOT_FINITE, Failure, Rules
 from decoding.fast_engine import MEASURED, Tuning
 from loading import quantised
 from loading.quantised import QUANTISATIONS, use_plain_product
@@ -107,6 +107,22 @@ def compare_with_whole_passes(exact, model, size: int, tuning: Tuning = MEASURED
             logits = exact(whole).logits[0, len(ids) - 1 : -1]
         taken = logits.gather(1, whole[0, len(ids) :, None])[:, 0]
         assert ((logits.max(-1).values - taken) < 0.5 * logits.std(-1)).all()  # rounding decides near ties only
+
+
+def test_a_record_whose_logits_are_not_finite_fails_alone():
+    model = make("llama", 8).to(torch.bfloat16)
+    prompts = {number: [10 + (7 * number + at) % 500 for at in range(60)] for number in range(6)}
+    prompts[4] = [*prompts[4][:30], 999, *prompts[4][30:]]
+    codec = SimpleNamespace(decode=lambda ids: " ".join(map(str, ids)), eos_id=-1)
+
+    def answered() -> dict:
+        made = fast_engine.answers(model, codec, prompts, Rules(20, batch_size=6))
+        return {number: one for group in made for number, one in group.items()}
+
+    expected = answered()
+    assert not any("999" in answer.text.split() for answer in expected.values())
+    model.get_input_embeddings().weight.data[999, 0] = float("nan")
+    assert answered() == expected | {4: Failure(NOT_FINITE)}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

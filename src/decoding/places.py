@@ -8,7 +8,7 @@ import torch
 
 from decoding.kept import Kept
 
-BROKEN = -1  # stands for a token whose logits are not finite
+BROKEN = -2  # stands for a token whose logits are not finite; no id
 
 
 class Place(NamedTuple):
