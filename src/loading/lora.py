@@ -1,6 +1,7 @@
 """An adapter put on a base: a fresh one of LoRA to train, or a trained one of any kind."""
 
 import tempfile
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -56,6 +57,8 @@ def load_adapter(model, folder: Path, merge: bool = False):
     if own := check_tensors(folder, model, tensors):
         name = own[0].removeprefix("base_model.model.")
         say(f"adapter: it brings {len(own)} weights of the base along, e.g. {name}, which take the place of these")
+    if config.is_prompt_learning:  # said at every prompt: they follow from what is in front
+        warnings.filterwarnings("ignore", message="Position ids are not supported")
     if merge:
         return merge_adapter(folder, model)
     # As the base's other numbers: products in 32 bits, which peft would cast to and fro, cost a tenth of the speed.

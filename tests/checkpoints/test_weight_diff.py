@@ -12,7 +12,20 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import GOLDEN, ROOT, python
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import (
+    AdaLoraConfig,
+    HRAConfig,
+    IA3Config,
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    MissConfig,
+    OFTConfig,
+    PeftModel,
+    TrainableTokensConfig,
+    VeraConfig,
+    get_peft_model,
+)
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
@@ -565,8 +578,12 @@ def test_the_golden_adapter_merges_as_peft_merges_it(tmp_path):
 
 def trained(model, **settings):
     """A peft model with an adapter of random numbers."""
+    return with_random_numbers(model, LoraConfig(r=4, lora_alpha=12, task_type="CAUSAL_LM", **settings))
+
+
+def with_random_numbers(model, config):
     torch.manual_seed(5)
-    model = get_peft_model(model, LoraConfig(r=4, lora_alpha=12, task_type="CAUSAL_LM", **settings))
+    model = get_peft_model(model, config)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = torch.randn_like(parameter) * 0.1
@@ -580,24 +597,108 @@ def trained(model, **settings):
         {"target_modules": ["q_proj", "down_proj"], "use_rslora": True},
         {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens"]},
         {"target_modules": ["q_proj"], "fan_in_fan_out": True},  # these layers are not turned, whatever it says
+        {"target_modules": ["q_proj", "v_proj"], "exclude_modules": ["layers.0.self_attn.q_proj"]},
+        {"target_modules": ["layers.1.self_attn.q_proj"]},
+        {"target_modules": ["lm_head", "embed_tokens"]},
+        {"target_modules": ["q_proj", "up_proj"], "rank_pattern": {"up_proj": 7}, "alpha_pattern": {"q_proj": 30}},
+        {"target_modules": ["q_proj", "embed_tokens"], "use_dora": True},
+        {"target_modules": ["q_proj"], "trainable_token_indices": [5, 6]},
     ],
-    ids=["all", "rslora", "modules_to_save", "fan_in_fan_out"],
+    ids=["all", "rslora", "modules_to_save", "fan_in_fan_out", "exclude", "path", "ends", "ranks", "dora", "tokens"],
 )
 def test_todays_adapters_merge_as_peft_merges_them(tmp_path, settings):
     trained(AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32), **settings).save_pretrained(tmp_path / "a")
     if settings.get("fan_in_fan_out"):
         config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
         (tmp_path / "a" / "adapter_config.json").write_text(json.dumps({**config, "fan_in_fan_out": True}))
-    assert len(assert_merged(tmp_path, BASE, tmp_path / "a")) > 2
+    assert assert_merged(tmp_path, BASE, tmp_path / "a")
 
 
-def test_layers_that_keep_their_weights_turned_merge_as_peft_merges_them(tmp_path):
+@pytest.mark.parametrize(
+    ("settings", "biases"),
+    [({"bias": "none"}, 0), ({"bias": "all"}, 13), ({"bias": "lora_only", "lora_bias": True}, 6)],
+)
+def test_layers_that_keep_their_weights_turned_merge_as_peft_merges_them(tmp_path, settings, biases):
+    """With their biases; the base's files leave out the beginning of each name, as GPT-2's do."""
+    trained(gpt2(tmp_path), target_modules=["c_attn", "c_proj"], fan_in_fan_out=True, **settings).save_pretrained(
+        tmp_path / "a"
+    )
+    tensors = load_file(tmp_path / "gpt2" / "model.safetensors")
+    tensors = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    save_file(tensors, tmp_path / "gpt2" / "model.safetensors", {"format": "pt"})
+    moved = assert_merged(tmp_path, tmp_path / "gpt2", tmp_path / "a")
+    assert {name for name in moved if name.endswith(".weight")} == {
+        f"transformer.h.{i}.{part}.weight" for i in range(2) for part in ("attn.c_attn", "attn.c_proj", "mlp.c_proj")
+    }
+    assert len(moved) == 6 + biases
+
+
+def gpt2(tmp_path):
+    """A tiny GPT-2 of random numbers, saved: its embedding and its head are one weight."""
     torch.manual_seed(0)
     base = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=8))
     base.save_pretrained(tmp_path / "gpt2")
-    settings = {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}
-    trained(base, **settings).save_pretrained(tmp_path / "a")
-    assert len(assert_merged(tmp_path, tmp_path / "gpt2", tmp_path / "a")) == 6
+    return base
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["c_attn", "lm_head"]},
+        {"target_modules": ["wte"]},
+        {"target_modules": ["c_attn"], "modules_to_save": ["wte"]},
+    ],
+    ids=["head", "embedding", "saved"],
+)
+def test_an_embedding_and_a_head_that_are_one_become_two(tmp_path, settings):
+    """peft's own merge would add to both what was learnt for one; the answers are those of the adapter beside them."""
+    trained(gpt2(tmp_path), **settings).save_pretrained(tmp_path / "a")
+    run("merge", path_base=tmp_path / "gpt2", path_adapter=tmp_path / "a", path_merged=tmp_path / "out")
+    ids = torch.arange(8)[None]
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert merged.lm_head.weight is not merged.transformer.wte.weight
+    beside = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "gpt2"), tmp_path / "a").eval()
+    torch.testing.assert_close(merged(ids).logits, beside(ids).logits, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        AdaLoraConfig(target_modules=["q_proj"], total_step=9),
+        HRAConfig(target_modules=["q_proj"]),
+        IA3Config(target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"]),
+        LoHaConfig(target_modules=["q_proj"]),
+        LoKrConfig(target_modules=["q_proj"]),
+        MissConfig(target_modules=["q_proj"]),
+        OFTConfig(target_modules=["q_proj"], oft_block_size=8, r=0),
+        TrainableTokensConfig(token_indices=[5, 6]),
+        VeraConfig(target_modules=["q_proj"]),
+    ],
+    ids=lambda config: config.peft_type.value,
+)
+def test_adapters_of_other_kinds_merge_as_peft_merges_them(tmp_path, config):
+    with_random_numbers(AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32), config).save_pretrained(
+        tmp_path / "a"
+    )
+    assert assert_merged(tmp_path, BASE, tmp_path / "a")
+
+
+def test_the_layers_of_a_base_with_code_of_its_own_are_told_by_its_tensors(tmp_path):
+    """They are made of no config.json; an adapter on every linear layer leaves out embedding and head."""
+    base = tmp_path / "base"
+    shutil.copytree(BASE, base)
+    config = json.loads((base / "config.json").read_text())
+    for number, targets in enumerate(("all-linear", ["q_proj", "lm_head", "embed_tokens"])):
+        model = trained(AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32), target_modules=targets)
+        model.save_pretrained(tmp_path / f"a{number}")
+        file = tmp_path / f"a{number}" / "adapter_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"target_modules": targets}))
+        (base / "config.json").write_text(json.dumps({**config, "model_type": "somebody-elses"}))
+        made = {"path_base": base, "path_adapter": tmp_path / f"a{number}"}
+        run("merge", **made, path_merged=tmp_path / f"own{number}", dtype="float32")
+        (base / "config.json").write_text(json.dumps(config))
+        run("merge", **made, path_merged=tmp_path / f"known{number}", dtype="float32")
+        assert_equal(load(tmp_path / f"own{number}"), load(tmp_path / f"known{number}"))
 
 
 def test_a_merge_keeps_the_bases_dtype_and_rounds_once(tmp_path):
@@ -615,13 +716,14 @@ def test_a_merge_keeps_the_bases_dtype_and_rounds_once(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"use_dora": True}, "use_dora = True is not supported"),
-        ({"rank_pattern": {"q_proj": 4}}, "rank_pattern = .* is not supported"),
+        ({"use_dora": True}, "lacks 6 of the 18 tensors .*lora_magnitude_vector"),
+        ({"rank_pattern": {"q_proj": 4}}, "lora_A.weight is 8 x 64, with .* it would be 4 x 64"),
         ({"enable_lora": [True, False, True]}, "enable_lora = .* is not supported"),
-        ({"bias": "all"}, "bias = all is not supported"),
+        ({"lora_bias": True}, "lacks 6 of the 18 tensors .*lora_B.bias"),
+        ({"layer_replication": [[0, 2], [1, 3]]}, "layer_replication = .* is not supported"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights = pissa is not supported"),
-        ({"peft_type": "PREFIX_TUNING"}, "a PREFIX_TUNING adapter; only LORA"),
-        ({"r": 16}, "one lora_A and one lora_B of rank 16"),
+        ({"peft_type": "PREFIX_TUNING"}, "an adapter of kind PREFIX_TUNING; only LORA"),
+        ({"r": 16}, "lora_A.weight is 8 x 64, with .* it would be 16 x 64"),
         ({"something_new": 1}, "something_new = 1 is not supported"),
     ],
 )
@@ -633,6 +735,13 @@ def test_adapters_that_add_something_else_are_refused_by_name(tmp_path, settings
     with pytest.raises(UserError, match=message):
         run("merge", path_base=BASE, path_adapter=folder, path_merged=tmp_path / "out")
     assert not list(tmp_path.glob("out*"))
+
+
+def test_a_bias_for_layers_without_one_is_not_merged(tmp_path):
+    model = trained(AutoModelForCausalLM.from_pretrained(BASE), target_modules=["q_proj"], lora_bias=True)
+    model.save_pretrained(tmp_path / "a")
+    with pytest.raises(UserError, match="--path_adapter: the adapter .* cannot be merged: .*base layer has no bias.$"):
+        run("merge", path_base=BASE, path_adapter=tmp_path / "a", path_merged=tmp_path / "out")
 
 
 def test_an_adapter_of_another_base_is_refused(tmp_path):
@@ -876,7 +985,7 @@ def test_an_adapter_that_is_on_some_layers_of_the_base_is_not_merged(tmp_path):
     shutil.copytree(ADAPTER, folder)
     tensors = torch.load(folder / "adapter_model.bin", weights_only=True)
     torch.save({n: t for n, t in tensors.items() if "layers.1.self_attn.v" not in n}, folder / "adapter_model.bin")
-    with pytest.raises(UserError, match=r"it is on \d layers v_proj, the base has \d"):
+    with pytest.raises(UserError, match="its file lacks 2 of the 12 tensors .*layers.1.self_attn.v_proj"):
         weight_diff.merge(str(BASE), str(folder), str(tmp_path / "out"))
 
 
