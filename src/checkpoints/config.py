@@ -77,17 +77,22 @@ def check_settings(settings: dict, file: Path) -> None:
     if not isinstance(kind, str):
         raise UserError(f"{file}: model_type is {kind!r}, no name of an architecture; download the file again")
     for path, value in _each(settings):
-        name, most = path.rpartition(".")[2], COUNTS.get(path.removeprefix("text_config."))
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{file}: {path} is {value}, no number to compute with; download the file again")
-        if f"_{name}".endswith(("_eps", "_epsilon")) and isinstance(value, (int, float)) and not 0 <= value < 1:
-            raise UserError(f"{file}: {path} is {value}; expected 0 or more and less than 1; download the file again")
-        whole = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= (most or 0)
-        if most and not whole and not (value is None or isinstance(value, list)):  # of some architectures one a layer
-            shown = str(value) if isinstance(value, (int, float)) else repr(value)[:80]
-            raise UserError(
-                f"{file}: {path} is {shown}; expected a whole number from 1 to {most}; download the file again"
-            )
+        if wanted := _wanted_instead(path, value):
+            raise UserError(f"{file}: {path} is {repr(value)[:80]}; expected {wanted}; download the file again")
+
+
+def _wanted_instead(path: str, value) -> str | None:
+    """What a setting ought to be; None: it may be what it is, or is none of those that are looked at."""
+    if value is None or isinstance(value, list):  # of some architectures a list has one for each layer
+        return None
+    if isinstance(value, float) and not math.isfinite(value):
+        return "a number"
+    if f"_{path.rpartition('.')[2]}".endswith(("_eps", "_epsilon")):
+        return None if isinstance(value, (int, float)) and 0 <= value < 1 else "0 or more and less than 1"
+    if most := COUNTS.get(path.removeprefix("text_config.")):
+        whole = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+        return None if whole else f"a whole number from 1 to {most}"
+    return None
 
 
 def pad_beyond(model_path: str | Path) -> dict:

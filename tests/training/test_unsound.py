@@ -116,7 +116,7 @@ def test_an_evaluation_that_gives_no_numbers_names_the_record(tmp_path):
     codec, records = load_codec(tmp_path, find_family(tmp_path)[0]), rows(TRAIN)[:3]
     args = SimpleNamespace(device=model.device, precision=Precision("float32", 16), bf16=False, fp16=False)
     args.process_index, args.world_size = 0, 1
-    score = make_score_answers(codec, load_template("alpaca"), records, 2, 3, args)
+    score = make_score_answers(codec, load_template("alpaca"), records, 2, 3, args, None)
     assert score(model)["f1"] == 0
     model.model.norm.weight.data[0] = math.nan
     with pytest.raises(UserError, match=r"id \d+, predicted: the model gave NaN.*model.norm.weight holds NaN"):
