@@ -15,6 +15,7 @@ Of the last three, the exit status is 1. Python and torch start once: a case is 
 """
 
 import argparse
+import importlib
 import json
 import os
 import random
@@ -30,7 +31,7 @@ from typing import NamedTuple
 from hostile import files, flags, records
 from hostile.commands import COMMANDS, Case, make_gguf
 from hostile.judge import FAULTS, MARKER, VERDICTS, Verdict, judge, judge_stopped, why_not_right
-from hostile.process import HOME, ROOT, furnish, look, run, words_of
+from hostile.process import ROOT, furnish, look, run, set_up, words_of
 
 LONGEST = 60.0  # seconds of a run
 ALONE = ("interruptions", "surroundings", "leftovers", "scripts")  # kinds that are not paired with another damage
@@ -40,33 +41,34 @@ STRICT = ("whole", "others", "equal")  # ways to compare, the strictest last
 class Undamaged(NamedTuple):
     """The folders that undamaged commands have left, and how long they took."""
 
+    home: Path  # for the cases
     folder: Path
     seconds: dict[str, float]
     start: float  # seconds until Python and torch are there
 
 
+IMPORTS = {  # script -> modules that it needs, itself among them
+    "src/inference.py": ("inference", "transformers.models.llama.modeling_llama"),
+    "src/inference_pt.py": ("inference_pt", "transformers.models.llama.modeling_llama"),
+    "src/test_finetune.py": ("test_finetune", "transformers.models.llama.modeling_llama"),
+    "src/finetuning_pt.py": ("deepspeed", "finetuning_pt", "transformers.models.llama.modeling_llama"),
+    "src/utils/weight_diff.py": ("utils.weight_diff", "checkpoints.merging"),
+    "src/utils/gguf_to_hf.py": ("utils.gguf_to_hf", "gguf"),
+}
+
+
 def warm(names) -> float:
     """Import what the commands import, once, before the forks; how many seconds that took."""
     began = time.time()
-
-    from checkpoints import merging  # noqa: F401
-
-    scripts = {COMMANDS[name].script for name in names}
-    if "src/inference.py" in scripts or "src/inference_pt.py" in scripts:
-        import inference  # noqa: F401
-    if "src/test_finetune.py" in scripts:
-        import test_finetune  # noqa: F401
-    if "src/finetuning_pt.py" in scripts:
-        import deepspeed  # noqa: F401
-
-    if "src/utils/weight_diff.py" in scripts:
-        import fire  # noqa: F401
+    sys.path.insert(0, str(ROOT / "src"))
+    for module in dict.fromkeys(module for name in names for module in IMPORTS.get(COMMANDS[name].script, ())):
+        importlib.import_module(module)
     return time.time() - began
 
 
-def prepare(names, start: float) -> Undamaged:
+def prepare(names, home: Path) -> Undamaged:
     """Run the commands undamaged, and those whose results they need."""
-    made, wanted = Undamaged(HOME / "undamaged", {}, start), list(names)
+    made, wanted = Undamaged(home, home / "undamaged", {}, warm(names)), list(names)
     made.folder.mkdir()
     while wanted:
         name = wanted[-1]
@@ -195,19 +197,20 @@ def play_all(chosen, undamaged: Undamaged, jobs: int, real_every: int):
             running[pid] = number
         pid, _ = os.wait()
         number = running.pop(pid)
-        yield number, json.loads((HOME / f"{number}.json").read_text(encoding="utf-8"))
-        shutil.rmtree(HOME / str(number), ignore_errors=True)
-        (HOME / f"{number}.json").unlink()
+        said = undamaged.home / f"{number}.json"
+        yield number, json.loads(said.read_text(encoding="utf-8"))
+        said.unlink()
+        shutil.rmtree(undamaged.home / str(number), ignore_errors=True)
 
 
 def write_verdict(number: int, one: Case, other: Case | None, undamaged: Undamaged, real: bool) -> None:
     """Play a case in this process, which ends with it."""
     try:
-        verdict, argv, text = play(joined(one, other), other, HOME / str(number), undamaged, real)
+        verdict, argv, text = play(joined(one, other), other, undamaged.home / str(number), undamaged, real)
     except BaseException:  # noqa: BLE001 - a fault of the campaign itself is shown as one
         verdict, argv, text = Verdict("traceback", "in tests/campaign.py itself"), [], traceback.format_exc()
     found = {"verdict": verdict.what, "why": verdict.why, "real": real, "argv": argv, "tail": text[-3000:]}
-    (HOME / f"{number}.json").write_text(json.dumps(found), encoding="utf-8")
+    (undamaged.home / f"{number}.json").write_text(json.dumps(found), encoding="utf-8")
     os._exit(0)
 
 
@@ -226,9 +229,10 @@ def show_one(cases: list[Case], name: str, undamaged: Undamaged) -> None:
     if lacking := [part for part in parts if part not in named]:
         sys.exit(f"no case is called {lacking[0]!r}; --list prints all names")
     one, other = (*(named[part] for part in parts), None)[:2]
-    verdict, argv, text = play(joined(one, other), other, HOME / "one", undamaged, True)
+    place = undamaged.home / "one"
+    verdict, argv, text = play(joined(one, other), other, place, undamaged, True)
     script = shlex.join([str(ROOT / COMMANDS[one.command].script), *argv])
-    print(ascii(f"{text}\n\ncd {HOME / 'one'}\n{script}\n").encode().decode("unicode_escape", "replace"))
+    print(f"{text}\n\ncd {place}\n{script}\n")
     print(f"{verdict.what}: {verdict.why} (expected: {joined(one, other).expected})")
 
 
@@ -244,10 +248,11 @@ def main() -> int:
     parser.add_argument("--only", help="the name of one case, or of two: 'NAME + NAME'")
     parser.add_argument("--list", action="store_true", help="print the names of all cases")
     arguments = parser.parse_args()
+    sys.stdout.reconfigure(errors="backslashreplace")
     began, names = time.time(), arguments.commands.split(",") if arguments.commands else list(COMMANDS)
     if arguments.only:
         names = [arguments.only.split()[0]]
-    undamaged = prepare(names, warm(names))
+    undamaged = prepare(names, set_up())
     print(f"{time.time() - began:.0f} s to prepare", file=sys.stderr)
 
     def source_of(name: str, part: str) -> Path | None:
@@ -273,7 +278,7 @@ def main() -> int:
     print(f"\n{table(rows)}\n{len(rows)} cases, of {len(cases)} and their pairs, in {time.time() - began:.0f} s")
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(rows, indent=1), encoding="utf-8")
-    shutil.rmtree(HOME, ignore_errors=True)
+    shutil.rmtree(undamaged.home, ignore_errors=True)
     return int(bool(bad))
 
 

@@ -17,20 +17,25 @@ from typing import NamedTuple
 from hostile.commands import COMMANDS, Around, Command, write_lines
 
 ROOT = Path(__file__).resolve().parents[2]
-HOME = Path(tempfile.mkdtemp(prefix="campaign-")).resolve()  # of all that the cases leave
-os.environ |= {
-    "OMP_NUM_THREADS": "1",
-    "CUDA_VISIBLE_DEVICES": "",
-    "HF_HUB_OFFLINE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "DS_ACCELERATOR": "cpu",
-    "HF_HOME": str(HOME / "hf"),
-    "HF_DATASETS_CACHE": str(HOME / "rows"),
-    "MPLCONFIGDIR": str(HOME / "mpl"),
-    "PYTHONDONTWRITEBYTECODE": "1",
-    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-}
 NORMAL = Around()
+
+
+def set_up() -> Path:
+    """A folder for all that the cases leave, and variables for all processes. Called before torch is imported."""
+    home = Path(tempfile.mkdtemp(prefix="campaign-")).resolve()
+    os.environ |= {
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "DS_ACCELERATOR": "cpu",
+        "HF_HOME": str(home / "hf"),
+        "HF_DATASETS_CACHE": str(home / "rows"),
+        "MPLCONFIGDIR": str(home / "mpl"),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    return home
 
 
 class Run(NamedTuple):
