@@ -29,9 +29,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hostile import files, flags, records
-from hostile.commands import COMMANDS, Case, make_gguf
+from hostile.commands import COMMANDS, Case, Command, make_gguf
 from hostile.judge import FAULTS, MARKER, VERDICTS, Verdict, judge, judge_stopped, why_not_right
-from hostile.process import ROOT, furnish, look, run, set_up, words_of
+from hostile.process import EMPTY, ROOT, furnish, look, run, set_up, words_of
 
 LONGEST = 60.0  # seconds of a run
 ALONE = ("interruptions", "surroundings", "leftovers", "scripts")  # kinds that are not paired with another damage
@@ -110,14 +110,16 @@ def play(
     after = look(place) if place.exists() else before
     written = [name for name in after if name not in before]
     written += [MARKER] if (place / MARKER).exists() or (ROOT / MARKER).exists() else []
-    spoilt = [name for name in before if after.get(name) != before[name] and name != command.result and not own(name)]
+    spoilt = [
+        name for name, was in before.items() if after.get(name) != was and was != EMPTY and not own(command, name)
+    ]
     wrong = why_not_right(case, done, place, reference) if done.code == 0 else ""
     return judge(case, argv, done, written, spoilt, wrong), argv, done.text
 
 
-def own(name: str) -> bool:
-    """Whether a command may rewrite a file: what an earlier run of it left."""
-    return name.startswith(("lora/", "pt/")) or ".partial" in name or name.endswith(".tmp")
+def own(command: Command, name: str) -> bool:
+    """Whether a command may rewrite a file: its result, and what an earlier run of it left."""
+    return name == command.result or name.startswith(("lora/", "pt/")) or ".partial" in name or name.endswith(".tmp")
 
 
 def play_stopped(case: Case, argv: list[str], place: Path, undamaged: Undamaged, real: bool):

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -212,7 +213,7 @@ def fill_column(number: float):
     return change
 
 
-TENSORS = {  # a function of the tensors by name and the first matrix's name, and whether it must be an error
+TENSORS = {  # a function of the tensors by name and of one matrix's name, and whether it must be an error
     "NaN": (fill_column(float("nan")), True),
     "infinity": (fill_column(float("inf")), True),
     "all zero": (lambda tensors, name: [tensor.zero_() for tensor in tensors.values()], False),
@@ -233,7 +234,10 @@ def change_tensors(file: Path, change: Callable) -> None:
 
     named = file.suffix == ".safetensors"
     tensors = load_file(file) if named else torch.load(file, weights_only=True)
-    change(tensors, next(n for n, one in tensors.items() if one.dim() > 1 and one.is_floating_point()))
+    matrices = [name for name, one in tensors.items() if one.dim() > 1 and one.is_floating_point()]
+    change(
+        tensors, next((name for name in matrices if re.search(r"\d", name)), matrices[0])
+    )  # of a layer, if it can be
     save_file(tensors, file, {"format": "pt"}) if named else torch.save(tensors, file)
 
 

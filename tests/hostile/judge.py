@@ -2,8 +2,8 @@
 
 import json
 import re
-import shlex
 import signal
+import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,7 +99,7 @@ def judge_stopped(done: Run, stop: int) -> Verdict | None:
 def why_not_right(case: Case, done: Run, place: Path, reference: Path) -> str:
     """What is wrong with the result of a run that ended well; "" when nothing is."""
     result = COMMANDS[case.command].result
-    if not result:
+    if not result or case.around.env.get("DRY_RUN"):
         return why_no_command(done.out, case.around.env.get("MODEL", "").replace("{here}", str(place)))
     mine, right = place / result, reference / result
     if case.compare == "whole" and not mine.exists():  # other flags may make another number of steps
@@ -142,8 +142,9 @@ def why_not_whole(file: Path) -> str:
 
 def why_no_command(printed: str, model: str) -> str:
     """What is wrong with the command that DRY_RUN prints; "" when it is one, with the model's path as it was given."""
-    lines = printed.strip().splitlines()
-    words = shlex.split(lines[0]) if len(lines) == 1 else []
-    if not words or words[0] not in ("python", "torchrun", "deepspeed"):
+    line = printed.strip().splitlines()[0] if printed.strip() else ""
+    read = ["bash", "-c", 'eval "set -- $0" && printf "%s\\0" "$@"', line]
+    words = subprocess.run(read, capture_output=True, text=True, timeout=9).stdout.split("\0")
+    if words[0] not in ("python", "torchrun", "deepspeed"):
         return f"no command was printed: {printed[:100]!r}"
-    return "" if not model or model in words else f"{model} is no word of the command {lines[0][:200]}"
+    return "" if not model or model in words else f"{model} is no word of the command {line[:200]}"

@@ -18,6 +18,7 @@ from hostile.commands import COMMANDS, Around, Command, write_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 NORMAL = Around()
+EMPTY = "empty folder"
 
 
 def set_up() -> Path:
@@ -229,6 +230,8 @@ def look(place: Path) -> dict[str, str]:
                 found[str(path.relative_to(place))] = os.readlink(path)
             elif path.is_file():
                 found[str(path.relative_to(place))] = hashlib.sha1(path.read_bytes()).hexdigest()
-            elif not path.is_dir() or not any(path.iterdir()):
+            elif not path.is_dir():
                 found[str(path.relative_to(place))] = "special"
+            elif not any(path.iterdir()):
+                found[str(path.relative_to(place))] = EMPTY
     return found
