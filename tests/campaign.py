@@ -35,7 +35,7 @@ from hostile.process import EMPTY, ROOT, furnish, look, run, set_up, words_of
 
 LONGEST = 60.0  # seconds of a run
 ALONE = ("interruptions", "surroundings", "leftovers", "scripts")  # kinds that are not paired with another damage
-STRICT = ("whole", "others", "equal")  # ways to compare, the strictest last
+STRICT = ("elsewhere", "whole", "others", "equal")  # ways to compare, the strictest last
 
 
 class Undamaged(NamedTuple):
@@ -52,6 +52,8 @@ IMPORTS = {  # script -> modules that it needs, itself among them
     "src/inference_pt.py": ("inference_pt", "transformers.models.llama.modeling_llama"),
     "src/test_finetune.py": ("test_finetune", "transformers.models.llama.modeling_llama"),
     "src/finetuning_pt.py": ("deepspeed", "finetuning_pt", "transformers.models.llama.modeling_llama"),
+    "src/utils/convert.py": ("utils.convert",),
+    "src/utils/score.py": ("utils.score", "numpy"),
     "src/utils/weight_diff.py": ("utils.weight_diff", "checkpoints.merging"),
     "src/utils/gguf_to_hf.py": ("utils.gguf_to_hf", "gguf"),
 }
@@ -85,7 +87,7 @@ def prepare(names, home: Path) -> Undamaged:
         place = made.folder / name
         furnish(name, place, made.folder)
         done = run(command, words_of(command, command.flags), place, 4 * LONGEST)
-        if done.code or not (place / command.result).exists():
+        if done.code or not (place / (command.result or "")).exists():
             sys.exit(f"{name} does not work undamaged:\n{done.text[-3000:]}")
         made.seconds[name] = done.seconds
     return made
@@ -132,7 +134,9 @@ def play_stopped(case: Case, argv: list[str], place: Path, undamaged: Undamaged,
     again = run(command, argv, place, LONGEST)
     wrong = why_not_right(case, again, place, undamaged.folder / case.command) if again.code == 0 else ""
     verdict = judge(case._replace(expected="right"), argv, again, [], [], wrong)
-    if verdict.what == "poor error" and (place / command.result).exists():  # the first one was done, the second says so
+    if (
+        verdict.what == "poor error" and (place / (command.result or "")).exists()
+    ):  # the first one was done, the second says so
         wrong = why_not_right(case, again, place, undamaged.folder / case.command)
         verdict = Verdict("wrong in silence", wrong) if wrong else Verdict("right result")
     return verdict, argv, first.text + again.text
@@ -251,10 +255,19 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="print the names of all cases")
     arguments = parser.parse_args()
     sys.stdout.reconfigure(errors="backslashreplace")
+    home = set_up()
+    try:
+        return campaign(arguments, home)
+    finally:
+        if not arguments.only:
+            shutil.rmtree(home, ignore_errors=True)
+
+
+def campaign(arguments, home: Path) -> int:
     began, names = time.time(), arguments.commands.split(",") if arguments.commands else list(COMMANDS)
     if arguments.only:
         names = [arguments.only.split()[0]]
-    undamaged = prepare(names, set_up())
+    undamaged = prepare(names, home)
     print(f"{time.time() - began:.0f} s to prepare", file=sys.stderr)
 
     def source_of(name: str, part: str) -> Path | None:
@@ -265,22 +278,21 @@ def main() -> int:
     cases = [case for case in all_cases(source_of) if case.command in names and (not kinds or case.kind in kinds)]
     if arguments.list:
         print("\n".join(case.name for case in cases))
-        return 0
     if arguments.only:
         show_one(cases, arguments.only, undamaged)
+    if arguments.list or arguments.only:
         return 0
     chosen, rows = choose(cases, arguments.cases, arguments.seed), []
     for number, found in play_all(chosen, undamaged, arguments.jobs, arguments.real_every):
         case, name = joined(*chosen[number]), name_of(*chosen[number])
         rows.append({"name": name, "kind": case.kind, "command": case.command, "expected": case.expected, **found})
         if found["verdict"] in VERDICTS[2:]:
-            print(f"{found['verdict']}: {name}\n    {found['why']!a}", flush=True)
+            print(f"{found['verdict']}: {name}\n    {found['why']}", flush=True)
     bad = [row for row in rows if row["verdict"] in FAULTS]
     print("\n".join(f"python tests/campaign.py --only {shlex.quote(row['name'])}" for row in bad))
     print(f"\n{table(rows)}\n{len(rows)} cases, of {len(cases)} and their pairs, in {time.time() - began:.0f} s")
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(rows, indent=1), encoding="utf-8")
-    shutil.rmtree(undamaged.home, ignore_errors=True)
     return int(bool(bad))
 
 

@@ -15,7 +15,7 @@ class Command(NamedTuple):
     # Name in the folder -> where it comes from: in tests/golden, with "/" below the root, "@COMMAND/name" that another
     # command leaves; or a list of records.
     files: dict
-    result: str  # the file it makes that must not change; "": it prints a command
+    result: str | None  # the file it makes that must not change; "": it prints a command, None: it says something
     parts: dict  # files it reads -> what they are, a word of hostile.files.READ
     reads: str = ""  # its first file of records: how, a word of hostile.records.READERS
     words: tuple = ()  # between the script and the flags
@@ -42,9 +42,7 @@ class Case(NamedTuple):
     how: str
     expected: str  # error, right, either, stopped
     damage: Callable  # a function of the case's folder and the command's flags, which it changes
-    compare: str = (
-        "equal"  # what a right result is: equal to the undamaged run's; "others": but for one record; "whole"
-    )
+    compare: str = "equal"  # what a right result is: see hostile.judge.why_not_right
     around: Around = Around()
 
     @property
@@ -236,7 +234,7 @@ COMMANDS = {
         CONVERT,
         {"check": "test.json", "tgt_path": "submission.json"},
         {"test.json": "llama/train.json", "submission.json": "@convert/submission.json"},
-        "submission.json",
+        None,
         {"test.json": "records", "submission.json": "records"},
     ),
     "score": Command(

@@ -228,17 +228,23 @@ TENSORS = {  # a function of the tensors by name and of one matrix's name, and w
 }
 
 
-def change_tensors(file: Path, change: Callable) -> None:
+def read_tensors(file: Path) -> dict:
     import torch  # only where it is used
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
-    named = file.suffix == ".safetensors"
-    tensors = load_file(file) if named else torch.load(file, weights_only=True)
+    return load_file(file) if file.suffix == ".safetensors" else torch.load(file, weights_only=True)
+
+
+def change_tensors(file: Path, change: Callable) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    tensors = read_tensors(file)
     matrices = [name for name, one in tensors.items() if one.dim() > 1 and one.is_floating_point()]
     change(
         tensors, next((name for name in matrices if re.search(r"\d", name)), matrices[0])
     )  # of a layer, if it can be
-    save_file(tensors, file, {"format": "pt"}) if named else torch.save(tensors, file)
+    save_file(tensors, file, {"format": "pt"}) if file.suffix == ".safetensors" else torch.save(tensors, file)
 
 
 def of_weights():

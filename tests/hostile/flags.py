@@ -171,7 +171,7 @@ def of_paths():
                 for how, path in paths.items():
                     expected = "either" if table is OUTPUTS and how in MAY_BE else "error"
                     around = Around(obeys=how == "a closed folder")
-                    compare = "whole" if expected == "either" else "equal"
+                    compare = "elsewhere" if expected == "either" else "equal"
                     yield Case("paths", name, f"--{flag}", how, expected, sets_path(flag, path), compare, around)
     for name, flag, path in OWN_INPUTS:
         yield Case("paths", name, f"--{flag}", f"its own input {path}", "error", sets(**{flag: path}))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hostile.commands import COMMANDS, Case
+from hostile.files import read_tensors
 from hostile.process import Run, words_of
 
 FAULTS = ("traceback", "wrong in silence", "hang")
@@ -74,10 +75,14 @@ def why_poor(case: Case, done: Run, argv: list[str]) -> str:
         return "advises to load pickles without care"
     names = [part for word in case.target.split() for part in (word, Path(word).name, Path(word).parent.name) if part]
     usual = words_of(COMMANDS[case.command], COMMANDS[case.command].flags)
-    names += [one for word in argv if word not in usual for one in (word.strip(), repr(word)) if one]
+    names += [one for word in argv if word not in usual for one in (word.strip(), repr(word), shown(word)) if one]
     if case.kind in NAMED and not any(name in text for name in names):
         return f"does not name {case.target}: {text[:200]}"
     return ""
+
+
+def shown(word: str) -> str:
+    return word.encode(errors="backslashreplace").decode()
 
 
 def judge_stopped(done: Run, stop: int) -> Verdict | None:
@@ -97,8 +102,14 @@ def judge_stopped(done: Run, stop: int) -> Verdict | None:
 
 
 def why_not_right(case: Case, done: Run, place: Path, reference: Path) -> str:
-    """What is wrong with the result of a run that ended well; "" when nothing is."""
+    """What is wrong with the result of a run that ended well; "" when nothing is.
+
+    `case.compare`: it must be equal to the undamaged run's ("equal"), or but for one record ("others"), or only be
+    sound by itself ("whole"); "elsewhere": it may have any other name.
+    """
     result = COMMANDS[case.command].result
+    if result is None or case.compare == "elsewhere":
+        return ""
     if not result or case.around.env.get("DRY_RUN"):
         return why_no_command(done.out, case.around.env.get("MODEL", "").replace("{here}", str(place)))
     mine, right = place / result, reference / result
@@ -119,10 +130,9 @@ def why_not_right(case: Case, done: Run, place: Path, reference: Path) -> str:
 
 def why_not_whole(file: Path) -> str:
     """What is wrong with a result by itself; "" when nothing is."""
-    if file.suffix == ".safetensors":
-        from safetensors.torch import load_file  # only where it is used
-
-        return "" if all(tensor.isfinite().all() for tensor in load_file(file).values()) else "holds NaN or infinity"
+    if file.suffix in (".safetensors", ".bin"):
+        tensors = read_tensors(file).values()
+        return "" if all(tensor.isfinite().all() for tensor in tensors) else f"{file.name} holds NaN or infinity"
 
     def refuse(name):
         raise ValueError(f"{name} is no JSON")
