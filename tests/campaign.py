@@ -163,11 +163,12 @@ def choose(cases: list[Case], count: int, seed: int) -> list[tuple[Case, Case | 
     queue = [group for _, group in sorted(groups.items())]
     chance.shuffle(queue)
     singles = [group[turn] for turn in range(max(map(len, queue))) for group in queue if turn < len(group)]
-    singles, pairs = singles[: count - count // 5], []
-    usable = [case for case in cases if case.kind not in ALONE]
-    for _ in range(100 * count if usable else 0):
-        one = chance.choice(usable)
-        other = chance.choice([case for case in usable if case.command == one.command])
+    singles, pairs, of_command = singles[: count - count // 5], [], {}
+    for case in cases:
+        if case.kind not in ALONE:
+            of_command.setdefault(case.command, []).append(case)
+    for _ in range(10 * count if of_command else 0):
+        one, other = chance.choices(of_command[chance.choice(list(of_command))], k=2)
         if len(singles) + len(pairs) < count and one.target.split()[0] != other.target.split()[0]:
             pairs.append((one, other))
     return [(case, None) for case in singles] + pairs

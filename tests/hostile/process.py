@@ -19,6 +19,7 @@ from hostile.commands import COMMANDS, Around, Command, write_lines
 ROOT = Path(__file__).resolve().parents[2]
 NORMAL = Around()
 EMPTY = "empty folder"
+READY = 3  # the pipe that is closed when a command begins
 
 
 def set_up() -> Path:
@@ -58,13 +59,15 @@ def run(command: Command, argv: list[str], place: Path, limit: float, around=NOR
 
     `real`: as a new Python; else as a fork of this one, which has torch already.
     """
-    began, code, sent = time.time(), None, not stop_at
-    pipes = os.pipe(), os.pipe()  # no files: their size may be limited
-    pid = _start(command, argv, place, around, real or around.real, (pipes[0][1], pipes[1][1]))
-    for end, other in pipes:
-        os.set_blocking(end, False)
+    code, sent, texts = None, not stop_at, [b"", b""]
+    pipes, ready = (os.pipe(), os.pipe()), os.pipe()  # no files: their size may be limited
+    pid = _start(command, argv, place, around, real or around.real, (pipes[0][1], pipes[1][1], ready[1]))
+    for end, other in (*pipes, ready):
+        os.set_blocking(end, end == ready[0])
         os.close(other)
-    texts = [b"", b""]
+    os.read(ready[0], 1)  # until the command itself begins
+    os.close(ready[0])
+    began = time.time()
 
     def read():
         for number, (end, _) in enumerate(pipes):
@@ -91,8 +94,8 @@ def run(command: Command, argv: list[str], place: Path, limit: float, around=NOR
     return Run(code, *(text.decode(errors="replace") for text in texts), seconds, alone)
 
 
-def _start(command: Command, argv: list[str], place: Path, around: Around, real: bool, ends: tuple[int, int]) -> int:
-    """The process's id. `ends`: of pipes, for stdout and stderr."""
+def _start(command: Command, argv: list[str], place: Path, around: Around, real: bool, ends: tuple) -> int:
+    """The process's id. `ends`: of pipes, for stdout, stderr, and the word that all is ready."""
     sys.stdout.flush()
     if pid := os.fork():
         return pid
@@ -112,6 +115,7 @@ def _start(command: Command, argv: list[str], place: Path, around: Around, real:
         real = real or script.endswith(".bash")
         for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGPIPE, signal.SIG_IGN)):
             signal.signal(number, signal.SIG_DFL if real else handler)
+        os.close(READY)
         if real:
             os.environ["PYTHONPATH"] = str(place)
             start = ["bash"] if script.endswith(".bash") else [sys.executable]
@@ -141,8 +145,8 @@ def _run_here(script: str, argv: list[str]) -> int:
     return code
 
 
-def _redirect(stdout: str, ends: tuple[int, int]) -> None:
-    """stdin from nowhere, stdout and stderr into the two pipes; or what `stdout` says."""
+def _redirect(stdout: str, ends: tuple) -> None:
+    """stdin from nowhere, stdout and stderr into their pipes, or what `stdout` says; READY becomes the last pipe."""
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(ends[1], 2)
     out = ends[0]
@@ -152,7 +156,8 @@ def _redirect(stdout: str, ends: tuple[int, int]) -> None:
         end, out = os.pipe()
         os.close(end)
     os.dup2(out, 1)
-    os.closerange(3, 256)
+    os.dup2(ends[2], READY)
+    os.closerange(READY + 1, 256)
     if stdout == "closed":
         os.close(1)
 
