@@ -13,22 +13,23 @@ from contextlib import suppress
 from common.processes import this_process
 
 NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
-SAME = (
-    0.5  # seconds in which another signal is the first one once more: launchers pass on what their processes have got
-)
-GRACE = 20.0  # seconds to leave well; a process that hangs in a foreign library ends then
+SAME = 0.5  # seconds in which another signal is the first one once more: launchers pass on what all have got
+GRACE = 10.0  # seconds to leave well; a process that hangs in a foreign library ends then
+AGAIN = 0.05  # seconds until a `Stopped` is raised once more that Python had to drop
 NOTHING_BEGUN = "nothing was begun; give the same command again"
 
-# Of this process, for its signal handler: whether its work has begun, what stopped it, when, and whether that was said.
-_state: dict = {"working": False, "number": None, "at": 0.0, "said": False}
+# Of this process, for its signal handler: which one it is, whether its work has begun, what stopped it, when, whether
+# that was said, and whether `Stopped` is to be raised again.
+_state: dict = {"pid": 0, "working": False, "number": None, "at": 0.0, "said": False, "again": False, "grace": GRACE}
 
 
 class Stopped(KeyboardInterrupt):
     """Ctrl-C or SIGTERM. Libraries leave what they are doing as they do for a KeyboardInterrupt."""
 
 
-def watch_signals() -> None:
+def watch_signals(grace: float = GRACE) -> None:
     """Take Ctrl-C and SIGTERM over, for this process alone; scripts call it before they import what takes seconds."""
+    _state.update(pid=os.getpid(), grace=grace)
     for number in NAMES:
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup, or a shell's background job, has set it
             signal.signal(number, _stop)
@@ -61,18 +62,34 @@ def say_stopped(number: int, kept: str) -> None:
 
 def _stop(number: int, frame) -> None:
     now = time.monotonic()
-    if not _state["working"]:
+    if os.getpid() != _state["pid"]:  # forked a moment ago
+        _stop_child(number, frame)
+    elif not _state["working"]:
         say_stopped(number, NOTHING_BEGUN)
         os._exit(status_of(number))
-    if stopped_by() is None:
+    elif stopped_by() is None:
         _state.update(number=number, at=now)
-        sys.unraisablehook = threading.excepthook = lambda _: None  # what breaks from now on was broken off
-        last = threading.Timer(GRACE, _end_at_once, [number])
-        last.daemon = True
-        last.start()
+        sys.unraisablehook, threading.excepthook = _raise_again, lambda _: None  # threads break off, too
+        _call_later(_state["grace"], _end_at_once, number)
         raise Stopped
-    if now - _state["at"] > SAME:
+    elif _state["again"]:
+        _state["again"] = False
+        raise Stopped
+    elif now - _state["at"] > SAME:
         _end_at_once(number)
+
+
+def _raise_again(dropped) -> None:
+    """Python drops an exception out of a hook of fork or of a destructor; of others, nothing need be said now."""
+    if dropped.exc_type is Stopped:
+        _state["again"] = True
+        _call_later(AGAIN, os.kill, os.getpid(), stopped_by())
+
+
+def _call_later(seconds: float, function, *arguments) -> None:
+    timer = threading.Timer(seconds, function, arguments)
+    timer.daemon = True
+    timer.start()
 
 
 def _end_at_once(number: int) -> None:
@@ -81,8 +98,12 @@ def _end_at_once(number: int) -> None:
 
 
 def _leave_it_to_the_parent() -> None:
-    """In a forked process (of a DataLoader, of datasets): its parent ends it, or it ends with its parent's pipes."""
-    if signal.getsignal(signal.SIGINT) == _stop:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if signal.getsignal(signal.SIGTERM) == _stop:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """In a forked process (of a DataLoader, of datasets): it goes when its parent wants it to, or with its pipes."""
+    for number in NAMES:
+        if signal.getsignal(number) == _stop:
+            signal.signal(number, _stop_child)
+
+
+def _stop_child(number: int, frame) -> None:
+    if number == signal.SIGTERM:
+        sys.exit(status_of(number))  # not at once: a lock it holds would keep its parent waiting

@@ -13,7 +13,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from checkpoints.hub_cache import find_snapshot
 from common.errors import UserError, say
 from common.files import check_apart
-from common.flags import MOST_SEED, Range, check_flags, check_ranges
+from common.flags import MOST_COUNT, MOST_SEED, Range, check_flags, check_ranges
 from common.machine import check_processes, has_cuda
 from common.processes import this_process
 from kg.metrics import BEST
@@ -31,6 +31,7 @@ def option(default, text: str, *aliases: str, **more):
     return field(default=default, metadata={"help": text, "aliases": list(aliases), **more})
 
 
+FEW = Range(1, 2**16)  # of what is laid out in memory, one by one
 DATA_RANGES = {
     "cutoff_len": Range(1),
     "max_source_length": Range(1),
@@ -39,14 +40,14 @@ DATA_RANGES = {
     "val_set_size": Range(0),
 }
 LORA_RANGES = {
-    "lora_r": Range(1),
+    "lora_r": FEW,
     "lora_alpha": Range(1),
     "lora_dropout": Range(0, 1, below=True),
 }
 TRAINING_RANGES = {  # of the Trainer's own flags those too that it reads late, or never checks
-    "per_device_train_batch_size": Range(1),
-    "per_device_eval_batch_size": Range(1),
-    "gradient_accumulation_steps": Range(1),
+    "per_device_train_batch_size": FEW,
+    "per_device_eval_batch_size": FEW,
+    "gradient_accumulation_steps": FEW,
     "eval_generate_samples": Range(0),
     "num_train_epochs": Range(0, 10**6, above=True),
     "learning_rate": Range(0, above=True),
@@ -55,7 +56,7 @@ TRAINING_RANGES = {  # of the Trainer's own flags those too that it reads late, 
     "adam_beta2": Range(0, 1, below=True),
     "adam_epsilon": Range(0, above=True),
     "max_grad_norm": Range(0),
-    "warmup_steps": Range(0),
+    "warmup_steps": Range(0, MOST_COUNT),
     "warmup_ratio": Range(0, 1),
     "save_steps": Range(0, above=True),
     "eval_steps": Range(0, above=True),

@@ -7,12 +7,12 @@ from pathlib import Path
 from checkpoints.hub_cache import find_snapshot
 from common.errors import UserError
 from common.files import check_apart
-from common.flags import MOST_SEED, Range, check_ranges
+from common.flags import MOST_COUNT, MOST_SEED, Range, check_ranges
 from common.machine import has_cuda
 from loading.precision import Precision, asked_dtype, choose_bits, choose_dtype
 from models.families import NAMES
 from tokens.ptuning_rows import MAX_LEN, MAX_SRC_LEN, check_lengths
-from utils.args import ModelArguments, PrecisionFlags, check_max_steps, option, parse
+from utils.args import FEW, ModelArguments, PrecisionFlags, check_max_steps, option, parse
 from utils.args_predict import AnswerArguments, check_outputs
 
 RANGES = {
@@ -20,12 +20,12 @@ RANGES = {
     "max_len": Range(1),
     "max_src_len": Range(1),
     "num_train_epochs": Range(0, 10**6, above=True),
-    "train_batch_size": Range(1),
-    "gradient_accumulation_steps": Range(1),
+    "train_batch_size": FEW,
+    "gradient_accumulation_steps": FEW,
     "learning_rate": Range(0, above=True),
     "weight_decay": Range(0),
     "max_grad_norm": Range(0),
-    "warmup_steps": Range(0),
+    "warmup_steps": Range(0, MOST_COUNT),
     "log_steps": Range(1),
     "save_steps": Range(1),
     "save_total_limit": Range(1),

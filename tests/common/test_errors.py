@@ -1,11 +1,14 @@
 import errno
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from helpers import ROOT
+from safetensors import SafetensorError
 
-from common.errors import UserError, run_script
+from common.errors import UserError, keeping, run_script
+from common.refusals import naming
 
 SRC = ROOT / "src"
 
@@ -17,28 +20,101 @@ def failing(error):
     return main
 
 
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (UserError("a.json:3: no id"), "error: a.json:3: no id\n"),
-        (
-            OSError(errno.ENOSPC, "No space left on device", "out.json"),
-            "error: No space left on device (out.json); what was finished before is kept\n",
-        ),
-        (OSError(errno.EACCES, "Permission denied"), "error: Permission denied; what was finished before is kept\n"),
-    ],
-)
-def test_what_the_user_can_mend_is_one_message_and_status_2(capsys, error, message):
+FULL = OSError(errno.ENOSPC, "No space left on device", "out.json")
+COPY = OSError(errno.EDQUOT, "Disk quota exceeded", "base/vocab.txt")
+COPY.filename2 = "out/vocab.txt"
+TORCH = "[enforce fail at inline_container.cc:858] . PytorchStreamWriter failed writing file data/0: file write failed"
+HALF = "a file could not be written whole; make room, or raise the quota or ulimit -f"
+REFUSALS = [
+    (FULL, "No space left on device (out.json); make room"),
+    (COPY, "Disk quota exceeded (out/vocab.txt); make room, or have the quota raised"),
+    (OSError(errno.EFBIG, "File too large"), "File too large; raise the limit on the size of files (ulimit -f)"),
+    (OSError(errno.EACCES, "", "x"), "Permission denied (x); give another path, or have its rights changed"),
+    (OSError(errno.ENAMETOOLONG, "", "a" * 5000), f"File name too long ({'a' * 100}…{'a' * 50}); give a shorter path"),
+    (OSError(errno.ELOOP, "", "x"), "Too many levels of symbolic links (x); remove one of the links"),
+    (RuntimeError("Symlink loop from '/x'"), "Symlink loop from '/x'; remove one of the links"),
+    (
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        "No space left on device; make room",
+    ),
+    (Exception("Disk quota exceeded (os error 122)"), "Disk quota exceeded; make room, or have the quota raised"),
+    (RuntimeError(TORCH), HALF),
+    (RuntimeError("unexpected pos 64 vs 0"), HALF),
+    (MemoryError(), "out of memory; free memory, or raise its limit (ulimit -v)"),
+]
+
+
+@pytest.mark.parametrize(("error", "message"), REFUSALS, ids=range(len(REFUSALS)))
+def test_what_the_system_refuses_is_one_message_and_status_2(capsys, error, message):
     with pytest.raises(SystemExit) as ended:
         run_script(failing(error))
     assert ended.value.code == 2
-    assert capsys.readouterr().err == message
+    assert capsys.readouterr().err == f"error: {message}; what was finished before is kept\n"
 
 
-@pytest.mark.parametrize("error", [ValueError("a bug"), OSError(errno.EIO, "the disk is broken")])
+def test_a_users_error_is_one_message_and_status_2(capsys):
+    with pytest.raises(SystemExit) as ended:
+        run_script(failing(UserError("a.json:3: no id")))
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: a.json:3: no id\n"
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), OSError(errno.EINVAL, "a bug"), FileNotFoundError(2, "", "x")])
 def test_anything_else_keeps_its_traceback(error):
     with pytest.raises(type(error)):
         run_script(failing(error))
+
+
+def test_a_full_disk_is_named_though_the_library_raises_something_else(capsys):
+    def main():
+        with keeping(lambda: "checkpoint-2 is kept"), naming("cache/rows"):
+            try:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            except OSError as error:
+                raise ValueError("generation of the dataset failed") from error
+
+    with pytest.raises(SystemExit):
+        run_script(main)
+    assert capsys.readouterr().err == ("error: No space left on device (cache/rows); make room; checkpoint-2 is kept\n")
+
+
+def test_of_what_is_kept_the_innermost_block_speaks():
+    with pytest.raises(ValueError, match="x") as caught, keeping(lambda: "outer"), keeping(lambda: "inner"):
+        raise ValueError("x")
+    assert caught.value.kept == "inner"
+    with pytest.raises(ValueError, match="x") as caught, keeping(lambda: "outer"), keeping(lambda: 1 / 0):
+        raise ValueError("x")
+    assert caught.value.kept == "outer"
+
+
+def test_a_deleted_working_folder_is_one_message(tmp_path):
+    command = f'mkdir gone && cd gone && rmdir ../gone && "{sys.executable}" {SRC}/utils/score.py --pred a --gold b'
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: the working folder was deleted; go to another one (cd)\n")
+
+
+def test_a_process_that_loses_another_one_is_quiet(monkeypatch, capsys):
+    lost = RuntimeError("[../third_party/gloo/pair.cc:534] Connection closed by peer [127.0.0.1]:5432")
+    with pytest.raises(RuntimeError):
+        run_script(failing(lost))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("os._exit", sys.exit)
+    with pytest.raises(SystemExit) as ended:
+        run_script(failing(lost))
+    assert (ended.value.code, capsys.readouterr().err) == (1, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
+def test_a_full_disk_behind_stdout_or_stderr_is_no_traceback():
+    script = f"import sys; sys.path.insert(0, '{SRC}'); from common.errors import run_script, UserError\n"
+    for main, where in (("lambda: print('x')", "stdout"), ("lambda: (_ for _ in ()).throw(UserError('x'))", "stderr")):
+        with open("/dev/full", "w") as full:
+            streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, where: full}
+            done = subprocess.run([sys.executable, "-c", f"{script}run_script({main})"], text=True, **streams)
+        assert done.returncode == 2
+        if where == "stdout":
+            assert done.stderr.startswith("error: No space left on device")
+            assert done.stderr.count("\n") == 1
 
 
 def test_a_closed_pipe_ends_the_script_without_a_word():
