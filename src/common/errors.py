@@ -47,7 +47,7 @@ def run_script(main) -> None:
         _close_bars()
         kept = getattr(error, "kept", None)
         if number:
-            stopping.say_stopped(number, kept or f"{KEPT}, and the same command can be given again")
+            stopping.say_stopped(number, kept)
             status = stopping.status_of(number)
         elif isinstance(error, UserError):
             _say_error(str(error))
@@ -69,13 +69,14 @@ def keeping(describe):
     """If the block is broken off, the message ends with `describe()`: what is kept, and how to go on. Of several such
     blocks, one in another, the inner one's.
     """
-    try:
-        yield
-    except BaseException as error:
-        if not hasattr(error, "kept"):
-            with suppress(Exception):
-                error.kept = describe()
-        raise
+    with stopping.describing(describe):
+        try:
+            yield
+        except BaseException as error:
+            if not hasattr(error, "kept"):
+                with suppress(Exception):
+                    error.kept = describe()
+            raise
 
 
 def lost_others(error: BaseException) -> bool:

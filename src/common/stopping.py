@@ -8,19 +8,20 @@ import signal
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 from common.processes import this_process
 
 NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 SAME = 0.5  # seconds in which another signal is the first one once more: launchers pass on what all have got
-GRACE = 10.0  # seconds to leave well; a process that hangs in a foreign library ends then
-AGAIN = 0.05  # seconds until a `Stopped` is raised once more that Python had to drop
+GRACE = 5.0  # seconds to leave well; a process that hangs in a library, as in those that share work, ends then
+AGAIN = 0.05  # seconds until a `Stopped` that Python had to drop is raised once more
 NOTHING_BEGUN = "nothing was begun; give the same command again"
+KEPT = "what was finished before is kept, and the same command can be given again"
 
-# Of this process, for its signal handler: which one it is, whether its work has begun, what stopped it, when, whether
-# that was said, and whether `Stopped` is to be raised again.
-_state: dict = {"pid": 0, "working": False, "number": None, "at": 0.0, "said": False, "again": False, "grace": GRACE}
+# Of this process, for its signal handler: which one it is, whether its work has begun, what stopped it, when, what is
+# kept (what tells it, of the blocks that are entered), whether that was said, whether `Stopped` is to be raised again.
+_state: dict = {"pid": 0, "working": False, "number": None, "at": 0.0, "kept": [], "said": False, "again": False}
 
 
 class Stopped(KeyboardInterrupt):
@@ -28,7 +29,10 @@ class Stopped(KeyboardInterrupt):
 
 
 def watch_signals(grace: float = GRACE) -> None:
-    """Take Ctrl-C and SIGTERM over, for this process alone; scripts call it before they import what takes seconds."""
+    """Take Ctrl-C and SIGTERM over, for this process alone; scripts call it before they import what takes seconds.
+
+    `grace`: seconds that the first one leaves for leaving well.
+    """
     _state.update(pid=os.getpid(), grace=grace)
     for number in NAMES:
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup, or a shell's background job, has set it
@@ -52,18 +56,34 @@ def status_of(number: int) -> int:
     return 128 + number
 
 
-def say_stopped(number: int, kept: str) -> None:
-    """The one line of a run that is stopped, from its first process."""
+@contextmanager
+def describing(describe):
+    """While the block runs, `describe()` says what of its work is kept, and how to go on."""
+    _state["kept"].append(describe)
+    try:
+        yield
+    finally:
+        if stopped_by() is None:  # of a run that stops, the innermost block speaks
+            _state["kept"].pop()
+
+
+def say_stopped(number: int, kept: str | None = None) -> None:
+    """The one line of a run that is stopped, from its first process; `kept`: what is, if no block describes it."""
     if this_process().rank == 0 and not _state["said"]:
         _state["said"] = True
+        for describe in reversed(_state["kept"]):
+            with suppress(Exception):
+                kept = kept or describe()
+        kept = kept or KEPT
         with suppress(OSError):  # past what the interrupted thread may just be writing to sys.stderr
             os.write(2, f"stopped by {NAMES[number]}; {kept}\n".encode(errors="replace"))
 
 
 def _stop(number: int, frame) -> None:
     now = time.monotonic()
-    if os.getpid() != _state["pid"]:  # forked a moment ago
-        _stop_child(number, frame)
+    if os.getpid() != _state["pid"]:  # forked a moment ago: see _leave_it_to_the_parent
+        if number == signal.SIGTERM:
+            os._exit(status_of(number))
     elif not _state["working"]:
         say_stopped(number, NOTHING_BEGUN)
         os._exit(status_of(number))
@@ -93,17 +113,19 @@ def _call_later(seconds: float, function, *arguments) -> None:
 
 
 def _end_at_once(number: int) -> None:
-    say_stopped(number, "ended at once; what was on disk is kept, and the same command can be given again")
+    """Of this process and those it has started; some may wait for locks of others that are gone."""
+    say_stopped(number)
+    with suppress(Exception):
+        import psutil  # here: commands that need nothing else start faster without
+
+        for child in psutil.Process().children(recursive=True):
+            child.kill()
     os._exit(status_of(number))
 
 
 def _leave_it_to_the_parent() -> None:
     """In a forked process (of a DataLoader, of datasets): it goes when its parent wants it to, or with its pipes."""
-    for number in NAMES:
-        if signal.getsignal(number) == _stop:
-            signal.signal(number, _stop_child)
-
-
-def _stop_child(number: int, frame) -> None:
-    if number == signal.SIGTERM:
-        sys.exit(status_of(number))  # not at once: a lock it holds would keep its parent waiting
+    if signal.getsignal(signal.SIGINT) == _stop:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if signal.getsignal(signal.SIGTERM) == _stop:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -82,7 +82,7 @@ def main():
 def test_a_second_stop_ends_it_at_once():
     done = script(LONG_LEAVING.format(first=0.7, second=30))
     assert (done.returncode, done.stdout) == (130, "")
-    assert done.stderr.startswith("stopped by Ctrl-C; ended at once")
+    assert done.stderr.startswith("stopped by Ctrl-C; what was finished before is kept")
     assert done.seconds < 20
 
 
