@@ -8,7 +8,14 @@ output_dir=${OUTPUT:-output_dir_pt}
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [ -d .venv ] && export PATH="$PWD/.venv/bin:$PATH"
 
-command=(deepspeed --include "localhost:${CARDS:-0}" --master_port "${PORT:-29500}" src/finetuning_pt.py
+cards=${CARDS:-0}
+start=(python)
+if [[ "$cards" == *,* ]]; then
+    start=(deepspeed --include "localhost:$cards" --master_port "${PORT:-29500}")
+else
+    export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-$cards}
+fi
+command=("${start[@]}" src/finetuning_pt.py
     --train_path "$train_path" --model_dir "$model_path" --num_train_epochs 20 --train_batch_size 2
     --gradient_accumulation_steps 1 --output_dir "$output_dir" --log_steps 10 --max_len 768 --max_src_len 450
     --pre_seq_len 16 --prefix_projection true "$@")
@@ -18,5 +25,5 @@ if [ -n "${DRY_RUN:-}" ]; then
     echo
     exit 0
 fi
-mkdir -p "$output_dir"
-"${command[@]}" 2>&1 | tee -a "$output_dir/train.log"
+source scripts/logged.bash
+run_logged "$output_dir" "${command[@]}"

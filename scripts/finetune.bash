@@ -5,7 +5,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 cards=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
 if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then cards=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c . || true); fi
 
-command=(torchrun --nproc_per_node="${NPROC:-$((cards > 1 ? cards : 1))}" --master_port="${PORT:-1331}" src/test_finetune.py
+processes=${NPROC:-$((cards > 1 ? cards : 1))}
+start=(python)
+[ "$processes" -gt 1 ] && start=(torchrun --nproc_per_node="$processes" --master_port="${PORT:-1331}")
+command=("${start[@]}" src/test_finetune.py
     --do_train --do_eval
     --model_name_or_path "$model_path" --model_name "$model_name" --prompt_template_name "$template"
     --train_file "$train_file" --val_set_size "$val_set_size" --output_dir "$output_dir"
@@ -21,5 +24,5 @@ if [ -n "${DRY_RUN:-}" ]; then
     echo
     exit 0
 fi
-mkdir -p "$output_dir"
-"${command[@]}" 2>&1 | tee -a "$output_dir/train.log"
+source scripts/logged.bash
+run_logged "$output_dir" "${command[@]}"

@@ -16,6 +16,10 @@ command=(python src/inference_pt.py --test_path "$test_path" --device "${CARD:-0
 if [ -n "${DRY_RUN:-}" ]; then
     printf '%q ' "${command[@]}"
     echo
+elif [ ! -d "$newest" ]; then
+    echo "error: ${newest:-$output_dir}: no checkpoint global_step-N there yet; train first (OUTPUT=$output_dir bash" \
+        "scripts/fine_ptuning.bash), or set OUTPUT=FOLDER" >&2
+    exit 2
 else
     "${command[@]}"
 fi

@@ -13,6 +13,12 @@ command=("${start[@]}" src/inference.py --model_name_or_path "$model_path" --mod
 if [ -n "${DRY_RUN:-}" ]; then
     printf '%q ' "${command[@]}"
     echo
+elif [ ! -d "$lora_weights" ]; then
+    fine=scripts/fine_${0##*infer_}
+    [ -f "$fine" ] || fine=scripts/fine_$model_name.bash
+    echo "error: $lora_weights: no adapter there yet; train it first (OUTPUT=$lora_weights bash $fine), or set" \
+        "LORA=FOLDER" >&2
+    exit 2
 else
     "${command[@]}"
 fi

@@ -32,18 +32,46 @@ def bash(project, *words, **variables):
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "scripts").glob("fine_*.bash")))
 def test_a_failed_training_fails_the_script_and_its_log_is_whole(project, name):
-    done = bash(project, f"{project}/scripts/{name}", OUTPUT=str(project / "out"))
+    out = project / "runs" / "out"
+    done = bash(project, f"{project}/scripts/{name}", OUTPUT=str(out))
     assert done.returncode == 3
-    assert (project / "out" / "train.log").read_text() == "to stdout\nto stderr\n"
+    assert not out.parent.exists()  # refused: nothing is left
+    out.mkdir(parents=True)
+    assert bash(project, f"{project}/scripts/{name}", OUTPUT=str(out)).returncode == 3
+    assert (out / "train.log").read_text() == "to stdout\nto stderr\n"
+
+
+def test_the_log_of_a_training_that_has_begun_lies_in_its_folder(project):
+    out = project / "out"
+    (project / "bin" / "python").write_text(
+        f"#!/bin/sh\necho one\nmkdir {out}\ntouch {out}/run.json\nsleep 2.5\necho two\n"
+    )
+    done = bash(project, f"{project}/scripts/fine_llama.bash", OUTPUT=str(out), NPROC="1")
+    assert done.returncode == 0
+    assert (out / "train.log").read_text() == "one\ntwo\n"
+    assert not list(project.glob(".train-log*"))
+
+
+TRAINED = {"LORA": "lora", "OUTPUT": "out"}  # what is trained, for the scripts that predict
+
+
+def make_trained(project):
+    (project / "lora").mkdir()
+    (project / "out" / "global_step-1").mkdir(parents=True)
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "scripts").glob("infer_*.bash")))
 def test_a_failed_prediction_fails_the_script(project, name):
-    assert bash(project, f"{project}/scripts/{name}").returncode == 3
+    done = bash(project, f"{project}/scripts/{name}", **TRAINED)
+    assert done.returncode == 2
+    assert f"bash scripts/fine_{name[6:]}" in done.stderr
+    make_trained(project)
+    assert bash(project, f"{project}/scripts/{name}", **TRAINED).returncode == 3
 
 
 def test_a_failed_prediction_is_not_converted(project):
-    done = bash(project, f"{project}/scripts/run_inference.bash")
+    make_trained(project)
+    done = bash(project, f"{project}/scripts/run_inference.bash", LORA="lora")
     assert done.returncode == 3
     assert done.stdout.count("to stdout") == 1
 

@@ -1,0 +1,22 @@
+# Sourced by the trainings: `run_logged OUTPUT COMMAND …` runs a training and keeps what it prints in OUTPUT/train.log. A run that its
+# checks refuse leaves no folder: until OUTPUT/run.json is there, the log stands beside OUTPUT under another name.
+run_logged() {
+    local output=$1 above log
+    shift
+    if [ -d "$output" ]; then
+        "$@" 2>&1 | tee -ia "$output/train.log"
+        return
+    fi
+    above=$(dirname "$output")
+    mkdir -p "$above"
+    log=$(mktemp "$above/.train-log.XXXXXX")
+    trap "rm -f '$log'; rmdir '$above' 2>/dev/null || true" EXIT
+    (
+        until [ -f "$output/run.json" ]; do
+            sleep 1
+            [ -f "$log" ] || exit 0 # the run is over
+        done
+        ln -f "$log" "$output/train.log"
+    ) &
+    "$@" 2>&1 | tee -i "$log"
+}
