@@ -39,16 +39,18 @@ def run_script(main) -> None:
         main()
         with naming("stdout"):
             sys.stdout.flush()
+        stopping.end_work()
         return
     except BaseException as error:
         number = stopping.stopped_by() or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else None)
+        if not number:
+            stopping.end_work()
         if isinstance(error, SystemExit) and not number:
             raise
         _close_bars()
         kept = getattr(error, "kept", None)
         if number:
             stopping.say_stopped(number, kept)
-            status = stopping.status_of(number)
         elif isinstance(error, UserError):
             _say_error(str(error))
             status = 2
@@ -61,7 +63,15 @@ def run_script(main) -> None:
             status = 1
         else:
             raise
-    _end(status, at_once=bool(number))
+    _flush()
+    several = this_process().count > 1  # of which some may have ended: nothing that waits for them may run
+    if number:  # at once: Python takes seconds to tidy up after torch
+        if not several:
+            atexit._run_exitfuncs()
+        stopping.end(number)
+    if several:
+        os._exit(status)
+    sys.exit(status)
 
 
 @contextmanager
@@ -98,18 +108,12 @@ def _say_error(message: str) -> None:
         print(f"error: {message}", file=sys.stderr, flush=True)
 
 
-def _end(status: int, at_once: bool) -> None:
-    """Leave Python, `at_once` without tidying its memory up, which takes seconds after torch."""
+def _flush() -> None:
+    """What stdout still holds, and cannot be written, is dropped: Python would complain of it once more."""
     try:
         sys.stdout.flush()
-    except OSError:  # what stdout still holds cannot be written, of which Python would complain once more
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if this_process().count > 1:  # the others may have ended: nothing that waits for them may run
-        os._exit(status)
-    if at_once:
-        atexit._run_exitfuncs()
-        os._exit(status)
-    sys.exit(status)
 
 
 def print_anything() -> None:

@@ -46,12 +46,19 @@ def begin_work() -> None:
     _state["working"] = True
 
 
+def end_work() -> None:
+    """From here on a signal ends the process in silence: all that was to be done, or said, is."""
+    for number in NAMES:
+        if signal.getsignal(number) == _stop:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def stopped_by() -> int | None:
     """The number of the signal that stops this process. Whatever is raised from then on comes of it."""
     return _state["number"]
 
 
-def status_of(number: int) -> int:
+def _status_of(number: int) -> int:
     """The exit status by which shells know that a signal ended a process: 130 or 143."""
     return 128 + number
 
@@ -83,10 +90,10 @@ def _stop(number: int, frame) -> None:
     now = time.monotonic()
     if os.getpid() != _state["pid"]:  # forked a moment ago: see _leave_it_to_the_parent
         if number == signal.SIGTERM:
-            os._exit(status_of(number))
+            os._exit(_status_of(number))
     elif not _state["working"]:
         say_stopped(number, NOTHING_BEGUN)
-        os._exit(status_of(number))
+        os._exit(_status_of(number))
     elif stopped_by() is None:
         _state.update(number=number, at=now)
         sys.unraisablehook, threading.excepthook = _raise_again, lambda _: None  # threads break off, too
@@ -113,14 +120,18 @@ def _call_later(seconds: float, function, *arguments) -> None:
 
 
 def _end_at_once(number: int) -> None:
-    """Of this process and those it has started; some may wait for locks of others that are gone."""
     say_stopped(number)
+    end(number)
+
+
+def end(number: int) -> None:
+    """End this process, and those it has started: some may wait for locks of others that are gone."""
     with suppress(Exception):
         import psutil  # here: commands that need nothing else start faster without
 
         for child in psutil.Process().children(recursive=True):
             child.kill()
-    os._exit(status_of(number))
+    os._exit(_status_of(number))
 
 
 def _leave_it_to_the_parent() -> None:

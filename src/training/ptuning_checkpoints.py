@@ -17,6 +17,7 @@ from training.resuming import Start, choose_start, kept_of
 from training.whole import read_state
 
 STATE = "state"
+NO_STATE = f"it holds no {STATE}/, which going on needs: only the newest checkpoint has it"
 
 
 def start_ptuning(args, processes: int) -> Start:
@@ -33,8 +34,8 @@ def start_ptuning(args, processes: int) -> Start:
                 say(f"resume: {folder}")
                 return Start(step, str(folder))
             faults[folder] = fault
-        if steps and not finished:
-            newest, fault = next(iter(faults.items()))
+        newest, fault = next(iter(faults.items()), (None, NO_STATE))
+        if steps and not (finished and fault == NO_STATE):
             raise UserError(
                 f"--resume: no checkpoint in {out} can be gone on from ({newest.name}: {fault}); give another folder, "
                 "or --overwrite_output_dir instead to start anew"
@@ -57,7 +58,7 @@ def fault_of(folder: Path, processes: int) -> str | None:
     """Why a run cannot go on from a checkpoint as it was; None when it can."""
     files = len(list((folder / STATE).glob("rank-*.pt")))
     if not files:
-        return f"it holds no {STATE}/, which going on needs: only the newest checkpoint has it"
+        return NO_STATE
     if files != processes:
         return f"written by {files} processes; go on with as many, not {processes}"
     try:
