@@ -5,6 +5,7 @@ value is never empty, and a number lies in its range.
 import argparse
 import difflib
 import errno
+import json
 import math
 import os
 import re
@@ -16,6 +17,7 @@ from common.errors import UserError
 MOST_SEED = 2**32 - 1  # that every generator takes
 MOST_COUNT = 10**9  # of whatever a flag counts
 NO_PATH = {errno.ENAMETOOLONG: "the name is too long", errno.ELOOP: "its links lead in a circle"}
+PATHS = re.compile("path|file|dir|weights|checkpoint|template|tokenizer|deepspeed|base|pred|gold|check|json|out$")
 SHOWN = 60  # characters of a value that is said
 
 
@@ -100,14 +102,22 @@ def check_values(argv: list[str]) -> None:
         said = f"{flag} {_short(value)}" if flag else _short(value)
         if not value.strip():
             raise UserError(f"{flag or 'the command line'}: a value is empty; give one, or leave the flag out")
-        if reason := _why_no_path(value):
+        if reason := _why_no_path(value) if flag is None or PATHS.search(flag) else None:
             raise UserError(f"{said}: {reason}; give another path")
+        if str(flag).endswith(("_kwargs", "_config")) and value.startswith("{"):
+            check_json(said, value)
+
+
+def check_json(said: str, value: str) -> None:
+    """UserError for a value, and its flag, that begins as JSON and is none."""
+    try:
+        json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{said}: not JSON ({error})") from None
 
 
 def _why_no_path(value: str) -> str | None:
-    """Why no file can be at a path; None of other values, lists and numbers among them."""
-    if "," in value or value.lstrip("-").isdigit():
-        return None
+    """Why no file can be at a path."""
     try:
         os.stat(value)
     except OSError as error:

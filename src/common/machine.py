@@ -11,6 +11,7 @@ import torch.distributed as dist
 from common.errors import UserError, say
 from common.processes import this_process
 
+MEMORY = psutil.virtual_memory().total + psutil.swap_memory().total  # of this machine, in bytes
 LONGEST = timedelta(days=30)  # that a process which is done waits for the slowest
 
 
@@ -89,7 +90,7 @@ def all_bytes(device: torch.device) -> int:
     """What a card has, or the machine: its memory and its swap."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return psutil.virtual_memory().total + psutil.swap_memory().total
+    return MEMORY
 
 
 def free_bytes(device: torch.device) -> int:

@@ -1,6 +1,7 @@
 """What the Trainer would find fault with only once the base is loaded, found before."""
 
 import torch
+from accelerate.utils import DynamoBackend
 
 from common.errors import UserError, reason_of
 
@@ -19,7 +20,7 @@ def check_report_to(asked: str) -> None:
 
 
 def check_optimizer(args) -> None:
-    """UserError for an optimizer, or a course of the learning rate, that cannot be made as the flags say."""
+    """UserError for an optimizer, a course of the learning rate or a compiler that cannot be made as the flags say."""
     from transformers import Trainer, get_scheduler
 
     model = torch.nn.Linear(1, 1)
@@ -36,6 +37,10 @@ def check_optimizer(args) -> None:
     tried = {f"--lr_scheduler_type {args.lr_scheduler_type.value}": make_course}
     if not args.optim_target_modules:  # else it looks for them in the real model
         tried[f"--optim {args.optim.value}"] = make_optimizer
+    if args.torch_compile_backend:
+        tried[f"--torch_compile_backend {args.torch_compile_backend}"] = lambda: DynamoBackend(
+            args.torch_compile_backend.upper()
+        )
     for flag, make in tried.items():
         try:
             make()

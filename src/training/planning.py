@@ -133,12 +133,13 @@ def fit_training(
     cap,
     may_skip: bool = False,
     may_regroup: bool = False,
+    shorter: str = "--lora_r or --cutoff_len",
 ) -> Plan:
     """The plan that is taken, and what it will need, said; UserError with the flags that would make it fit when a card
     has less.
 
-    `cap`: --max_memory_MB, or None; `may_skip`, `may_regroup`: what `choose_plan` may decide. On a CPU, which can swap,
-    too little is a warning.
+    `cap`: --max_memory_MB, or None; `may_skip`, `may_regroup`: what `choose_plan` may decide; `shorter`: flags that
+    need less when they are smaller. On a CPU, which can swap, too little is a warning, and far too little an error.
     """
     if shape is None:
         say("memory: not estimated (the sizes of this model cannot be told from its config.json)")
@@ -158,7 +159,7 @@ def fit_training(
     say(f"memory: about {sum(needs.values()) // MB:,} MB needed ({parts}), {free // MB:,} MB free")
     if not fits(plan):
         others = [other.flags(plan) for other in plans_that_fit(plan, full, fits)]
-        last = "LoRA instead of --full_finetune" if full else "a smaller --cutoff_len, or a smaller base"
+        last = "LoRA instead of --full_finetune" if full else f"a smaller {shorter}, or a smaller base"
         refuse(device, cap, "the run", sum(needs.values()), free, others or [last])
     return plan
 
@@ -309,4 +310,5 @@ def check_ptuning_memory(model_args, args, trust: bool, rows, kind: Kind, recomp
     offload = make_config(args)["zero_optimization"].get("offload_optimizer", {})
     optimizer = "paged_adamw" if offload.get("device") == "cpu" else "adamw"
     trained = shape and count_weights(shape, kind)
-    fit_training(shape, rows, plan, trained, False, optimizer, device, model_args.max_memory_MB)
+    cap, shorter = model_args.max_memory_MB, "--pre_seq_len or --max_len"
+    fit_training(shape, rows, plan, trained, False, optimizer, device, cap, shorter=shorter)

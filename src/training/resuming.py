@@ -163,10 +163,11 @@ def is_done(args, run: dict, resume: str | None) -> bool:
         )
     if not before:
         return False
-    if before["status"] == "finished" and before["planned"] == run["planned"]:
+    finished = before.get("status") == "finished"
+    if finished and before.get("planned") == run["planned"]:
         say(f"{args.output_dir}: finished already, nothing to train")
         return True
-    if before["status"] == "finished" and not resume:
+    if finished and not resume:
         raise UserError(
             f"--output_dir {args.output_dir} holds a finished run without checkpoints, which cannot be prolonged; give "
             "another folder, or --overwrite_output_dir instead of resuming"

@@ -174,6 +174,7 @@ DECIDED = {
     "load_best_model_at_end": "it follows from --eval_strategy and --save_strategy",
     "remove_unused_columns": "the rows hold only what is used",
     "length_column_name": "the rows' lengths are known",
+    "push_to_hub": "what was trained stays in --output_dir; upload the folder by hand",
     "deepspeed": "--fsdp splits a model over cards; DeepSpeed would read its checkpoints by plain pickle",
     "fsdp_config": "--fsdp alone splits all that can be",
     "accelerator_config": "batches and gradients are shared as --fsdp, or torchrun without it, needs it",

@@ -31,13 +31,20 @@ def test_an_empty_word_without_a_flag_is_an_error_too():
 def test_a_path_that_no_file_can_have_is_an_error_that_names_its_flag(tmp_path):
     (tmp_path / "one").symlink_to(tmp_path / "two")
     (tmp_path / "two").symlink_to(tmp_path / "one")
-    assert error_of(check_values, ["--a", str(tmp_path / "one")]).endswith(
+    assert error_of(check_values, ["--a_file", str(tmp_path / "one")]).endswith(
         "its links lead in a circle; give another path"
     )
-    assert error_of(check_values, [f"--a={tmp_path / 'one' / 'x'}"]).startswith(f"--a {tmp_path}"[:30])
-    long = error_of(check_values, ["--a", "x" * 300])
-    assert long == f"--a {'x' * 60}…: the name is too long; give another path"
-    check_values(["--a", str(tmp_path / "not there"), "--list", ",".join(["q_proj"] * 100), "--number", "-1"])
+    assert error_of(check_values, [f"--out={tmp_path / 'one' / 'x'}"]).startswith(f"--out {tmp_path}"[:30])
+    long = error_of(check_values, ["--path_raw", "x" * 300])
+    assert long == f"--path_raw {'x' * 60}…: the name is too long; give another path"
+    check_values(["--out", str(tmp_path / "not there"), "--list", ",".join(["q_proj"] * 100), "--number", "-1"])
+
+
+def test_settings_in_json_that_are_none_are_an_error_that_names_the_flag():
+    assert error_of(check_values, ["--more_kwargs", "{bad"]).startswith(
+        "--more_kwargs {bad: not JSON (Expecting property"
+    )
+    check_values(["--more_kwargs", '{"a": 1}', "--other_config", "file.json"])
 
 
 @pytest.mark.parametrize(

@@ -288,6 +288,15 @@ def test_on_a_cpu_too_little_memory_is_a_warning(seven, monkeypatch, capsys):
     assert "warning: the run needs about" in capsys.readouterr().err
 
 
+def test_on_a_cpu_what_never_ends_there_is_refused(seven, monkeypatch):
+    monkeypatch.setattr(machine, "MEMORY", 2_000 * MB)
+    monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: type("M", (), {"available": 1_000 * MB}))
+    with pytest.raises(UserError, match=r"memory: the run needs about .*\(this machine has 2,000 MB, swap included\)"):
+        planning.fit_training(
+            seven, Rows(rows()), Plan(16, 8, HALF, True), 1, False, "adamw_torch", torch.device("cpu"), None
+        )
+
+
 def test_the_check_comes_before_the_base_is_loaded(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise UserError("memory: too much")
