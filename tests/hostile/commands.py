@@ -296,7 +296,7 @@ COMMANDS = {
         {"package": "campaign_gguf", "out": "hf"},
         {"campaign_gguf/tiny.gguf": "@gguf.gguf"},
         "hf/model.safetensors",
-        {"campaign_gguf/tiny.gguf": "binary"},
+        {"campaign_gguf/tiny.gguf": "package"},
     ),
 }
 INFER = {"MODEL": "{here}/base", "LORA": "{here}/adapter", "INPUT": "{here}/valid.json", "OUTPUT": "{here}/out.json"}

@@ -94,15 +94,18 @@ LINES = {
 SAME = {"a link to the file", "Windows' line ends", "the last line without its end"}
 MAYBE = {*FILES, *TEXTS, *JSONS}
 RECORDS_RIGHT = {*SAME, "blank lines", "one list", "a megabyte in a field"}
+GONE = {"missing", "a folder", "a link to itself", "a link to nowhere", "/dev/null", "/dev/zero"}
+GONE |= {"a pipe nobody writes to"}
 READ = {  # kind of file -> (damages that it can have, those that change nothing, those that may be errors or nothing)
     "records": ((FILES, TEXTS, JSONS, LINES), RECORDS_RIGHT, {"a BOM"}),
     "json": ((FILES, TEXTS, JSONS), SAME, {"a BOM"}),
-    "run": ((FILES, TEXTS, JSONS), SAME, {"a BOM", "missing", "an object without keys"}),
-    "index": ((FILES, TEXTS, JSONS), SAME, {"a BOM", "missing"}),
+    "run": ((FILES, TEXTS, JSONS), SAME, {"a BOM", *GONE, "an object without keys"}),
+    "index": ((FILES, TEXTS, JSONS), SAME, {"a BOM", *GONE}),
     "text": ((FILES, TEXTS), {"a link to the file"}, {*TEXTS, "cut off"}),
     "vocabulary": ((FILES, TEXTS, JSONS), SAME, {"a BOM"}),
     "tokenizer": ((FILES, TEXTS, JSONS), SAME, MAYBE),
     "binary": ((FILES,), {"a link to the file"}, ()),
+    "package": ((FILES,), (), {"a link to the file"}),
     "unused": ((FILES, TEXTS, JSONS), SAME, MAYBE),
     "unused binary": ((FILES,), {"a link to the file"}, MAYBE),
     "state": ((FILES,), {"a link to the file"}, MAYBE),

@@ -45,6 +45,8 @@ def judge(case: Case, argv: list[str], done: Run, written: list[str], spoilt: li
         if case.expected == "error":
             return Verdict("wrong in silence", "exit status 0" + (f", {wrong}" if wrong else ""))
         return Verdict("wrong in silence", wrong) if wrong else Verdict("right result")
+    if case.around.stdout == "gone" and done.code == 1 and not done.error.count("error: "):
+        return Verdict("clear error", "| head has read enough")
     if (poor := why_poor(case, done, argv)) or case.expected == "right":
         return Verdict("poor error", poor or f"refused: {said(done)[:200]}")
     begun = any(name.endswith("log.jsonl") for name in written)  # a training that fails leaves what it has
@@ -60,13 +62,15 @@ def last_line(text: str) -> str:
 
 
 def said(done: Run) -> str:
-    """The message itself."""
-    return done.error[done.error.rfind("error: ") :].strip() if "error: " in done.error else done.error.strip()[-300:]
+    """The message itself; bash scripts write it into a log, too, by stdout."""
+    text = done.error if "error: " in done.error else done.text
+    return text[text.rfind("error: ") :].strip() if "error: " in text else text.strip()[-300:]
 
 
 def why_poor(case: Case, done: Run, argv: list[str]) -> str:
     """Why an error is not clear; "" when it is. It must name the flag, its value, or the damaged file or its folder."""
-    text, count = said(done), sum(line.startswith("error: ") for line in done.error.splitlines())
+    lines = (done.text if case.kind == "scripts" else done.error).splitlines()
+    text, count = said(done), sum(line.startswith("error: ") for line in lines)
     if done.code != 2 or count != 1:
         return f"exit status {done.code}, {count} messages: {text[-200:]}"
     if len(text) > LONGEST_SAID:
