@@ -5,6 +5,7 @@ source "$(dirname "$0")/setup.bash"
 
 install requirements-test.txt
 export HF_HUB_OFFLINE=1
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} # several processes share the cores in many tests
 python src/utils/gguf_to_hf.py
 ruff check .
 ruff format --check .

@@ -13,6 +13,8 @@ EXPECTED = f"expected an object with {' and '.join(PROMPTS)}, both strings"
 
 
 class Piece(NamedTuple):
+    """A stretch of a prompt."""
+
     text: str
     from_template: bool  # only here may `</s>` and the like be special tokens; in a record they are text
 

@@ -5,6 +5,7 @@ import json
 import math
 import random
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from common.errors import UserError, say
@@ -44,7 +45,7 @@ def read_with_lines(path: str | Path, piece: int = PIECE) -> list[tuple[int, dic
     return list(stream_records(path, piece=piece))
 
 
-def stream_records(path: str | Path, bad: list[str] | None = None, piece: int = PIECE):
+def stream_records(path: str | Path, bad: list[str] | None = None, piece: int = PIECE) -> Iterator[tuple[int, dict]]:
     """Yield (line it starts on, record), holding one line, or of a JSON list one `piece` (characters), in memory.
 
     What is no record raises UserError. With a list `bad`, the error's text is appended there and reading goes on at
@@ -249,4 +250,5 @@ def _kind(value) -> str:
 
 
 def name_of(record: dict, index: int) -> str:
+    """What messages call a record: its id, else its number in the file (the first is 1)."""
     return f"id {record['id']}" if "id" in record else f"number {index + 1}"

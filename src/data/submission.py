@@ -86,7 +86,7 @@ def sort_key(identity) -> tuple[int, float]:
     return (0, identity) if number else (1, 0)
 
 
-def id_key(identity):
+def id_key(identity) -> tuple:
     """What two equal ids share, and can be looked up; 7 and "7" are different."""
     return identity if type(identity) in (int, str) else (json.dumps(identity, sort_keys=True),)
 
@@ -140,5 +140,6 @@ def check_submission(path: str, test_path: str) -> str:
 
 
 def listed(lines: list[str]) -> str:
+    """The first lines, indented, and how many more there are."""
     more = [f"… and {len(lines) - MOST_NAMED} more"] if len(lines) > MOST_NAMED else []
     return "\n".join("  " + line for line in lines[:MOST_NAMED] + more)

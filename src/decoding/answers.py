@@ -12,6 +12,8 @@ DRAWING = ("temperature", "top_k", "top_p", "seed")  # flags and fields that mea
 
 
 class Answer(NamedTuple):
+    """What a model said to one prompt."""
+
     text: str
     # "eos": the model ended its answer; "length": it was stopped at max_new_tokens; "loop": it repeated a triple
     finish_reason: str

@@ -1,6 +1,7 @@
 """The engine `batch`: transformers' own generation over prompts of like length, padded on the left."""
 
 import gc
+from collections.abc import Iterator
 
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
@@ -52,7 +53,7 @@ def load_model(serving: Serving, codec, longest: int, rows: int):
     return model.eval()
 
 
-def answers(model, codec, waiting: dict, rules: Rules):
+def answers(model, codec, waiting: dict, rules: Rules) -> Iterator[dict[int, Answer | Failure]]:
     """The engine `batch`: prompts of like length together; every answer is there when the batch's longest one is.
 
     Out of memory, it goes on with half as many tokens at a time. When a batch raises anything else, each of its

@@ -15,6 +15,8 @@ from decoding.serving import Serving
 
 
 class Engine(NamedTuple):
+    """A way to get answers out of a model: the functions of one row."""
+
     why_not: Callable  # (serving) -> why `auto` may not take it, or None
     check: Callable  # (serving); UserError for what it cannot do, before anything is loaded
     open: Callable  # (serving, codec, tokens of the longest prompt) -> what `answers` takes for a model

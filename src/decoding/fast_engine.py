@@ -8,7 +8,7 @@ import gc
 import math
 from bisect import bisect
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import accumulate, islice
 from typing import NamedTuple
 
@@ -127,7 +127,9 @@ def use_kernels(model) -> None:
         apply_liger_kernel(model, available.LIGER)
 
 
-def answers(model, codec, waiting: dict[int, list[int]], rules: Rules, tuning: Tuning = MEASURED):
+def answers(
+    model, codec, waiting: dict[int, list[int]], rules: Rules, tuning: Tuning = MEASURED
+) -> Iterator[dict[int, Answer | Failure]]:
     """The engine: see engines.py. Out of memory it begins anew with half as many rows."""
     if not waiting:
         return

@@ -12,6 +12,8 @@ BROKEN = -2  # stands for a token whose logits are not finite; no id
 
 
 class Place(NamedTuple):
+    """The row of a record, and its stretch of the kept tokens."""
+
     row: int
     start: int  # of its stretch of the kept tokens
     end: int

@@ -21,6 +21,8 @@ class Prefix(NamedTuple):
 
 @dataclass(frozen=True)
 class Serving:
+    """A base with what was trained on it, and how it is to answer."""
+
     base: str  # folder of the base model
     family: object  # its row of models.families.FAMILIES
     shape: Shape | None  # None: not known

@@ -7,8 +7,10 @@ import importlib
 import importlib.util
 import os
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -17,7 +19,7 @@ from checkpoints.adapters import read_adapter_config, unusual_settings
 from checkpoints.config import read_context
 from common.errors import UserError, reason_of, say
 from common.processes import LAUNCH, this_process
-from decoding.answers import Failure, Rules, cut_answer
+from decoding.answers import Answer, Failure, Rules, cut_answer
 from decoding.choosing import seed_of
 from decoding.serving import Serving
 from loading.memory import limit_memory
@@ -76,7 +78,7 @@ def check(serving: Serving) -> None:
         raise UserError(f"--tensor_parallel_size {size}: this machine shows {cards} cards {where}")
 
 
-def module(name: str):
+def module(name: str) -> ModuleType:
     """A module of vLLM, which tells of errors only, on stderr: progress is shown by this project.
 
     What the user has set in the environment stays.
@@ -171,7 +173,9 @@ def own_cards(device: torch.device, each: int):
                 os.environ[name] = value
 
 
-def answers(model: Served, codec, waiting: dict, rules: Rules, first_group: int = 256, group_seconds: float = 60):
+def answers(
+    model: Served, codec, waiting: dict, rules: Rules, first_group: int = 256, group_seconds: float = 60
+) -> Iterator[dict[int, Answer | Failure]]:
     """The engine (engines.py says what one is). Loops are cut off when an answer is whole.
 
     `first_group` prompts are handed over together at first, then as many as take about `group_seconds`: what a kill may

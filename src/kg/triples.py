@@ -33,6 +33,8 @@ _PLAIN = re.compile(rf"{_OPEN}{_PART}[,，]{_PART}[,，]{_PART}[)）\]】]{_ENDS
 
 
 class Triple(NamedTuple):
+    """(head, relation, tail), as text."""
+
     head: str
     relation: str
     tail: str

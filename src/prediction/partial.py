@@ -17,6 +17,7 @@ from common.refusals import advice_for
 
 
 def partial_path(output: str | Path, rank: int = 0) -> Path:
+    """Where a process keeps what is finished of `output`."""
     return Path(f"{output}.partial" + (f".{rank}" if rank else ""))
 
 

@@ -18,6 +18,8 @@ WORST = ("error", "length", "loop", "eos")  # finish reasons: of several windows
 
 
 class Question(NamedTuple):
+    """What a model is asked: a record, or a window of its text."""
+
     record: int  # index of the record it is about
     text: str  # of the record's input, as much as is asked about
     ids: list[int]  # the prompt, as codec.encode gives it; empty: it could not be made
