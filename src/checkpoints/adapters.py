@@ -50,7 +50,7 @@ def has_adapter(folder: Path) -> bool:
 
 def _nearest_adapter(folder: Path) -> Path | None:
     """The newest sound adapter of the same run: in the folder, or beside and above a `checkpoint-N`."""
-    near = [folder, *folder.glob("*")]
+    near = [folder, *folder.glob("*"), *folder.glob("snapshots/*")]  # the last: of a hub's cache
     if folder.name.startswith("checkpoint-"):
         near += [folder.parent, *folder.parent.glob("*")]
     sound = []
@@ -162,8 +162,8 @@ def read_adapter_config(folder: Path) -> dict:
     return settings
 
 
-def unusual_settings(settings: dict) -> list[str]:
-    """The settings of a LoRA adapter that make it more than a product beside a layer, by name."""
+def beyond_products(settings: dict) -> list[str]:
+    """The settings of a LoRA adapter, by name, with which it may be more than a product beside each layer."""
     return sorted(name for name, value in settings.items() if value and name not in PLAIN_SETTINGS)
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from checkpoints.adapters import ADAPTER_FILES, check_weights
+from checkpoints.adapters import ADAPTER_FILES, check_weights, read_adapter_config
 from checkpoints.stored import contents, model_files, read_json, read_tensor
 from common.errors import UserError
 from common.refusals import naming
@@ -53,13 +53,16 @@ def find_prefix(folder: str | Path, family: Family, shape) -> Kind:
             missing = "pre_seq_len in its config.json" if found else f"no tensor {family.own_prefix}.* in {names}"
             raise UserError(f"{asked}: no prefix there ({missing}); {nearby_steps(folder)}")
     else:
-        settings = read_json(folder / "adapter_config.json")
-        if settings.get("peft_type") != "PREFIX_TUNING":
+        settings = read_adapter_config(folder)
+        if settings["peft_type"] != "PREFIX_TUNING":
             raise UserError(
-                f"{asked}: an adapter of peft's type {settings.get('peft_type')}, expected PREFIX_TUNING; an adapter "
+                f"{asked}: an adapter of peft's type {settings['peft_type']}, expected PREFIX_TUNING; an adapter "
                 "of LoRA is for src/inference.py --lora_weights"
             )
-        kind, found = Kind(settings["num_virtual_tokens"], False), check_weights(folder)
+        length = settings.get("num_virtual_tokens")
+        if not isinstance(length, int) or length < 1:
+            raise UserError(f"{folder / 'adapter_config.json'}: num_virtual_tokens is {length}; expected 1 or more")
+        kind, found = Kind(length, False), check_weights(folder)
     if not all(tensor.isfinite().all() for tensor in found.values()):
         raise UserError(f"{asked}: the prefix holds NaN or infinity; take an earlier checkpoint")
     count = sum(tensor.numel() for tensor in found.values())

@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 from transformers import AutoConfig
 from transformers.integrations.liger import apply_liger_kernel
 
-from checkpoints.adapters import read_adapter_config, unusual_settings
+from checkpoints.adapters import read_adapter_config
 from common.errors import UserError, reason_of, say
 from common.machine import free_bytes
 from decoding.answers import ALONE, NOT_FINITE, Answer, Failure, Rules, cut_answer, is_out_of_memory
@@ -26,6 +26,7 @@ from decoding.kept import Kept, Spans, use_kept_attention
 from decoding.places import BROKEN, Place, Places, Started
 from decoding.serving import Serving
 from kg.loops import loops
+from loading.adapted import unusual_settings
 from loading.memory import SAFE
 from loading.shape import cached_numbers
 from ops import available, packed_attention

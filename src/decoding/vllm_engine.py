@@ -15,13 +15,14 @@ from typing import NamedTuple
 
 import torch
 
-from checkpoints.adapters import read_adapter_config, unusual_settings
+from checkpoints.adapters import read_adapter_config
 from checkpoints.config import read_context
 from common.errors import UserError, reason_of, say
 from common.processes import LAUNCH, this_process
 from decoding.answers import Answer, Failure, Rules, cut_answer
 from decoding.choosing import seed_of
 from decoding.serving import Serving
+from loading.adapted import unusual_settings
 from loading.memory import limit_memory
 from loading.quantised import QUANTISATIONS
 

@@ -14,6 +14,7 @@ import torch
 from peft import (
     MODEL_TYPE_TO_PEFT_MODEL_MAPPING,
     PEFT_TYPE_TO_CONFIG_MAPPING,
+    LoraConfig,
     PeftConfig,
     PeftModel,
     get_peft_model_state_dict,
@@ -23,7 +24,7 @@ from peft.utils.transformers_weight_conversion import convert_peft_adapter_state
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.quantizers import AutoHfQuantizer
 
-from checkpoints.adapters import as_peft_names, check_weights, read_adapter_config
+from checkpoints.adapters import as_peft_names, beyond_products, check_weights, read_adapter_config
 from common.errors import UserError, say
 from loading.precision import Precision
 from loading.quantised import QUANTISATIONS
@@ -83,6 +84,8 @@ def make_config(folder: Path, model) -> PeftConfig:
     if unknown and not next(model.parameters()).is_meta:
         say(f"adapter: settings of another version of peft, without effect: {', '.join(unknown)}")
     settings = {name: value for name, value in settings.items() if name not in (*unknown, "runtime_config")}
+    if kind == "ADALORA" and not settings.get("total_step"):  # of training alone; peft before 0.14 did not ask for it
+        settings["total_step"] = 1 + sum(settings.get(name) or 0 for name in ("tinit", "tfinal"))
     try:
         with quiet():
             config = own.from_peft_type(**own.check_kwargs(**settings))
@@ -193,7 +196,14 @@ def check_tensors(folder: Path, model: PeftModel, tensors: dict[str, torch.Tenso
         if is_lora and layer not in dict(model.get_base_model().named_modules()):
             what = f"the base has no layer {layer}"
         raise UserError(f"{unfit(folder, flag)}: {what}")
-    if missing:
+    biases = [name for name in asked if name.endswith(".base_layer.bias")]
+    if missing and missing == biases and getattr(config, "bias", "none") not in ("none", "all"):
+        if next(model.parameters()).is_meta:  # said once
+            say(
+                f"warning: {folder}: its file lacks the biases that bias = {config.bias} means (peft 0.7 to 0.20 did "
+                "not save them); the base's own are used, as by peft"
+            )
+    elif missing:
         raise UserError(
             f"{unfit(folder, flag)}: its file lacks {len(missing)} of the {len(asked)} tensors that its "
             f"adapter_config.json asks for on this base, e.g. {missing[0]}; it is incomplete, or of a smaller base"
@@ -229,6 +239,12 @@ def unfit(folder: Path, flag: str = FLAG) -> str:
     """The beginning of what is said of an adapter and a base that do not go together."""
     trained_on = read_adapter_config(folder).get("base_model_name_or_path")
     return f"{flag} {folder} (trained on {trained_on or 'an unknown base'}) does not fit this base model"
+
+
+def unusual_settings(settings: dict) -> list[str]:
+    """The settings that peft knows and that make a LoRA adapter more than a product beside each layer, by name."""
+    known = {field.name for field in fields(LoraConfig)}
+    return [name for name in beyond_products(settings) if name in known]
 
 
 def has_learnt_prompt(model) -> bool:

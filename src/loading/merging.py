@@ -16,10 +16,10 @@ from torch.nn import Parameter
 from checkpoints.adapters import (
     ADAPTER_FILES,
     as_peft_names,
+    beyond_products,
     check_weights,
     has_adapter,
     read_adapter_config,
-    unusual_settings,
 )
 from checkpoints.stored import Stored
 from common.errors import UserError
@@ -184,7 +184,7 @@ def _refuse_unknown(folder: Path, settings: dict) -> None:
     kind = settings["peft_type"]
     if kind not in KINDS:
         raise UserError(f"{FLAG} {folder}: an adapter of kind {kind}; only {', '.join(KINDS)} can be merged")
-    found = [name for name in unusual_settings(settings) if name not in SERVED] if kind == "LORA" else []
+    found = [name for name in beyond_products(settings) if name not in SERVED] if kind == "LORA" else []
     if settings.get("init_lora_weights") not in PLAIN_STARTS:
         found.append("init_lora_weights")
     if found:

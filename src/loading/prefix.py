@@ -4,7 +4,6 @@ A family whose model has a prefix encoder of its own names it (`own_prefix`); al
 """
 
 import json
-import warnings
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from checkpoints.config import read_config
 from checkpoints.prefixes import OWN_FILE, Kind, kind_settings, read_own, save_tensors
 from common.errors import UserError
 from common.files import write_lines
+from loading.adapted import make_config
 from loading.base import load_base
 from models.families import FAMILIES, Family
 
@@ -199,12 +199,11 @@ def load_trained(path, family: Family, kind: Kind, folder, precision, device, co
     changes = kind_settings(kind) if family.own_prefix else None
     base = load_base(path, precision, device, codec, trust_remote_code, changes, family.own_prefix)
     if not family.own_prefix:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Unexpected keyword arguments")  # of another version of peft
-            try:
-                peft = PeftModel.from_pretrained(base, folder)
-            except (RuntimeError, ValueError, TypeError, KeyError) as error:
-                raise UserError(f"--model_dir {folder} does not fit this base model: {error}") from error
+        config = make_config(Path(folder), base)
+        try:
+            peft = PeftModel.from_pretrained(base, folder, config=config)
+        except (RuntimeError, ValueError, TypeError, KeyError) as error:
+            raise UserError(f"--model_dir {folder} does not fit this base model: {error}") from error
         return Prefixed(base, peft.prompt_encoder["default"].to(device), peft=peft)
     model = Prefixed(base, base.get_submodule(family.own_prefix), family.own_prefix)
     found = {name[len(family.own_prefix) + 1 :]: tensor for name, tensor in read_own(folder, family.own_prefix).items()}

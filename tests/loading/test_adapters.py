@@ -116,6 +116,22 @@ def test_an_adapter_that_was_pruned_while_it_was_trained_is_loaded(tmp_path, bas
     assert answers(bases["llama"], tmp_path)[0] == peft_answers(bases["llama"], tmp_path)
 
 
+def test_settings_that_older_versions_left_out_are_made_up_for(tmp_path, bases):
+    """Of training alone: before peft 0.14 an AdaLoRA's total_step could be null, which today's peft refuses."""
+    make_adapter(bases["llama"], tmp_path, AdaLoraConfig(target_modules=["q_proj"], total_step=9, **TASK), size=0.5)
+    expected = answers(bases["llama"], tmp_path)
+    rewrite(tmp_path, {"total_step": None})
+    assert answers(bases["llama"], tmp_path) == expected
+
+
+def test_biases_that_peft_did_not_save_are_said_to_be_the_bases(tmp_path, bases, capsys):
+    make_adapter(bases["gpt2"], tmp_path, lora("gpt2", bias="lora_only"))
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    rewrite(tmp_path, tensors={name: tensor for name, tensor in tensors.items() if "bias" not in name})
+    assert answers(bases["gpt2"], tmp_path)[0] == peft_answers(bases["gpt2"], tmp_path)
+    assert capsys.readouterr().err.count("its file lacks the biases that bias = lora_only means") == 1
+
+
 # by other names
 
 
