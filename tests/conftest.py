@@ -1,12 +1,15 @@
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 
 import pytest
 
 if not os.environ.get("TEST_ON_CARD"):  # of tests/test_on_card.py; all others are about the CPU, on any machine
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of a runner in the background, and so of all that it starts
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["HF_DATASETS_CACHE"] = ROWS = tempfile.mkdtemp()  # rows of earlier tests, not those of the person's own runs
