@@ -54,7 +54,7 @@ IMPORTS = {  # script -> modules that it needs, itself among them
     "src/finetuning_pt.py": ("deepspeed", "finetuning_pt", "transformers.models.llama.modeling_llama"),
     "src/utils/convert.py": ("utils.convert",),
     "src/utils/score.py": ("utils.score", "numpy"),
-    "src/utils/weight_diff.py": ("utils.weight_diff", "checkpoints.merging"),
+    "src/utils/weight_diff.py": ("utils.weight_diff", "loading.merging"),
     "src/utils/gguf_to_hf.py": ("utils.gguf_to_hf", "gguf"),
 }
 
