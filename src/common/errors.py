@@ -38,7 +38,8 @@ def run_script(main) -> None:
     try:
         main()
         with naming("stdout"):
-            sys.stdout.flush()
+            if sys.stdout:  # None: it was closed when this began
+                sys.stdout.flush()
         stopping.end_work()
         return
     except BaseException as error:
@@ -111,7 +112,8 @@ def _say_error(message: str) -> None:
 def _flush() -> None:
     """What stdout still holds, and cannot be written, is dropped: Python would complain of it once more."""
     try:
-        sys.stdout.flush()
+        if sys.stdout:
+            sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

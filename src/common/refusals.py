@@ -19,6 +19,7 @@ ADVICE = {  # what it says no with -> what to do about it
     errno.ENAMETOOLONG: "give a shorter path",
     errno.ELOOP: "remove one of the links",
     errno.ENOTDIR: "give another path",
+    errno.EISDIR: "move that folder away, or give another path",
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
     errno.ENFILE: "close other programs",
     errno.ENOMEM: "free memory, or raise its limit (ulimit -v)",
@@ -59,7 +60,8 @@ def why_refused(error: BaseException) -> str | None:
         return f"{error.strerror}; make room in one of them, or name another folder by TMPDIR"
     if isinstance(error, FileNotFoundError) and not stands_somewhere():
         return NOWHERE
-    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
+    unmapped = isinstance(error, ImportError) and "failed to map segment" in text
+    if isinstance(error, MemoryError) or unmapped or "DefaultCPUAllocator" in text:
         return f"out of memory; {ADVICE[errno.ENOMEM]}"
     return None
 

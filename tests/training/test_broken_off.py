@@ -78,7 +78,8 @@ def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path):
     assert not (stopped / "adapter_model.safetensors").exists()
     main(flags(stopped, **long))
     one, two = (load_file(folder / "adapter_model.safetensors") for folder in (whole, stopped))
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    for name in one:  # sums of one thread in part: equal but for rounding
+        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
