@@ -1,4 +1,4 @@
-"""A run.json that says too little is no run to be resumed, and no traceback."""
+"""A run.json that says too little is no run that is finished, and no traceback."""
 
 from types import SimpleNamespace
 
@@ -21,6 +21,9 @@ RUN = {"status": "training", "base": "x", "planned": {"max_steps": 4}}
     ],
 )
 def test_only_a_run_that_says_it_finished_what_is_planned_is_done(tmp_path, left, done):
+    checkpoint = tmp_path / "checkpoint-2"
+    checkpoint.mkdir()
     manifest.write_run(tmp_path, left)
+    manifest.write_run(checkpoint, RUN)
     args = SimpleNamespace(output_dir=tmp_path, resume_from_checkpoint="auto")
-    assert is_done(args, RUN, resume="checkpoint-2") is done
+    assert is_done(args, RUN, str(checkpoint)) is done
