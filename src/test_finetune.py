@@ -29,7 +29,7 @@ from common.files import fingerprint
 from common.machine import training_device
 from data.prompts import load_template
 from data.records import choose_records
-from loading.base import load_base
+from loading.base import load_base, refuse_broken
 from loading.lora import add_lora
 from loading.memory import limit_memory
 from ops.packed_attention import use_packed_attention
@@ -202,6 +202,8 @@ def load(arguments: Arguments, checked: Checked, plan: Plan):
         precision = precision._replace(name="float32")
     base = model_args.model_name_or_path
     model = load_base(base, precision, plan.device, checked.codec, trust, split=args.fsdp)
+    if not args.fsdp:
+        refuse_broken(model, base)
     sizes = {"weights": model.num_parameters()}  # as many as before they were quantised
     if not full:
         shape = (lora_args.lora_r, lora_args.lora_alpha, lora_args.lora_dropout)

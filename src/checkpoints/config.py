@@ -6,7 +6,7 @@ from pathlib import Path
 import transformers
 
 from checkpoints import tencentpretrain
-from checkpoints.stored import contents, is_delta, model_files, read_json
+from checkpoints.stored import contents, is_delta, is_there, model_files, read_json
 from common.errors import UserError
 from models.families import Family
 
@@ -37,7 +37,7 @@ def read_config(model_path: str | Path) -> dict:
         )
     if (folder / "adapter_config.json").is_file():
         refuse_adapter(folder, config.is_file() and bool(model_files(folder)[1]))
-    if not config.is_file():
+    if not is_there(config):
         there = sorted(path.name for path in folder.iterdir())
         inside = ", ".join(there[:12]) or "nothing"
         raise UserError(f"--model_name_or_path {model_path}: no config.json there; found {inside}")

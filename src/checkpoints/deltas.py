@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from checkpoints.stored import Stored, blocks, dtype_name, is_delta, read_json
+from checkpoints.stored import Stored, blocks, dtype_name, is_delta, is_there, read_json
 from common.errors import UserError
 
 # The sum of all entries that a publisher states: (in the folder's path, number of weights) -> dtype -> sum.
@@ -27,7 +27,7 @@ def wide_enough(*dtypes: torch.dtype) -> torch.dtype:
 
 def read_first_config(flag: str, *folders) -> dict:
     """The config.json of the first folder that has one."""
-    file = next((Path(f) / "config.json" for f in folders if (Path(f) / "config.json").is_file()), None)
+    file = next((file for folder in folders if is_there(file := Path(folder) / "config.json")), None)
     if file is None:
         raise UserError(f"--{flag} {folders[0]}: no config.json there; download it again")
     return read_json(file)

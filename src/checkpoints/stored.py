@@ -74,7 +74,7 @@ def whole_files(folder: str | Path, flag: str) -> tuple[dict[str, str], list[Pat
         )
     missing = [file.name for file in files if not os.path.isfile(file)]  # False even for a name no system allows
     if missing and not index:
-        raise UserError(f"--{flag} {folder}: {', '.join(missing)}: a link to what is not there; download it again")
+        raise UserError(f"--{flag} {folder}: {', '.join(missing)}: no file, or a link to nowhere; download it again")
     if missing:
         whole = next((one.whole for one in LAYOUTS if one.whole and (folder / one.whole).is_file()), None)
         other = f", or move the index away: {whole} is whole" if whole else ""
@@ -244,10 +244,17 @@ def _broken(file: Path, why: str, line: int | None = None) -> UserError:
     return UserError(f"{file}{f':{line}' if line else ''}: {why}; download it again")
 
 
+def is_there(file: Path) -> bool:
+    """Whether a file is there; UserError for anything else of its name, which would be passed over or never end."""
+    if os.path.lexists(file) and not os.path.isfile(file):
+        raise UserError(f"{file}: no file, but a folder, a pipe, a device or a link to nowhere; put the file there")
+    return os.path.isfile(file)
+
+
 def read_record(folder: str | Path) -> dict:
     """What weight_diff.json says; {} when there is none."""
     file = Path(folder) / RECORD
-    return read_json(file) if file.is_file() else {}
+    return read_json(file) if is_there(file) else {}
 
 
 def _size(shape, dtype) -> int:

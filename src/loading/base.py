@@ -89,6 +89,20 @@ def load_base(
     return _finish(model, codec, device, split, quantised)
 
 
+def refuse_broken(model, path: str | Path, fresh: str | None = None) -> None:
+    """UserError for a weight of a base with NaN or infinity in it, with which no loss would be a number.
+
+    An embedding's rows may hold such numbers: those of tokens that no text has. `fresh`: as in `load_base`.
+    """
+    rows, head = model.get_input_embeddings(), model.get_output_embeddings()
+    spared = None if head is None or rows.weight is head.weight else rows.weight
+    for name, weight in model.named_parameters():
+        if fresh and name.startswith(f"{fresh}."):
+            continue
+        if weight is not spared and weight.is_floating_point() and not weight.isfinite().all():
+            raise UserError(f"--model_name_or_path {path}: {name} holds NaN or infinity; download it again")
+
+
 def _finish(model, codec, device, split: bool, quantised: Quantisation):
     """What a base needs besides its weights."""
     if split:

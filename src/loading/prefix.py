@@ -17,7 +17,7 @@ from checkpoints.prefixes import OWN_FILE, Kind, kind_settings, read_own, save_t
 from common.errors import UserError
 from common.files import write_lines
 from loading.adapted import make_config
-from loading.base import load_base
+from loading.base import load_base, refuse_broken
 from models.families import FAMILIES, Family
 
 # Numbers: less than the reduce_bucket_size of training/deepspeed_engine.py, above which DeepSpeed copies a gradient.
@@ -148,6 +148,7 @@ def load_with_prefix(
     """The base, frozen, with a fresh prefix in 32 bits; of a larger weight `most_of_a_part` numbers are a part."""
     changes = kind_settings(kind) if family.own_prefix else None
     base = load_base(path, precision, device, codec, trust_remote_code, changes, family.own_prefix)
+    refuse_broken(base, path, family.own_prefix)
     for parameter in base.parameters():
         parameter.requires_grad_(False)
     if family.own_prefix:

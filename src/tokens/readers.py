@@ -7,7 +7,7 @@ from tokenizers import normalizers
 from transformers import AutoConfig, AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
 from checkpoints.family import own_code
-from checkpoints.stored import read_json
+from checkpoints.stored import is_there, read_json
 from common.errors import UserError, say
 from models.families import Family
 from tokens.codec import Codec
@@ -18,7 +18,9 @@ FILES = {  # of tokenizers that are read from their published files; without the
     "cpm-bee": ("vocab.txt",),
     "moss": ("vocab.json", "merges.txt", "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json"),
 }
-SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")  # that transformers reads
+# What transformers reads of a tokenizer: JSON objects, and the rest.
+SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+STOCK = (*SETTINGS, "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt")
 LLAMA_SPECIALS = {"<unk>": 0, "<s>": 1, "</s>": 2}
 LLAMA_NAMES = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}  # which its files of 2023 leave empty
 
@@ -26,6 +28,8 @@ LLAMA_NAMES = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}  #
 def load_codec(model_path: str | Path, family: Family, trust_remote_code: bool = False) -> Codec:
     """The codec of a checkpoint folder: a bare tokenizer.model is read as the originals of 2023 did."""
     folder = Path(model_path)
+    for name in {*FILES.get(family.tokenizer, ()), *(STOCK if family.package is None else ())}:
+        is_there(folder / name)
     try:
         return READERS[family.tokenizer](folder, trust_remote_code)
     except UserError:
@@ -70,7 +74,7 @@ def _stock_codec(folder: Path, trust_remote_code: bool) -> Codec:
 def _check_settings(folder: Path) -> None:
     """UserError for a file of a tokenizer's settings that is no JSON object."""
     for name in SETTINGS:
-        if (folder / name).is_file():
+        if is_there(folder / name):
             read_json(folder / name)
 
 

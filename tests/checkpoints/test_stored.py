@@ -12,8 +12,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from checkpoints.config import read_config
-from checkpoints.stored import model_files, read_tensor, tensors_of, whole_files
+from checkpoints.stored import model_files, read_record, read_tensor, tensors_of, whole_files
 from common.errors import UserError
+from models.families import FAMILIES
+from tokens.readers import load_codec
 
 WHOLE = {"safetensors": "model.safetensors", "bin": "pytorch_model.bin"}
 NORM = "model.norm.weight"
@@ -118,7 +120,7 @@ def test_links_into_the_blobs_of_a_hub_cache_are_read_and_dangling_ones_named(tm
     (base / "model.safetensors").symlink_to(tmp_path / "blob")
     assert NORM in tensors_of(base, "path_raw")
     (tmp_path / "blob").unlink()
-    with pytest.raises(UserError, match=r"model.safetensors: a link to what is not there; download it again"):
+    with pytest.raises(UserError, match=r"model.safetensors: no file, or a link to nowhere; download it again"):
         whole_files(base, "path_raw")
 
 
@@ -129,6 +131,32 @@ def test_a_name_that_no_file_system_allows_is_only_not_there(tmp_path, weights):
     with pytest.raises(UserError, match=r"the index names a{80}, nul.*, not there") as caught:
         whole_files(base, "model_name_or_path")
     assert len(str(caught.value)) < 400
+
+
+FAMILY = {family.name: family for family in FAMILIES}
+READERS = {  # of files whose place something else has
+    "config.json": read_config,
+    "weight_diff.json": read_record,
+    "tokenizer_config.json": lambda folder: load_codec(folder, FAMILY["llama"]),
+    "tokenizer.json": lambda folder: load_codec(folder, FAMILY["auto"]),
+    "vocab.txt": lambda folder: load_codec(folder, FAMILY["cpm-bee"]),
+    "merges.txt": lambda folder: load_codec(folder, FAMILY["moss"]),
+    "ice_text.model": lambda folder: load_codec(folder, FAMILY["chatglm"]),
+}
+NO_FILES = {
+    "a pipe": os.mkfifo,
+    "a folder": os.mkdir,
+    "a device": lambda path: os.symlink("/dev/zero", path),
+    "a link to itself": lambda path: os.symlink(path, path),
+}
+
+
+@pytest.mark.parametrize("what", NO_FILES)
+@pytest.mark.parametrize("name", READERS)
+def test_what_is_no_file_is_neither_waited_for_nor_passed_over(tmp_path, name, what):
+    NO_FILES[what](tmp_path / name)
+    with pytest.raises(UserError, match=rf"{name}: no file, but a folder, a pipe, a device or a link to nowhere"):
+        READERS[name](tmp_path)
 
 
 class Trap:
