@@ -266,7 +266,7 @@ def merge_adapter(folder: Path, model: PeftModel, flag: str = "--merge_lora"):
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # of whatever type peft raises for its many kinds
-        if _lacks_weights(error):
+        if _lacks_weights(error) and all(weight.is_meta for weight in model.parameters()):
             return None
         why = "it is no change of the base's weights" if isinstance(error, AttributeError) else line_of(error)
         instead = "; drop --merge_lora" if flag == "--merge_lora" else ""
@@ -280,13 +280,15 @@ def _unshare(model: PeftModel) -> None:
         base = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else torch.nn.Identity()
         for name, weight in base._parameters.items():
             if weight is not None and owners[id(weight)] > 1:
+                if not weight.is_floating_point():
+                    raise ValueError("several layers share its quantised weights")
                 owners[id(weight)] -= 1
                 base._parameters[name] = torch.nn.Parameter(weight.detach().clone(), requires_grad=False)
 
 
 def _lacks_weights(error: Exception) -> bool:
     """Whether an error of an empty model is about its emptiness."""
-    return "meta" in str(error).lower()
+    return any(words in str(error).lower() for words in ("meta tensor", "register_meta"))
 
 
 def line_of(error: Exception) -> str:

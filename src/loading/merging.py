@@ -59,6 +59,8 @@ def plan_merge(folder: Path, path_base: str, base: dict[str, Stored]) -> Change:
     fitted = fit(folder, empty(), FLAG)
     if fitted is None:
         raise UserError(f"{FLAG} {folder}: peft makes this adapter of the base's weights; merge it with peft")
+    if getattr(fitted.active_peft_config, "target_parameters", None):  # as transformers keeps experts today
+        raise UserError(f"{FLAG} {folder}: it is on experts, which lie together in one tensor; merge it with peft")
     merge_adapter(folder, fitted, FLAG)
     model = empty()
     weights = _hollow(model)
