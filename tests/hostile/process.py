@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import hashlib
 import os
+import resource
 import runpy
 import shutil
 import signal
@@ -19,6 +20,7 @@ from hostile.commands import COMMANDS, Around, Command, write_lines
 ROOT = Path(__file__).resolve().parents[2]
 NORMAL = Around()
 EMPTY = "empty folder"
+MOST_MEMORY = 6 * 2**30  # bytes that a command may take more than Python with torch has
 READY = 3  # the pipe that is closed when a command begins
 
 
@@ -109,6 +111,7 @@ def _start(command: Command, argv: list[str], place: Path, around: Around, real:
             os.environ[name] = value.replace("{here}", str(place))
         if around.obeys and os.geteuid() == 0:
             _obey_permissions()
+        _cap_memory()
         if around.limit:
             around.limit()
         script = str(ROOT / command.script)
@@ -168,6 +171,14 @@ def _set_folder(place: Path, what: str) -> None:
     elif what == "closed":
         for folder in (place, *(path for path in place.rglob("*") if path.is_dir() and not path.is_symlink())):
             folder.chmod(0o555)
+
+
+def _cap_memory() -> None:
+    """What would fill the machine's memory, such as a reader of /dev/zero, ends by itself."""
+    pages = Path("/proc/self/statm")
+    if pages.is_file():
+        most = int(pages.read_text().split()[0]) * resource.getpagesize() + MOST_MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
 def _obey_permissions() -> None:
