@@ -135,6 +135,8 @@ def _start(command: Command, argv: list[str], place: Path, around: Around, real:
 def _run_here(script: str, argv: list[str]) -> int:
     """The exit status of a script, run as Python would run it."""
     sys.argv, sys.path[0] = [script, *argv], str(Path(script).parent)
+    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - as Python makes them
+    sys.stderr = sys.__stderr__ = open(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
     sys.path.append(os.getcwd() if os.path.isdir(os.curdir) and Path(os.curdir).exists() else "")
     try:
         runpy.run_path(script, run_name="__main__")
