@@ -23,7 +23,8 @@ from tokens import batches
 from tokens.batches import IGNORED, make_collator
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card and TEST_ON_CARD=1")
-KINDS = [("llama", 8), ("llama", 2), ("mistral", 2), ("qwen2", 2), ("qwen3", 2), ("qwen3", 8)]
+KINDS = [("llama", 8), ("llama", 2), ("mistral", 2), ("qwen2", 2), ("qwen3", 2), ("qwen3", 8), ("gemma3_text", 1)]
+WINDOW = 100  # of two layers of three, where the model has windows
 
 
 def make(model_type: str, kv_heads: int):
@@ -31,8 +32,10 @@ def make(model_type: str, kv_heads: int):
     torch.manual_seed(0)
     sizes = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 3, "num_attention_heads": 8}
     sizes |= {"num_key_value_heads": kv_heads, "head_dim": 64, "vocab_size": 1000, "initializer_range": 0.06}
+    if model_type == "gemma3_text":
+        sizes |= {"head_dim": 256, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
     config = AutoConfig.for_model(model_type, **sizes, max_position_embeddings=2048)
-    config.sliding_window = None
+    config.sliding_window = WINDOW if model_type == "gemma3_text" else None
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).cuda()
 
 
@@ -128,7 +131,8 @@ def test_a_record_whose_logits_are_not_finite_fails_alone():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("size", [16, 64, 128, 256])
 @pytest.mark.parametrize("share", [1, 3, 16])  # heads that share keys and values
-def test_attention_of_one_new_token(dtype, size, share):
+@pytest.mark.parametrize("window", [None, 70])
+def test_attention_of_one_new_token(dtype, size, share, window):
     from ops.decode_attention import attend, serves  # needs Triton
 
     torch.manual_seed(0)
@@ -136,9 +140,10 @@ def test_attention_of_one_new_token(dtype, size, share):
     starts, seen = torch.tensor([0, 5, 90, 95, 300, 599, 600]), torch.tensor([1, 33, 5, 200, 256, 1])
     assert serves(3 * share, 3, size)
     moved = (part.cuda() for part in (query, *kept, starts.int(), seen.int()))
-    out = attend(*moved, scale=size**-0.5).cpu().double()
+    out = attend(*moved, size**-0.5, window).cpu().double()
     for record, first, count in zip(range(6), starts.tolist(), seen.tolist(), strict=False):
-        key, value = kept[:, first : first + count].double().repeat_interleave(share, 2)
+        begin = first if window is None else max(first, first + count - window)
+        key, value = kept[:, begin : first + count].double().repeat_interleave(share, 2)
         score = torch.einsum("hs,ths->ht", query[record].double(), key) * size**-0.5
         exact = torch.einsum("ht,ths->hs", score.softmax(-1), value)
         assert (out[record] - exact).abs().max() < 4 * torch.finfo(dtype).eps

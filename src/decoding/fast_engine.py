@@ -64,12 +64,18 @@ def why_not(serving: Serving) -> str | None:
         return reason_of(error)
     if serving.trust and getattr(config, "auto_map", None):
         return "the base brings code of its own"
-    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rope in ("dynamic", "longrope"):
-        return f"rope_type {rope} turns all records of a pass as the longest of them asks for"
+    if rope := rope_types(config) & {"dynamic", "longrope"}:
+        return f"rope_type {', '.join(rope)} turns all records of a pass as the longest of them asks for"
     if method := getattr(config, "quantization_config", None):
         return f"the base comes quantised ({method.get('quant_method')}), which was not tried with it"
     return packed_attention.why_not(config, serving.family.packed_types, serving.device, serving.precision.dtype)
+
+
+def rope_types(config) -> set[str]:
+    """How positions are turned: rope_type of config.json, which may name one for each kind of layer."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    each = rope.values() if rope and all(isinstance(value, dict) for value in rope.values()) else [rope]
+    return {one.get("rope_type", "default") for one in each}
 
 
 def _why_not_with(adapter: dict, merge: bool) -> str | None:

@@ -61,28 +61,30 @@ def use_kept_attention(model) -> str:
     return usual
 
 
-def _attention(module, query, key, value, mask, scaling=None, spans: Spans | None = None, **more):
+def _attention(module, query, key, value, mask, scaling=None, sliding_window=None, spans: Spans | None = None, **more):
     """transformers' contract: (1, heads, tokens, size) in, (1, tokens, heads, size) and no weights out."""
     parts = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     if query.device.type != "cuda":
-        return _attend_each(*parts, spans, scaling)[None], None
+        return _attend_each(*parts, spans, scaling, sliding_window)[None], None
     if spans.most == 1 and not available.why_not("decode_attention", query.device, query.dtype):
         from ops.decode_attention import attend, serves  # Triton, which comes with torch where there are cards
 
         if serves(query.shape[1], key.shape[1], query.shape[-1]):
-            return attend(*parts, spans.keys, spans.seen, scaling)[None], None
+            return attend(*parts, spans.keys, spans.seen, scaling, sliding_window)[None], None
     bounds = spans.queries, spans.keys, spans.most, key.shape[2]
-    seen = {"scale": scaling, "seqused_k": spans.seen}
+    seen = {"scale": scaling, "seqused_k": spans.seen, "window_size_left": sliding_window and sliding_window - 1}
     return torch.ops.aten._flash_attention_forward(*parts, *bounds, 0.0, True, False, **seen)[0][None], None
 
 
-def _attend_each(query, key, value, spans: Spans, scale: float | None):
-    """On a CPU: one record after the other."""
+def _attend_each(query, key, value, spans: Spans, scale: float | None, window: int | None):
+    """On a CPU: one record after the other. `window`: tokens that each one sees, itself included; None: all."""
     out, first = torch.empty_like(query), 0
     bounds = (part.tolist() for part in (spans.queries[1:], spans.keys[:-1], spans.seen))
     for last, start, seen in zip(*bounds, strict=True):
-        parts = query[first:last], key[start : start + seen], value[start : start + seen]
-        out[first:last] = (_attend_once if last - first == 1 else _attend_many)(*parts, scale)
+        rows, end = last - first, start + seen
+        begin = start if window is None else max(start, end - rows - window + 1)  # none of them sees those before
+        parts = query[first:last], key[begin:end], value[begin:end]
+        out[first:last] = _attend_once(*parts, scale) if rows == 1 else _attend_many(*parts, scale, window)
         first = last
     return out
 
@@ -99,10 +101,13 @@ def _attend_once(query, key, value, scale: float | None):
     return made[0, :, :share].reshape(query.shape)
 
 
-def _attend_many(query, key, value, scale: float | None):
+def _attend_many(query, key, value, scale: float | None, window: int | None):
     """The last tokens of a record, which see those before them."""
     rows, seen = len(query), len(key)
-    mask = torch.ones(rows, seen, dtype=torch.bool).tril(seen - rows) if rows < seen else None
+    windowed, mask = window is not None and window < seen, None
+    if rows < seen or windowed:
+        mask = torch.ones(rows, seen, dtype=torch.bool).tril(seen - rows)
+        mask = mask.triu(seen - rows - window + 1) if windowed else mask
     parts = (part.transpose(0, 1)[None] for part in (query, key, value))
-    causal = {"attn_mask": mask, "is_causal": rows == seen}  # its own mask is of a square alone
+    causal = {"attn_mask": mask, "is_causal": mask is None}  # its own mask is of a square alone
     return scaled_dot_product_attention(*parts, **causal, scale=scale, enable_gqa=True)[0].transpose(0, 1)

@@ -25,7 +25,7 @@ class Family:
     own_prefix: str | None = None  # name of the model's own P-Tuning encoder; None: peft's prefix tuning
     prefix_types: tuple[str, ...] = ()  # model types that keep a prefix in their cache as peft makes it; each is tested
     prefix_keeps: tuple[str, ...] = ()  # of them: gradient checkpointing would lose the prefix
-    packed_types: tuple[str, ...] = ()  # model types whose layers hand a row's bounds on to attention, and have no state
+    packed_types: tuple[str, ...] = ()  # model types whose layers hand bounds and window on to attention, and have no state
     context_keys: tuple[str, ...] = ()  # of config.json: positions that the base has or was trained on
     turned_types: tuple[str, ...] = ()  # model types that keep the weights of a layer as (in, out)
     scales_products: bool = False  # products are divided by √inputs, and an adapter's of 2023 only its base's
@@ -105,7 +105,7 @@ FAMILIES = (
             *("gpt_bigcode", "codegen", "bloom", "opt", "falcon"),
         ),
         prefix_keeps=("gpt2",),
-        packed_types=("llama", "mistral", "qwen2", "qwen3"),
+        packed_types=("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text"),
         context_keys=("max_position_embeddings", "n_positions", "max_sequence_length"),
         turned_types=("gpt2", "imagegpt", "openai-gpt"),
     ),

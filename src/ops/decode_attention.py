@@ -10,9 +10,9 @@ TOKENS = 32  # read at a time
 ROWS = 16  # of the smallest product of matrices: the heads that share keys, the rest of them empty
 
 
-def attend(query, key, value, starts, seen, scale: float):
+def attend(query, key, value, starts, seen, scale: float, window: int | None = None):
     """(records, heads, size) from as much, where record i sees seen[i] of the (tokens, kept heads, size) from starts[i]
-    on; up to ROWS heads share a kept one.
+    on, of them the last `window` alone (None: all); up to ROWS heads share a kept one.
 
     `size` is a power of 2, 16 or more.
     """
@@ -20,10 +20,9 @@ def attend(query, key, value, starts, seen, scale: float):
     records, heads, size = query.shape
     kept = key.shape[1]
     strides = query.stride(0), query.stride(1)
-    more = {"num_warps": 2, "num_stages": 3}
-    _attend[(kept, records)](
-        query, key, value, out, starts, seen, scale, *strides, kept, heads // kept, size, TOKENS, ROWS, **more
-    )
+    more = {"num_warps": 2 if size <= 128 else 4, "num_stages": 3 if size <= 128 else 2}  # what an older card holds
+    sizes = kept, heads // kept, size, TOKENS, ROWS, window or 0
+    _attend[(kept, records)](query, key, value, out, starts, seen, scale, *strides, *sizes, **more)
     return out
 
 
@@ -42,10 +41,14 @@ def try_out(device: torch.device, dtype: torch.dtype) -> None:
 def _attend(
     query, key, value, out, starts, seen, scale, record_stride, head_stride,
     kept: tl.constexpr, share: tl.constexpr, size: tl.constexpr, tokens: tl.constexpr, rows: tl.constexpr,
+    window: tl.constexpr,
 ):  # fmt: skip
     """The heads of one record that share a kept one: their softmax is built up while keys and values pass by."""
     head, record = tl.program_id(0), tl.program_id(1)
     first, count = tl.load(starts + record).to(tl.int64), tl.load(seen + record)
+    if window > 0:
+        unseen = tl.maximum(count - window, 0)
+        first, count = first + unseen, count - unseen
     unit, token, row = tl.arange(0, size), tl.arange(0, tokens), tl.arange(0, rows)
     mine = (row < share)[:, None]
     heads = (head * share + row)[:, None]

@@ -1,7 +1,8 @@
 """The records of a batch one behind the other in one row, without padding: every token computed is a real one.
 
 No record sees another: positions start anew at each, and attention is told where each one begins. On a card torch's
-own fused attention takes these bounds; on a CPU transformers makes a mask of the positions.
+own fused attention takes these bounds, and the window of a layer that sees only its last tokens; on a CPU transformers
+makes a mask of the positions.
 """
 
 import torch
@@ -10,18 +11,22 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "packed"  # of the attention, among those of transformers
+KNOWN_LAYERS = {"full_attention", "sliding_attention"}  # of config.json's layer_types
 
 
 def why_unknown(config, known: tuple[str, ...]) -> str | None:
-    """Why nothing is known of this model's attention that would keep records apart; None: it is plain.
+    """Why nothing is known of this model's attention that would keep records apart; None: it is plain or windowed.
 
-    `known`: the model types whose layers hand the bounds on to attention, and have no state.
+    `known`: the model types whose layers hand the bounds and their window on to attention, and have no state.
     """
     if config.model_type not in known:
         return f"model_type {config.model_type} is not known to keep records apart"
-    types = getattr(config, "layer_types", None) or ["full_attention"]
-    if set(types) != {"full_attention"} or (config.model_type == "mistral" and config.sliding_window):
-        return "its attention is windowed"
+    if unknown := set(getattr(config, "layer_types", None) or ()) - KNOWN_LAYERS:
+        return f"it has layers of kind {', '.join(sorted(unknown))}"
+    if getattr(config, "attn_logit_softcapping", None):
+        return "its attention caps scores (attn_logit_softcapping), which torch's fused attention cannot"
+    if getattr(config, "use_bidirectional_attention", None):
+        return "its tokens see those behind them (use_bidirectional_attention)"
     return None
 
 
@@ -47,19 +52,25 @@ def _mask(*arguments, attention_mask=None, **more):
     return None if attention_mask is None else sdpa_mask(*arguments, attention_mask=attention_mask, **more)
 
 
-def _forward(module, query, key, value, attention_mask, scaling=None, cu_seq_lens_q=None, max_length_q=None, **more):
+def _forward(
+    module, query, key, value, mask, scaling=None, sliding_window=None, cu_seq_lens_q=None, max_length_q=None, **more
+):
     """transformers' contract: (1, heads, tokens, size) in, (1, tokens, heads, size) and no weights out."""
     if cu_seq_lens_q is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **more)
+        return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **more)
     if query.dtype == torch.float32:  # a rotary embedding of 32 bits under autocast
         query, key = query.to(value.dtype), key.to(value.dtype)
     # squeeze, not [0]: the gradient of an index is a copy into zeros.
     parts = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
-    return attend(*parts, cu_seq_lens_q, max_length_q, scaling)[None], None
+    return attend(*parts, cu_seq_lens_q, max_length_q, scaling, sliding_window)[None], None
 
 
-def attend(query, key, value, starts, longest: int, scale: float | None):
-    """Causal attention within records: (tokens, heads, size) each, `starts` (records + 1) their bounds in int32."""
+def attend(query, key, value, starts, longest: int, scale: float | None, window: int | None = None):
+    """Causal attention within records: (tokens, heads, size) each, `starts` (records + 1) their bounds in int32.
+
+    `window`: tokens that each one sees, itself included; None: all before it.
+    """
+    more = {"scale": scale, "window_size_left": window and window - 1}
     return torch.ops.aten._flash_attention_forward(
-        query, key, value, starts, starts, longest, longest, 0.0, True, False, scale=scale
+        query, key, value, starts, starts, longest, longest, 0.0, True, False, **more
     )[0]

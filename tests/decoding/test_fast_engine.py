@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers_prediction import BASE, flags
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import inference
 from checkpoints.family import find_family
@@ -52,6 +53,28 @@ def test_every_number_of_places_answers_as_one_at_a_time(tiny, more):
                 assert fast(model, own, prompts, rules._replace(batch_size=size), **tuning) == alone, (size, steps)
     model.generation_config.eos_token_id = codec.eos_id
     assert len({answer.tokens for answer in alone}) > 1
+
+
+LAYERS = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "use_sliding_window": True}
+
+
+@pytest.mark.parametrize("window", [3, 40])  # tokens; the prompts have more
+@pytest.mark.parametrize("model_type", ["mistral", "qwen2", "qwen3", "gemma3_text"])
+def test_layers_that_see_only_the_last_tokens_answer_as_one_at_a_time(tiny, model_type, window):
+    base, codec, prompts = tiny
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+    sizes |= {"vocab_size": base.config.vocab_size, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}
+    torch.manual_seed(0)
+    more = {} if model_type == "mistral" else LAYERS
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes, **more, sliding_window=window))
+    for parameter in model.eval().parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.generation_config.eos_token_id, model.config._attn_implementation = codec.eos_id, "sdpa"
+    alone = [generate(model, codec, [ids], Rules(12))[0] for ids in prompts]
+    assert len({answer.text for answer in alone}) > 1 or window == 3  # the last three are the template's
+    for size, shared in ((1, 1), (3, 16), (7, 1)):
+        assert fast(model, codec, prompts, Rules(12, batch_size=size), shared=shared) == alone
 
 
 @pytest.mark.parametrize("ahead", [1, 5, 30])

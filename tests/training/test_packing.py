@@ -37,15 +37,17 @@ def make_rows():
     return [encode_row(codec, load_template("alpaca"), r, Limits(1024))._asdict() for r in RECORDS[:4]], codec
 
 
-def attend_alone(query, key, value, starts, longest, scale):
-    """What the card's kernel computes: causal attention of every record by itself."""
+def attend_alone(query, key, value, starts, longest, scale, window):
+    """What the card's kernel computes: causal attention of every record by itself, and of its last `window` tokens."""
     pairs = list(itertools.pairwise(starts.tolist()))
     assert longest == max(end - start for start, end in pairs)
     parts = []
     for start, end in pairs:
         q, k, v = (part[start:end].transpose(0, 1) for part in (query, key, value))
         k, v = (part.repeat_interleave(len(q) // len(part), 0) for part in (k, v))
-        parts.append(torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale))
+        seen = torch.ones(end - start, end - start, dtype=torch.bool).tril()
+        seen = seen.triu(1 - window) if window else seen
+        parts.append(torch.nn.functional.scaled_dot_product_attention(q, k, v, seen, scale=scale))
     return torch.cat(parts, 1).transpose(0, 1)
 
 
@@ -79,15 +81,21 @@ def test_a_packed_batch_by_hand():
 
 
 PACKED = FAMILIES[-1].packed_types
+SEES_ALL = {"sliding_window": None}
+# Three layers of each kind there is: all tokens seen, and only the last four.
+KINDS = [(kind, SEES_ALL if kind == "mistral" else {}) for kind in PACKED if kind != "gemma3_text"]
+KINDS += [("mistral", {"sliding_window": 4})]
+WINDOWED = {"use_sliding_window": True, "sliding_window": 4}
+WINDOWED["layer_types"] = ["sliding_attention", "full_attention", "sliding_attention"]
+KINDS += [("qwen3", WINDOWED), ("gemma3_text", WINDOWED)]
 
 
-@pytest.mark.parametrize("model_type", PACKED)
+@pytest.mark.parametrize(("model_type", "more"), KINDS, ids=lambda part: part if isinstance(part, str) else len(part))
 @pytest.mark.parametrize("bounds", [False, True], ids=["mask", "bounds"])
-def test_no_record_sees_another(monkeypatch, model_type, bounds):
+def test_no_record_sees_another(monkeypatch, model_type, more, bounds):
     """Each record's logits are those it has alone, on both ways: a mask of positions (CPU), bounds (the card's way)."""
     monkeypatch.setattr(packed_attention, "attend", attend_alone)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    more = {"sliding_window": None} if model_type == "mistral" else {}
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
     config = AutoConfig.for_model(model_type, **sizes, num_key_value_heads=2, head_dim=8, vocab_size=60, **more)
     assert packed_attention.why_not(config, PACKED, CPU, torch.float32) is None
     torch.manual_seed(0)
@@ -103,7 +111,7 @@ def test_no_record_sees_another(monkeypatch, model_type, bounds):
     packed = model(**{k: v for k, v in batch.items() if "label" not in k and k != "logits_to_keep"}, use_cache=False)
     torch.testing.assert_close(packed.logits[0], torch.cat(alone), rtol=1e-4, atol=1e-4)
     assert model.config._attn_implementation == (packed_attention.NAME if bounds else "sdpa")
-    generated = model.generate(torch.tensor([rows[0]["input_ids"]]), max_new_tokens=3, do_sample=False)
+    generated = model.generate(torch.tensor([rows[0]["input_ids"]]), min_new_tokens=3, max_new_tokens=3)
     assert generated.shape[1] == 8
 
 
@@ -146,8 +154,12 @@ def test_evaluation_of_a_packed_run_is_that_of_a_padded_one(tmp_path):
 
 
 def test_what_cannot_be_packed_says_why(tmp_path):
-    windowed = AutoConfig.for_model("mistral", sliding_window=64)
-    assert "windowed" in packed_attention.why_not(windowed, PACKED, CPU, torch.float32)
+    for config, why in (
+        (AutoConfig.for_model("gemma3_text", attn_logit_softcapping=50.0), "caps scores"),
+        (AutoConfig.for_model("gemma3_text", use_bidirectional_attention=True), "see those behind them"),
+        (AutoConfig.for_model("qwen3", num_hidden_layers=1, layer_types=["chunked_attention"]), "chunked_attention"),
+    ):
+        assert why in packed_attention.why_not(config, PACKED, CPU, torch.float32)
     assert "model_type gpt2 is not known" in packed_attention.why_not(
         AutoConfig.for_model("gpt2"), PACKED, CPU, torch.float32
     )
