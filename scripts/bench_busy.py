@@ -3,7 +3,8 @@
 python scripts/bench_busy.py --model models/smollm2-135m-instruct --out results/bench-busy
 
 Each setting of OpenMP is a row: samples/s of a short training, answers/s of a short prediction, and the CPU seconds of
-both, idle and beside as many busy processes as --busy says. Nothing else should run meanwhile.
+both, on an idle machine, beside programs of one thread that compute all the time, and beside a program of torch whose
+threads wait as torch's do by default. Nothing else should run meanwhile.
 """
 
 import argparse
@@ -32,13 +33,20 @@ SETTINGS = {
     "spin 50000": {"GOMP_SPINCOUNT": "50000"},
     "one thread": {"OMP_NUM_THREADS": "1"},
 }
-SPIN = "while True: pass"
+PLAIN = "while True: pass"
+TORCH = "import torch; one = torch.randn(300, 300)\nwhile True: one @ one"
+NEIGHBOURS = {
+    "idle": [],
+    "plain": [PLAIN] * len(os.sched_getaffinity(0)),
+    "torch": [TORCH],
+}  # what computes beside a run
 
 
 @contextmanager
-def busy_processes(count: int):
-    """So many processes that compute all the time, until the block ends."""
-    started = [subprocess.Popen([sys.executable, "-c", SPIN]) for _ in range(count)]
+def busy_processes(programs: list[str]):
+    """Processes that compute all the time, until the block ends."""
+    own = {name: value for name, value in os.environ.items() if name not in NAMES}
+    started = [subprocess.Popen([sys.executable, "-c", program], env=own) for program in programs]
     try:
         yield
     finally:
@@ -89,18 +97,17 @@ def main(argv=None) -> None:
     parser.add_argument("--out", default="results/bench-busy", help="folder for the runs, made anew for each")
     parser.add_argument("--steps", type=int, default=10, help="of training; the first two are not timed")
     parser.add_argument("--records", type=int, default=8, help="to predict")
-    parser.add_argument("--busy", type=int, default=os.cpu_count(), help="busy processes beside the busy rows")
     parser.add_argument("--settings", default=",".join(SETTINGS), help="rows, by their names")
     arguments = parser.parse_args(argv)
-    print("| setting | idle samples/s | idle answers/s | idle CPU s | busy samples/s | busy answers/s | busy CPU s |")
-    print("|---|---|---|---|---|---|---|", flush=True)
+    heads = [f"{name}: {what}" for name in NEIGHBOURS for what in ("samples/s", "answers/s", "CPU s")]
+    print(f"| setting | {' | '.join(heads)} |\n|---{'|---' * len(heads)}|", flush=True)
     for name in arguments.settings.split(","):
         if name not in SETTINGS:
             raise UserError(f"--settings {name}: expected some of {', '.join(SETTINGS)}")
         cells = []
-        for count in (0, arguments.busy):
-            say(f"{name}, beside {count} busy processes")
-            with busy_processes(count):
+        for neighbour, programs in NEIGHBOURS.items():
+            say(f"{name}, {neighbour}")
+            with busy_processes(programs):
                 found = measure(
                     arguments.model, Path(arguments.out), arguments.steps, arguments.records, SETTINGS[name]
                 )
