@@ -1,5 +1,6 @@
 """What a model is asked about the records, and the rows that its answers make of them."""
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from data.prompts import make_prompt
 from data.records import name_of
 from data.windows import windows
 from kg import triples
+from kg.permitted import BOUND, Asked, ask
 from kg.schema import read_schema
 from prediction.opening import Opening
 from tokens.codec import why_too_long
@@ -99,6 +101,24 @@ def choose_window(asked: int | None, context: int | None, max_new_tokens: int) -
         )
     say(f"window: {context - max_new_tokens} tokens of prompt (context {context} less --max_new_tokens)")
     return context - max_new_tokens
+
+
+def permit(plan: Opening, records: list[dict], questions: list[Question]) -> dict[int, Asked]:
+    """What the answers to questions may hold, by the questions' numbers (--constrain).
+
+    A text stands as it is, and as the tokenizer gives it back, which is what a model sees and copies.
+    """
+    rules, codec, found = plan.serving.rules, plan.codec, {}
+    exempt = rules.constrain_exempt and re.compile(rules.constrain_exempt)
+    for number, (index, text, ids, _) in enumerate(questions):
+        if not ids:
+            continue
+        instruction, bound = records[index]["instruction"], rules.constrain
+        if exempt and exempt.search(instruction):
+            bound = "relations"
+        spelt = codec.decode(codec.text_ids(text)).strip() if any(BOUND[bound]) else None
+        found[number] = ask(read_schema(instruction), text, bound, spelt)
+    return found
 
 
 def make_rows(records: list[dict], questions: list[Question], answers: dict[int, dict]) -> list[dict]:

@@ -51,6 +51,8 @@ def rules_of(args, max_new_tokens: int, batch_size: int = 1) -> Rules:
         repetition_penalty=args.repetition_penalty,
         do_sample=args.do_sample,
         max_repeats=args.max_repeats,
+        constrain=args.constrain,
+        constrain_exempt=args.constrain_exempt,
         **drawing,
     )
 
