@@ -37,6 +37,7 @@ class Tuning(NamedTuple):
     """Sizes that decide how fast the engine is, never what it answers; measured (docs/log.md)."""
 
     steps: int = 8  # tokens made between two looks at what is finished
+    watched: int = 1  # the same on a CPU where answers are constrained: a row computes in vain what is not permitted
     block: int = 64  # new tokens of a record between two looks for loops
     pass_tokens: int = 12288  # of one pass over new prompts
     most: int = 512  # rows on a card
@@ -178,6 +179,7 @@ def _answers(model, codec, waiting: dict[int, list[int]], rules: Rules, count: C
     budget, walks = rules.max_new_tokens, limits and Walks(limits)
     places, needs = _make_places(model, rules.batch_size, waiting, budget, tuning)
     beside, steps = _stream_beside(places), _make_steps(model, places, tuning)
+    every = tuning.watched if walks and not beside else tuning.steps
     queue, prompts, said = deque(waiting), dict(waiting), {number: [] for number in waiting}  # said: new tokens
     busy, finished = {}, {}  # row -> number; number -> its tokens, or Failure
     while queue or busy:
@@ -188,7 +190,7 @@ def _answers(model, codec, waiting: dict[int, list[int]], rules: Rules, count: C
             size = next(size for size in steps if size >= len(busy))
             if max(busy) >= size:
                 busy = places.gather(busy)
-            made = _decode(places.said[:size], steps[size], tuning.steps, walks and walks.mend(busy, places))
+            made = _decode(places.said[:size], steps[size], every, walks and walks.mend(busy, places))
         if finished:  # a card is not waited for: it decodes while answers are put on disk, and new prompts computed
             yield _cut(codec, finished, rules, walks)
         with torch.cuda.stream(beside):  # None: no other one

@@ -9,7 +9,7 @@ in a tail may be any that is not followed by an asked relation and another comma
 """
 
 import re
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
@@ -24,9 +24,10 @@ OPENINGS = frozenset(blank + words for blank, words in product(BLANKS, _AFTER)) 
 EMPTY = frozenset(blank + words + NOTHING for blank, words in product(BLANKS, _AFTER))  # answers without a triple
 _BEGINNINGS = frozenset(words[:size] for words in OPENINGS | EMPTY for size in range(len(words) + 1))
 _GAP = "\0"  # in `known`: no name reaches over it
-_QUOTES = "\"'“”‘’ "
+_QUOTES = "\"'“”‘’ "  # that the parser may take off
 _MARKS = rf"{re.escape(OPEN + CLOSE + COMMAS)}\x00-\x1f\x7f"
 _MARKED, _RUNS = re.compile(rf"[{_MARKS}]"), re.compile(rf"[{_MARKS}]|[^{_MARKS}]+")  # a mark is looked at by itself
+_NAMING = re.compile(rf"[^\s{_GAP}{re.escape(CLOSE + COMMAS)}]")  # what a name may begin with
 _CONTROL = re.compile(rf"[{COMMAS}\x00-\x1f\x7f]")  # a head that holds one stands in the text
 _ODD = re.compile(rf"[{re.escape(OPEN + CLOSE + COMMAS)}\"'“”‘’{{<]|^\s|\s$")  # names that the parser has rules for
 
@@ -53,8 +54,8 @@ class Asked(NamedTuple):
 
 
 class State(NamedTuple):
-    """Where an answer stands. `phase` AGAIN: what was said last closes a triple a second time; the answer ends before
-    that triple (`keep_whole`).
+    """Where an answer stands. `phase` AGAIN: what was said last closes a triple a second time, or one that the parser
+    would read as another; the answer ends before that triple (`keep_whole`).
     """
 
     phase: int = START
@@ -122,13 +123,15 @@ def advance(asked: Asked, state: State, piece: bytes) -> State | None:
             return None
         text, rest = data[: error.start].decode(), data[error.start :]
     state = say(asked, state._replace(pending=b"") if state.pending else state, text)
-    if state is None or not rest:
+    if state is None or not rest or state.phase == AGAIN:
         return state
     return state._replace(pending=rest) if _may_begin(asked, state, rest) else None
 
 
 def say(asked: Asked, state: State, text: str) -> State | None:
     """As `advance`, of whole characters; the state has none pending."""
+    if state.phase in _NAMES and not _MARKED.search(text):  # the most frequent, and quick
+        return _NAMES[state.phase][1](asked, state, text)
     for run in _RUNS.findall(text):
         if state.phase in _NAMES:
             marked = _MARKED.match(run)
@@ -183,13 +186,14 @@ def _nothing(asked: Asked, state: State, character: str) -> State | None:
     return State(LINE, text, said=state.said) if NOTHING.startswith(text) else None
 
 
-def _end(asked: Asked, state: State, character: str) -> None:
-    """Nothing follows."""
+def _stay(asked: Asked, state: State, character: str) -> State:
+    """The answer has ended, whatever else a token says."""
+    return state
 
 
 def _open(asked: Asked, state: State) -> State | None:
     """A triple's bracket opens, where the text has any name for it."""
-    if (asked.heads or asked.tails) and not re.search(r"\w", asked.known):
+    if (asked.heads or asked.tails) and not _NAMING.search(asked.known):
         return None
     return State(HEAD, bound=asked.heads, said=state.said)
 
@@ -285,7 +289,7 @@ def _may_be_tail(asked: Asked, text: str) -> bool:
 
 
 def _close(asked: Asked, said: frozenset, *parts: str) -> State | None:
-    """A triple closes: between triples, if the parser reads it, and if it was not said before.
+    """A triple closes: the state between triples, or AGAIN.
 
     `parts`: head, relation and tail, or all that stands in the brackets.
     """
@@ -296,15 +300,16 @@ def _close(asked: Asked, said: frozenset, *parts: str) -> State | None:
     else:
         found = parse(f"({','.join(parts)})", list(asked.relations), asked.source)
         if len(found) != 1:
-            return None
+            return State(AGAIN)
         triple = found[0]
         if asked.relations:
-            read = triple.relation in asked.relations and all(map(str.__contains__, parts, triple))
+            pairs = zip(triple, parts, strict=True)
+            read = all(name.strip(_QUOTES) == part.strip(_QUOTES) for name, part in pairs)
         else:  # where the parts begin and end, the parser says
             bound = (asked.heads and triple.head) or "", (asked.tails and triple.tail) or ""
             read = all(name in asked.known for name in bound)
         if not read:
-            return None
+            return State(AGAIN)
     return State(AGAIN) if triple in said else State(BETWEEN, said=said | {triple})
 
 
@@ -345,6 +350,6 @@ _STEPS = {
     **dict.fromkeys(_FOLLOWING, _between),
     **dict.fromkeys((EMPTIED, LINE), _nothing),
     START: _start,
-    AGAIN: _end,
+    AGAIN: _stay,
 }
 _NAMES = {HEAD: (_head, _head_part), TAIL: (_tail, _tail_part)}  # a marked character, and a run of others
