@@ -61,6 +61,8 @@ class Rules(NamedTuple):
     top_p: float = 1.0
     seed: int = 42
     max_repeats: int = 0  # an answer ends where it says a triple for this time; 0: it may repeat
+    constrain: str | None = None  # what answers may hold: a key of kg.permitted.BOUND; None: anything
+    constrain_exempt: str | None = None  # records whose instruction holds this pattern need not keep to their text
 
 
 def plan_batches(lengths: list[int], batch_size: int) -> list[list[int]]:

@@ -10,6 +10,7 @@ from common.errors import reason_of, say
 from common.machine import free_bytes
 from decoding.answers import ALONE, NOT_FINITE, Answer, Failure, Rules, cut_answer, end_loop, is_out_of_memory
 from decoding.choosing import StopLoops, Watch, processors
+from decoding.constrained import Constrain, Limits, Walks
 from decoding.serving import Serving
 from loading.adapted import has_learnt_prompt
 from loading.base import load_base
@@ -53,7 +54,9 @@ def load_model(serving: Serving, codec, longest: int, rows: int):
     return model.eval()
 
 
-def answers(model, codec, waiting: dict, rules: Rules) -> Iterator[dict[int, Answer | Failure]]:
+def answers(
+    model, codec, waiting: dict, rules: Rules, *, limits: Limits | None = None
+) -> Iterator[dict[int, Answer | Failure]]:
     """The engine `batch`: prompts of like length together; every answer is there when the batch's longest one is.
 
     Out of memory, it goes on with half as many tokens at a time. When a batch raises anything else, each of its
@@ -62,7 +65,7 @@ def answers(model, codec, waiting: dict, rules: Rules) -> Iterator[dict[int, Ans
     left, room = list(waiting), None
     while left:
         batch = _next_batch(left, waiting, rules, room)
-        made = _try(model, codec, waiting, batch, rules)
+        made = _try(model, codec, waiting, batch, rules, limits)
         if made is None and len(batch) > 1:
             room = len(batch) * (len(waiting[batch[0]]) + rules.max_new_tokens) // 2
             count = len(_next_batch(left, waiting, rules, room))
@@ -76,7 +79,7 @@ def answers(model, codec, waiting: dict, rules: Rules) -> Iterator[dict[int, Ans
                 made = {batch[0]: Failure(NOT_FINITE if isinstance(made, FloatingPointError) else reason_of(made))}
             else:
                 for number in batch:
-                    yield from answers(model, codec, {number: waiting[number]}, rules)
+                    yield from answers(model, codec, {number: waiting[number]}, rules, limits=limits)
                 continue
         yield made
 
@@ -87,10 +90,10 @@ def _next_batch(left: list[int], waiting: dict, rules: Rules, room: int | None) 
     return left[: max(1, min(rules.batch_size, rules.batch_size if room is None else room // width))]
 
 
-def _try(model, codec, waiting: dict, batch: list[int], rules: Rules):
+def _try(model, codec, waiting: dict, batch: list[int], rules: Rules, limits: Limits | None):
     """The answers of a batch by number; None when memory ran out; the error when something else went wrong."""
     try:
-        made = answer(model, codec, [waiting[number] for number in batch], rules, batch)
+        made = answer(model, codec, [waiting[number] for number in batch], rules, batch, limits)
         return dict(zip(batch, made, strict=True))
     except torch.AcceleratorError:
         raise  # the card takes no further orders from this process
@@ -103,17 +106,19 @@ def _try(model, codec, waiting: dict, batch: list[int], rules: Rules):
     return None
 
 
-def answer(model, codec, prompts: list, rules: Rules, numbers: list[int] | None = None) -> list[Answer | Failure]:
+def answer(
+    model, codec, prompts: list, rules: Rules, numbers: list[int] | None = None, limits: Limits | None = None
+) -> list[Answer | Failure]:
     """The model's answers to one batch of prompts, as `codec.encode` gave them, in their order.
 
     A Failure takes the place of one that was made of logits that are not finite.
 
-    `numbers`: of the prompts, which seed what is drawn; default: their places in the batch. A model that answers trees
-    of texts (CPM-Bee) generates by itself.
+    `numbers`: of the prompts, which seed what is drawn, and by which `limits` are kept; default: their places in the
+    batch. A model that answers trees of texts (CPM-Bee) generates by itself.
     """
     own = getattr(model, "answer_trees", None)
     if own is None:
-        return generate(model, codec, prompts, rules, numbers)
+        return generate(model, codec, prompts, rules, numbers, limits)
     trees = [prompt.data for prompt in prompts]
     made = own(codec.tokenizer, trees, rules.max_new_tokens, rules.num_beams, rules.repetition_penalty)
     return [end_loop(Answer(text.strip(), reason, tokens), rules.max_repeats) for text, reason, tokens in made]
@@ -133,7 +138,12 @@ def choose_batch_size(config, lengths: list[int], max_new_tokens: int, num_beams
 
 
 def generate(
-    model, codec, prompts: list[list[int]], rules: Rules, numbers: list[int] | None = None
+    model,
+    codec,
+    prompts: list[list[int]],
+    rules: Rules,
+    numbers: list[int] | None = None,
+    limits: Limits | None = None,
 ) -> list[Answer | Failure]:
     """The model's answers to one batch of prompts (token ids), in their order; drawing is seeded by their `numbers`.
 
@@ -149,13 +159,13 @@ def generate(
     answers = {}
     for (room, _), indices in groups.items():
         about = [prompts[index] for index in indices], [numbers[index] for index in indices]
-        made = _generate(model, codec, *about, rules._replace(max_new_tokens=room))
+        made = _generate(model, codec, *about, rules._replace(max_new_tokens=room), limits)
         answers |= dict(zip(indices, made, strict=True))
     return [answers[index] for index in range(len(prompts))]
 
 
 @torch.inference_mode()
-def _generate(model, codec, prompts, numbers, rules: Rules) -> list[Answer | Failure]:
+def _generate(model, codec, prompts, numbers, rules: Rules, limits: Limits | None) -> list[Answer | Failure]:
     width = max(len(prompt) for prompt in prompts)
     ids = torch.full((len(prompts), width), codec.pad_id)
     mask = torch.zeros_like(ids)
@@ -164,13 +174,15 @@ def _generate(model, codec, prompts, numbers, rules: Rules) -> list[Answer | Fai
         mask[row, width - len(prompt) :] = 1
     # Beams are candidates, of which one repeats itself and is not taken: only what is taken is looked at.
     stop, watch = StopLoops(codec, rules.max_repeats if rules.num_beams == 1 else 0), Watch()
+    walks = limits and Walks(limits)
+    last = [Constrain(walks, numbers)] if walks else []
     new = model.generate(
         input_ids=ids.to(model.device),
         attention_mask=mask.to(model.device),
         max_new_tokens=rules.max_new_tokens,
         num_beams=rules.num_beams,
         do_sample=False,
-        logits_processor=LogitsProcessorList([watch, *processors(rules, prompts, numbers)]),
+        logits_processor=LogitsProcessorList([watch, *processors(rules, prompts, numbers), *last]),
         stopping_criteria=StoppingCriteriaList([stop] if stop.times else []),
         use_cache=True,
         eos_token_id=codec.eos_id,
@@ -178,5 +190,7 @@ def _generate(model, codec, prompts, numbers, rules: Rules) -> list[Answer | Fai
     )[:, width:].tolist()
     rows = [ids[: stop.stopped.get(row)] for row, ids in enumerate(new)]
     made = [cut_answer(codec, ids, rules.max_repeats) for ids in rows]
+    if walks:
+        made = [walks.end(number, one) for number, one in zip(numbers, made, strict=True)]
     pairs = zip(made, watch.broken(len(prompts)), strict=True)
     return [Failure(NOT_FINITE) if any(broken[: one.tokens]) else one for one, broken in pairs]

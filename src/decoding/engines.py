@@ -2,7 +2,8 @@
 
 `answers(model, codec, waiting, rules)` is the work. `waiting`: number -> prompt (as codec.encode gives it), in the
 order planned, the longest first. It yields what is finished as {number: Answer or Failure}, in groups as they come,
-until all of `waiting` is answered. Between two groups its caller puts the answers on disk.
+until all of `waiting` is answered. Between two groups its caller puts the answers on disk. Where rules.constrain says
+that answers are limited, it takes `limits` (decoding.constrained) as well.
 """
 
 from collections.abc import Callable
@@ -55,6 +56,8 @@ def choose_engine(asked: str, serving: Serving) -> Decision:
             f"{flag}: not for family {family.name}, whose own generation is greedy or a beam search, with a penalty "
             "of 1 or more; drop it"
         )
+    if not family.draws and rules.constrain:
+        raise UserError(f"--constrain: not for family {family.name}, whose own generation takes no rules; drop it")
     if asked == "auto":
         return _fastest(serving)
     if asked not in family.engines:

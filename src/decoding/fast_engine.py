@@ -22,6 +22,7 @@ from common.errors import UserError, reason_of, say
 from common.machine import free_bytes
 from decoding.answers import ALONE, NOT_FINITE, Answer, Failure, Rules, cut_answer, is_out_of_memory
 from decoding.batch_engine import choose_batch_size, load_model
+from decoding.constrained import Limits, Walks
 from decoding.kept import Kept, Spans, use_kept_attention
 from decoding.places import BROKEN, Place, Places, Started
 from decoding.serving import Serving
@@ -36,6 +37,7 @@ class Tuning(NamedTuple):
     """Sizes that decide how fast the engine is, never what it answers; measured (docs/log.md)."""
 
     steps: int = 8  # tokens made between two looks at what is finished
+    watched: int = 1  # the same on a CPU where answers are constrained: a row computes in vain what is not permitted
     block: int = 64  # new tokens of a record between two looks for loops
     pass_tokens: int = 12288  # of one pass over new prompts
     most: int = 512  # rows on a card
@@ -135,7 +137,12 @@ def use_kernels(model) -> None:
 
 
 def answers(
-    model, codec, waiting: dict[int, list[int]], rules: Rules, tuning: Tuning = MEASURED
+    model,
+    codec,
+    waiting: dict[int, list[int]],
+    rules: Rules,
+    tuning: Tuning = MEASURED,
+    limits: Limits | None = None,
 ) -> Iterator[dict[int, Answer | Failure]]:
     """The engine: see engines.py. Out of memory it begins anew with half as many rows."""
     if not waiting:
@@ -148,7 +155,8 @@ def answers(
         while left:
             size = min(size, len(left))
             try:
-                for made in _answers(model, codec, dict(left), rules._replace(batch_size=size), count, tuning):
+                now = rules._replace(batch_size=size)
+                for made in _answers(model, codec, dict(left), now, count, tuning, limits):
                     for number in made:
                         del left[number]
                     yield made
@@ -172,24 +180,25 @@ def answers(
         model.set_attn_implementation(usual)
 
 
-def _answers(model, codec, waiting: dict[int, list[int]], rules: Rules, count: Counter, tuning: Tuning):
+def _answers(model, codec, waiting: dict[int, list[int]], rules: Rules, count: Counter, tuning: Tuning, limits):
     """One attempt of `answers`; adds the tokens of prompts to `count`: computed, copied."""
-    budget = rules.max_new_tokens
+    budget, walks = rules.max_new_tokens, limits and Walks(limits)
     places, needs = _make_places(model, rules.batch_size, waiting, budget, tuning)
     beside, steps = _stream_beside(places), _make_steps(model, places, tuning)
+    every = tuning.watched if walks and not beside else tuning.steps
     queue, prompts, said = deque(waiting), dict(waiting), {number: [] for number in waiting}  # said: new tokens
     busy, finished = {}, {}  # row -> number; number -> its tokens, or Failure
     while queue or busy:
         if finished and not beside:
-            yield _cut(codec, finished, rules)
+            yield _cut(codec, finished, rules, walks)
             finished = {}
         if busy:
             size = next(size for size in steps if size >= len(busy))
             if max(busy) >= size:
                 busy = places.gather(busy)
-            made = _decode(places.said[:size], steps[size], tuning.steps)
+            made = _decode(places.said[:size], steps[size], every, walks and walks.mend(busy, places))
         if finished:  # a card is not waited for: it decodes while answers are put on disk, and new prompts computed
-            yield _cut(codec, finished, rules)
+            yield _cut(codec, finished, rules, walks)
         with torch.cuda.stream(beside):  # None: no other one
             finished, started = _start(model, prompts, queue, places, needs, tuning.pass_tokens)
         free = []
@@ -197,8 +206,9 @@ def _answers(model, codec, waiting: dict[int, list[int]], rules: Rules, count: C
             number = busy[row]
             before, prompt = len(said[number]), waiting[number]
             most = needs[number] - len(prompt) + 1  # that it has room for: the newest token is not kept yet
-            said[number] = ids = (said[number] + new)[: min(budget, most)]
-            if _is_broken(codec, ids[before - 1 :]):
+            new = new[: min(budget, most) - before]
+            said[number] = ids = said[number] + (walks.take(number, new) if walks else new)
+            if _is_broken(codec, ids[max(0, before - 1) :]):
                 finished[number] = Failure(NOT_FINITE)
             elif _has_ended(codec, ids, before, rules, tuning.block):
                 finished[number] = ids
@@ -216,9 +226,11 @@ def _answers(model, codec, waiting: dict[int, list[int]], rules: Rules, count: C
                 torch.cuda.current_stream().wait_stream(beside)
             for number, row, first in places.admit(started):
                 busy[row] = number
-                said[number].append(first)
+                said[number] += walks.take(number, [first]) if walks else [first]
             count.update(copied=started.copied, computed=sum(map(len, started.prompts)) - started.copied)
-    yield _cut(codec, finished, rules)
+        if walks and walks.refused:
+            places.set_back({row: waiting[n] + said[n] for row, n in busy.items() if n in walks.refused})
+    yield _cut(codec, finished, rules, walks)
 
 
 def _is_broken(codec, ids: list[int]) -> bool:
@@ -238,12 +250,14 @@ def _has_ended(codec, ids: list[int], before: int, rules: Rules, block: int) -> 
         return True
 
 
-def _cut(codec, finished: dict, rules: Rules) -> dict[int, Answer | Failure]:
+def _cut(codec, finished: dict, rules: Rules, walks: Walks | None) -> dict[int, Answer | Failure]:
     """The answers that tokens are; what has failed already stays as it is."""
     made = {}
     for number, ids in finished.items():
         try:
             made[number] = ids if isinstance(ids, Failure) else cut_answer(codec, ids, rules.max_repeats)
+            if walks and not isinstance(ids, Failure):
+                made[number] = walks.end(number, made[number])
         except Exception as error:  # noqa: BLE001 - whatever one record's tokens make a tokenizer raise
             made[number] = Failure(reason_of(error))
     return made
@@ -355,28 +369,36 @@ def _make_steps(model, places: Places, tuning: Tuning) -> dict[int, Callable]:
 
 
 @torch.inference_mode()
-def _decode(said: torch.Tensor, step, steps: int) -> torch.Tensor:
-    """`steps` more of what is `said` (rows), that `step` makes: (rows, steps); no record's mean nothing."""
+def _decode(said: torch.Tensor, step, steps: int, mend: Callable | None = None) -> torch.Tensor:
+    """`steps` more of what is `said` (rows), that `step` makes: (rows, steps); no record's mean nothing.
+
+    `mend(logits)` may change what the first of them says.
+    """
     new = []
-    for _ in range(steps):
-        step()
+    for number in range(steps):
+        logits = step()
+        if mend and number == 0:
+            mend(logits)
         new.append(said.clone())
     return torch.stack(new, 1)
 
 
 @torch.inference_mode()
 def _make_step(model, places: Places, size: int):
-    """A function that makes one token of each of the first `size` rows; on a card the replay of a CUDA graph."""
+    """A function that makes one token of each of the first `size` rows and gives their logits, which hold until its
+    next call; on a card the replay of a CUDA graph.
+    """
     tokens, positions, starts = places.tokens[:size], places.positions[:size], places.starts[:size]
     said = places.said[:size]
 
-    def step() -> None:
+    def step() -> torch.Tensor:
         spans = Spans(places.each[: size + 1], pad(starts, (0, 1)).int(), (positions + 1).int(), 1)
         logits = _pass(model, places.kept, tokens, positions, starts + positions, spans)
         chosen = logits.argmax(-1)
         tokens.copy_(chosen)
         said.copy_(chosen).masked_fill_(_are_broken(logits, chosen), BROKEN)  # seen when answers are handed over
         positions.copy_(torch.minimum(positions + 1, places.last[:size]))
+        return logits
 
     if tokens.device.type != "cuda":
         return step
@@ -390,5 +412,10 @@ def _make_step(model, places: Places, size: int):
     positions.copy_(before[1])
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):  # whose workspaces the replay will use: no other stream may share them
-        step()
-    return graph.replay
+        logits = step()
+
+    def replay() -> torch.Tensor:
+        graph.replay()
+        return logits
+
+    return replay

@@ -65,6 +65,17 @@ class Places:
         self.prompts += [(ids, place.start) for ids, place in zip(new.prompts, new.places, strict=True)]
         return list(zip(new.numbers, (place.row for place in new.places), new.firsts.tolist(), strict=True))
 
+    def set_back(self, texts: dict[int, list[int]]) -> None:
+        """Rows go on behind these tokens (row -> prompt and answer so far), whatever they have said since.
+
+        The last one's keys and values are computed again, those behind it overwritten as the answer goes on.
+        """
+        if not texts:
+            return
+        where = [[row, ids[-1], len(ids) - 1] for row, ids in texts.items()]
+        rows, tokens, positions = torch.tensor(where, device=self.tokens.device).T
+        self.tokens[rows], self.positions[rows] = tokens, positions
+
     def gather(self, busy: dict[int, int]) -> dict[int, int]:
         """Records move to the first rows, what is kept of them stays; `busy` (row -> number) anew."""
         moved = {row: at for at, row in enumerate(sorted(busy))}

@@ -48,6 +48,7 @@ def check(serving: Serving) -> None:
     device, beams, bits = serving.device, serving.rules.num_beams, serving.precision.bits
     flags = {
         f"--num_beams {beams}": (beams > 1, "beam search is for the engine batch"),
+        "--constrain": (serving.rules.constrain is not None, "it is for the engines batch and fast"),
         "--merge_lora": (serving.merge, "vLLM applies the adapter as it runs"),
         f"--bits {bits}": (
             "vllm" not in QUANTISATIONS[bits].engines,

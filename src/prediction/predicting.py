@@ -15,11 +15,13 @@ from common.errors import UserError, keeping, say
 from common.machine import Ranks
 from data.records import name_of
 from decoding.answers import NOT_FINITE, Failure, Rules, blame, plan_batches
+from decoding.constrained import Limits, make_limits
 from decoding.engines import ENGINES
 from prediction import partial
 from prediction.opening import Opening, open_model
-from prediction.questions import Question, make_rows
+from prediction.questions import Question, make_rows, permit
 from prediction.settings import settings_of
+from tokens.pieces import token_bytes
 
 FAILED_SHOWN = 20  # records that failed, of which the reason is printed
 
@@ -120,6 +122,7 @@ def answer_share(model, task: Task, settings: dict, ranks: Ranks) -> Share:
     mine = [numbers[at] for batch in plan_batches(lengths, 1) for at in batch][ranks.rank :: ranks.count]
     engine, codec = ENGINES[task.plan.engine], task.plan.codec
     rules = task.plan.serving.rules._replace(batch_size=settings["batch_size"] or 1)
+    more = {"limits": _limit(task)} if rules.constrain else {}
     count, tokens, start = 0, 0, time.time()
 
     def ask(waiting: list[int], rules: Rules, what: str) -> dict[int, str]:
@@ -128,7 +131,8 @@ def answer_share(model, task: Task, settings: dict, ranks: Ranks) -> Share:
             return {}
         failed, begun, hidden = {}, len(mine) - len(waiting), ranks.rank > 0
         with tqdm(total=len(mine), initial=begun, unit="record", desc=what, disable=hidden) as bar:
-            for made in engine.answers(model, codec, {number: asked[number] for number in waiting}, rules):
+            waiting = {number: asked[number] for number in waiting}
+            for made in engine.answers(model, codec, waiting, rules, **more):
                 failed.update({number: answer.reason for number, answer in made.items() if isinstance(answer, Failure)})
                 answers = {number: answer for number, answer in made.items() if not isinstance(answer, Failure)}
                 if answers:
@@ -152,6 +156,13 @@ def answer_share(model, task: Task, settings: dict, ranks: Ranks) -> Share:
     device = getattr(model, "device", torch.device("cpu"))  # vLLM keeps its own accounts
     peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0
     return Share(failed, count, tokens, time.time() - start, peak)
+
+
+def _limit(task: Task) -> Limits:
+    """What the answers to the questions may hold (--constrain)."""
+    codec = task.plan.codec
+    asked = permit(task.plan, task.questions)
+    return make_limits(token_bytes(codec), codec.eos_id, asked)
 
 
 def row_of(answer, rules: Rules) -> dict:

@@ -1,5 +1,6 @@
 """What a model is asked about the records, and the rows that its answers make of them."""
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,16 +10,14 @@ from data.asking import PLAINLY, Asking, ask_all_parts, merge_answers
 from data.prompts import make_prompt
 from data.records import name_of
 from data.windows import windows
+from kg.permitted import BOUND, Asked, ask
+from kg.schema import read_schema
 from prediction.opening import Opening
 from tokens.codec import why_too_long
 from tokens.ptuning_rows import encode_question
 
-WORST = (
-    "error",
-    "length",
-    "loop",
-    "eos",
-)  # finish reasons: of several questions about a record, the first that one of them has
+# Finish reasons: of several questions about a record, the first that one of them has.
+WORST = ("error", "length", "loop", "eos")
 
 
 class Question(NamedTuple):
@@ -28,6 +27,7 @@ class Question(NamedTuple):
     text: str  # of the record's input, as much as is asked about
     ids: list[int]  # the prompt, as codec.encode gives it; empty: it could not be made
     reason: str = ""  # why not
+    instruction: str = ""  # which relations are asked for
     part: int = 0  # of the record's relations
 
 
@@ -67,9 +67,10 @@ def make_questions(
                 if too_long := why_too_long(ids, context):
                     alone = why_too_long(encode({**record, "input": ""}), context)
                     reason = f"{too_long}; {'its instruction alone is too long' if alone else advice}"
-                questions.append(Question(index, text, [] if reason else ids, reason, number))
+                questions.append(Question(index, text, [] if reason else ids, reason, record["instruction"], number))
         except Exception as error:  # noqa: BLE001 - whatever a text makes a tokenizer raise, the others can be answered
-            questions.append(Question(index, record["input"], [], reason_of(error), number))
+            about = record["input"], [], reason_of(error), record["instruction"]
+            questions.append(Question(index, *about, number))
     say_unasked(records, questions)
     say_several(len(records), questions)
     return questions
@@ -123,6 +124,23 @@ def choose_window(asked: int | None, context: int | None, max_new_tokens: int) -
         )
     say(f"window: {context - max_new_tokens} tokens of prompt (context {context} less --max_new_tokens)")
     return context - max_new_tokens
+
+
+def permit(plan: Opening, questions: list[Question]) -> dict[int, Asked]:
+    """What the answers to questions may hold, by the questions' numbers (--constrain).
+
+    A text stands as it is, and as the tokenizer gives it back, which is what a model sees and copies.
+    """
+    rules, codec, found = plan.serving.rules, plan.codec, {}
+    exempt = rules.constrain_exempt and re.compile(rules.constrain_exempt)
+    for number, question in enumerate(questions):
+        if not question.ids:
+            continue
+        exempted = exempt and exempt.search(question.instruction)
+        bound, text = "relations" if exempted else rules.constrain, question.text
+        spelt = codec.decode(codec.text_ids(text)).strip() if any(BOUND[bound]) else None
+        found[number] = ask(read_schema(question.instruction), text, bound, spelt)
+    return found
 
 
 def make_rows(records: list[dict], questions: list[Question], answers: dict[int, dict]) -> list[dict]:

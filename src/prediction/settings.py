@@ -52,6 +52,8 @@ def rules_of(args, max_new_tokens: int, batch_size: int = 1) -> Rules:
         repetition_penalty=args.repetition_penalty,
         do_sample=args.do_sample,
         max_repeats=args.max_repeats,
+        constrain=args.constrain,
+        constrain_exempt=args.constrain_exempt,
         **drawing,
     )
 
@@ -91,6 +93,6 @@ def settings_of(serving: Serving, template: dict, input_file: str, window: int |
         "window": window,
         **asking.settings,  # nothing where nothing is drawn or divided, as in files from before there were the flags
         **({"asking_seed": asking.seed} if asking.shuffle else {}),
-        **{name: value for name, value in serving.rules._asdict().items() if name != "batch_size"},
+        **{name: value for name, value in serving.rules._asdict().items() if name != "batch_size" and value is not None},
         **trained,
     }

@@ -1,5 +1,6 @@
 """The arguments of prediction: those that both its scripts have, and those of src/inference.py."""
 
+import re
 from dataclasses import dataclass
 
 from common.errors import UserError
@@ -7,6 +8,7 @@ from common.files import check_output
 from common.flags import MOST_SEED, Range, check_ranges, option
 from common.manifest import run_file_of
 from common.processes import this_process
+from kg.permitted import BOUND
 from utils.args import ModelArguments, PrecisionFlags, parse
 from utils.args_schema import SCHEMA_RANGES, AskedFlags
 
@@ -60,6 +62,19 @@ class AnswerArguments(AskedFlags, PrecisionFlags):
         nargs="?",
         const=0,
     )
+    constrain: str | None = option(
+        None,
+        "answers hold only relations that were asked for, no triple twice, and are well-formed; text: heads and tails "
+        "stand in the record's text too, head: heads alone; default: answers may hold anything",
+        nargs="?",
+        const="relations",
+        choices=list(BOUND),
+    )
+    constrain_exempt: str | None = option(
+        None,
+        "with --constrain text or head: records whose instruction holds this regular expression, as those that ask "
+        "for completion, may name what is not in the text; default: none may",
+    )
     repetition_penalty: float = option(1.0, "divides the logits of tokens that are there already; 1: none")
     do_sample: bool = option(False, "draw each token instead of taking the likeliest")
     temperature: float | None = option(None, "with --do_sample: divides the logits; default: 1")
@@ -78,6 +93,7 @@ class AnswerArguments(AskedFlags, PrecisionFlags):
             raise UserError(f"--num_beams {self.num_beams}: expected {MOST_BEAMS} at most")
         if self.max_repeats == 1:
             raise UserError("--max_repeats 1: every answer would end at its first triple; give 2 or more, or 0")
+        self._check_constrain()
         for name in DRAWING:
             used = self.do_sample or (name == "seed" and self.shuffle_schema)
             if getattr(self, name) is not None and not used:
@@ -86,6 +102,19 @@ class AnswerArguments(AskedFlags, PrecisionFlags):
             raise UserError(
                 f"--do_sample and --num_beams {self.num_beams} contradict each other: beams are not drawn; drop one"
             )
+
+    def _check_constrain(self):
+        for flag, given in (("--do_sample", self.do_sample), (f"--num_beams {self.num_beams}", self.num_beams > 1)):
+            if self.constrain and given:
+                raise UserError(f"--constrain and {flag} do not go together: constrained answers are greedy; drop one")
+        if self.constrain_exempt is None:
+            return
+        if not any(BOUND.get(self.constrain, ())):
+            raise UserError("--constrain_exempt without --constrain text or head: no record is bound to its text")
+        try:
+            re.compile(self.constrain_exempt)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise UserError(f"--constrain_exempt {self.constrain_exempt}: no regular expression ({error})") from None
 
 
 @dataclass

@@ -62,13 +62,23 @@ class ChatGLMTokenizer:
             elif number != self.pad_token_id and number < len(self):
                 run.append(number - self.offset)
         text = "".join([*parts, self.pieces.decode(run)])
-        return WRITTEN.sub(lambda found: " " * int(found[1]) if found[1] else "\n" if found[0] == "<n>" else "\t", text)
+        return _read(text)
 
     def convert_tokens_to_ids(self, tokens: list[str]) -> list[int]:
         return [self.pieces.piece_to_id(token) + self.offset for token in tokens]
 
     def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
         return [self.pieces.id_to_piece(number - self.offset) for number in ids]
+
+    def piece_bytes(self) -> list[bytes | None]:
+        """Of each id the bytes that it adds to a text; None for what leaves no trace."""
+        pieces, found = self.pieces, [None] * len(self)
+        for piece in range(pieces.get_piece_size()):
+            if pieces.is_byte(piece):
+                found[piece + self.offset] = bytes([int(pieces.id_to_piece(piece)[3:5], 16)])
+            elif not (pieces.is_control(piece) or pieces.is_unknown(piece)):
+                found[piece + self.offset] = _read(pieces.id_to_piece(piece).replace("▁", " ")).encode()
+        return found
 
     def _written(self, text: str) -> str:
         """The text with its line breaks, tabs and runs of spaces as the vocabulary writes them."""
@@ -78,6 +88,11 @@ class ChatGLMTokenizer:
             text = text.lower()
         text = text.replace("\n", "<n>").replace("\t", "<|tab|>")
         return re.sub(" {2,}", lambda run: _blanks(len(run[0])), text)
+
+
+def _read(text: str) -> str:
+    """The text with line breaks, tabs and runs of spaces for what the vocabulary writes."""
+    return WRITTEN.sub(lambda found: " " * int(found[1]) if found[1] else "\n" if found[0] == "<n>" else "\t", text)
 
 
 def _blanks(count: int) -> str:

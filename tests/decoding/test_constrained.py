@@ -1,0 +1,171 @@
+"""`--constrain`: every token is the likeliest that may be said, in the engines and a token at a time; what may be said
+is never touched.
+"""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import GOLDEN, published
+from helpers_prediction import RECORDS
+
+from checkpoints.family import find_family
+from common.errors import UserError
+from decoding import batch_engine, constrained, fast_engine
+from decoding.answers import Answer, Rules, cut_answer
+from decoding.constrained import Walks, list_permitted, make_limits
+from decoding.fast_engine import Tuning
+from kg.permitted import AGAIN, BOUND, State, advance, ask, keep_whole, may_end, say
+from kg.schema import read_schema
+from kg.triples import parse
+from tokens.pieces import token_bytes
+from tokens.readers import load_codec
+
+NEW = 16  # tokens of an answer
+SAID = "(甲,位于,乙),(乙(丙),人口,2,424人)"
+
+
+def limit(codec, bound="relations", records=RECORDS[:4]):
+    asked = {n: ask(read_schema(r["instruction"]), r["input"], bound) for n, r in enumerate(records)}
+    return make_limits(token_bytes(codec), codec.eos_id, asked)
+
+
+@torch.inference_mode()
+def one_by_one(model, codec, prompt, limits, number) -> Answer:
+    """An answer made a token at a time, of all tokens that there are the likeliest that may be said."""
+    asked, state, new = limits.asked[number], State(), []
+    while len(new) < NEW and codec.eos_id not in new:
+        for token in model(torch.tensor([prompt + new])).logits[0, -1].argsort(descending=True, stable=True).tolist():
+            if token == codec.eos_id:
+                following = state if may_end(state) else None
+            else:
+                following = advance(asked, state, limits.pieces[token]) if limits.pieces[token] else None
+            if following is not None:
+                break
+        else:
+            following = State(AGAIN)
+        new.append(codec.eos_id if following.phase == AGAIN else token)
+        state = following
+    answer = cut_answer(codec, new)
+    return Answer(keep_whole(asked, answer.text), "loop", len(new)) if state.phase == AGAIN else answer
+
+
+@pytest.mark.parametrize("bound", ["relations", "text"])
+def test_both_engines_say_the_likeliest_that_may_be_said(tiny, bound):
+    model, codec, prompts = tiny
+    prompts = prompts[:4]
+    limits, waiting = limit(codec, bound), dict(enumerate(prompts))
+    expected = {n: one_by_one(model, codec, ids, limits, n) for n, ids in waiting.items()}
+    free = batch_engine.generate(model, codec, prompts, Rules(NEW))
+    assert all(expected[n].text != answer.text for n, answer in enumerate(free))
+    for size, watched in ((1, 1), (3, 8)):
+        rules, made = Rules(NEW, batch_size=size), {}
+        for group in batch_engine.answers(model, codec, waiting, rules, limits=limits):
+            made |= group
+        assert made == expected
+        made = {}
+        for group in fast_engine.answers(model, codec, waiting, rules, Tuning(watched=watched, shared=1), limits):
+            made |= group
+        assert made == expected, (size, watched)
+    for number, answer in expected.items():
+        record, asked = RECORDS[number], limits.asked[number]
+        state = say(asked, State(), answer.text)
+        assert state is not None or "\ufffd" in answer.text  # a character that was cut off
+        heads, tails = BOUND[bound]
+        for head, relation, tail in parse(answer.text, asked.relations, record["input"]):
+            assert relation in asked.relations
+            assert not heads or head in record["input"]
+            assert not tails or tail in record["input"]
+
+
+def test_where_memory_is_short_a_constrained_answer_goes_on_as_well(tiny, monkeypatch):
+    model, codec, prompts = tiny
+    prompts = prompts[:4]
+    limits, waiting, ahead = limit(codec), dict(enumerate(prompts)), 5
+    monkeypatch.setattr(fast_engine, "room", lambda *_: 2.6 * (sum(map(len, prompts)) / len(prompts) + ahead))
+    made = {}
+    for group in fast_engine.answers(model, codec, waiting, Rules(NEW, batch_size=3), Tuning(ahead=ahead), limits):
+        made |= group
+    assert made == {n: one_by_one(model, codec, ids, limits, n) for n, ids in waiting.items()}
+
+
+def test_an_answer_that_may_be_said_is_the_unconstrained_one(tiny, monkeypatch):
+    model, codec, prompts = tiny
+    prompts = prompts[:4]
+    free = batch_engine.generate(model, codec, prompts, Rules(NEW))
+    monkeypatch.setattr(constrained, "advance", lambda asked, state, piece: state)
+    limits, waiting = limit(codec), dict(enumerate(prompts))
+    for answers, more in (
+        (batch_engine.answers, {}),
+        (fast_engine.answers, {"tuning": Tuning(watched=8)}),
+    ):
+        made = {}
+        for group in answers(model, codec, waiting, Rules(NEW, batch_size=3), limits=limits, **more):
+            made |= group
+        assert [made[n] for n in waiting] == free
+
+
+@pytest.fixture(params=["llama", "chatglm", "moss", "smollm2"])
+def codec(request, tmp_path):
+    """Of each kind of tokenizer: sentencepiece by two readers, and bytes in GPT-2's letters."""
+    if request.param == "chatglm":
+        return published("base", tmp_path / "chatglm")[1]
+    if request.param == "moss":
+        return load_codec(GOLDEN.parent / "moss", find_family(GOLDEN.parent / "moss")[0])
+    base = GOLDEN / "checkpoint" if request.param == "llama" else request.getfixturevalue("embedded_base")
+    return load_codec(base, find_family(base)[0])
+
+
+def test_tokens_of_what_may_be_said_are_taken_as_they_are(codec):
+    """Also in single bytes of a character; with eos behind them, they are the answer."""
+    record = {"instruction": "关系列表：['位于', '人口']", "input": "甲位于乙。乙(丙)有2,424人"}
+    for bound in BOUND:
+        walks = Walks(limit(codec, bound, [record]))
+        ids = [*codec.text_ids(SAID), codec.eos_id]
+        assert [token for one in ids for token in walks.take(0, [one])] == ids
+        assert walks.end(0, cut_answer(codec, ids)) == Answer(SAID, "eos", len(ids))
+
+
+def test_a_triple_that_would_be_said_again_ends_the_answer_before_it(codec):
+    walks = Walks(limit(codec, "relations", [{"instruction": "关系列表：['位于', '人口']", "input": ""}]))
+    ids = codec.text_ids(f"{SAID},(甲,位于,乙),(丁,位于,乙)")
+    taken = walks.take(0, ids)
+    assert taken[:-1] == ids[: len(taken) - 1]
+    assert taken[-1] == codec.eos_id
+    assert walks.end(0, cut_answer(codec, taken)) == Answer(SAID, "loop", len(taken))
+    assert walks.take(0, ids) == []
+
+
+def test_all_tokens_that_may_be_said_are_listed(codec):
+    """The same that may when each is tried; where a relation or a name of the text has to go on, only a few."""
+    record = {"instruction": "关系列表：['位于', '人口']", "input": "甲市位于乙。乙(丙)有2,424人"}
+    limits = limit(codec, "text", [record])
+    asked, pieces = limits.asked[0], limits.pieces
+    for answer in ("", "(", "(甲", "(甲市", "(甲市,", "(甲市,位", "(甲市,位于,乙", "(甲市,位于,乙)"):
+        state, expected = say(asked, State(), answer), set()
+        for token in range(len(pieces)):
+            following = advance(asked, state, pieces[token]) if pieces[token] else None
+            if following is not None and following.phase != AGAIN:
+                expected.add(token)
+        found = list(list_permitted(limits, asked, state))
+        assert len(found) == len(set(found))
+        assert set(found) == expected
+        assert 0 < len(expected) < 100
+
+
+def test_where_nothing_may_be_said_the_answer_ends():
+    """Where no token has the one byte that may follow, or the text has no name: eos, or that there is nothing."""
+    asked = {0: ask(["位于"], "", "text"), 1: ask(["位于"], "")}
+    limits = make_limits([b"(", b"\xe7\x94", b"NAN", None], 3, asked)
+    walks, logits = Walks(limits), torch.tensor([3.0, 2.0, 1.0, 0.0])
+    assert walks.choose(0, [0, 1], logits) == 2
+    assert walks.choose(1, [0, 1], logits) == 0
+    assert walks.take(1, [0, 1]) == [0, 1]
+    assert walks.choose(1, [0, 1], logits) == 3
+    assert walks.end(1, Answer("(\ufffd", "eos", 3)) == Answer("", "loop", 3)
+
+
+def test_a_tokenizer_that_does_not_tell_its_bytes_is_refused():
+    codec = SimpleNamespace(tokenizer=object(), text_ids=lambda text: [0], decode=lambda ids: "甲")
+    with pytest.raises(UserError, match="--constrain: this base's tokenizer .object. does not tell"):
+        token_bytes(codec)
