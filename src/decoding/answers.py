@@ -18,6 +18,8 @@ class Answer(NamedTuple):
     # "eos": the model ended its answer; "length": it was stopped at max_new_tokens; "loop": it repeated a triple
     finish_reason: str
     tokens: int  # new tokens, eos included
+    # with Rules.confidence: of each token of the text where it ends (characters), and its probability
+    sure: tuple[tuple[int, float], ...] | None = None
 
 
 class Failure(NamedTuple):
@@ -62,6 +64,7 @@ class Rules(NamedTuple):
     seed: int = 42
     max_repeats: int = 0  # an answer ends where it says a triple for this time; 0: it may repeat
     constrain: str | None = None  # what answers may hold: a key of kg.permitted.BOUND; None: anything
+    confidence: bool = False  # how likely each token was is kept
     constrain_exempt: str | None = None  # records whose instruction holds this pattern need not keep to their text
 
 
@@ -71,12 +74,30 @@ def plan_batches(lengths: list[int], batch_size: int) -> list[list[int]]:
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-def cut_answer(codec, ids: list[int], max_repeats: int = 0) -> Answer:
-    """An answer up to its first eos. The cut is made on ids: a record's text may hold anything a template holds."""
-    if codec.eos_id in ids:
-        end = ids.index(codec.eos_id)
-        return end_loop(Answer(codec.decode(ids[:end]).strip(), "eos", end + 1), max_repeats)
-    return end_loop(Answer(codec.decode(ids).strip(), "length", len(ids)), max_repeats)
+NEAR = 8  # tokens before one that decide which characters it adds: a character may be spread over several
+
+
+def cut_answer(codec, ids: list[int], max_repeats: int = 0, chances: list[float] | None = None) -> Answer:
+    """An answer up to its first eos. The cut is made on ids: a record's text may hold anything a template holds.
+
+    `chances`: the tokens' probabilities, for Answer.sure.
+    """
+    ended = codec.eos_id in ids
+    end = ids.index(codec.eos_id) if ended else len(ids)
+    text = codec.decode(ids[:end])
+    sure = None if chances is None else _place(codec, ids[:end], chances, len(text) - len(text.lstrip()))
+    reason, tokens = ("eos", end + 1) if ended else ("length", end)
+    return end_loop(Answer(text.strip(), reason, tokens, sure), max_repeats)
+
+
+def _place(codec, ids: list[int], chances: list[float], blanks: int) -> tuple[tuple[int, float], ...]:
+    """Of each token where it ends in the text, whose first `blanks` characters are cut off, and its probability."""
+    placed, end = [], -blanks
+    for at, chance in zip(range(len(ids)), chances, strict=False):
+        near = ids[max(0, at + 1 - NEAR) : at + 1]
+        end += len(codec.decode(near)) - len(codec.decode(near[:-1]))
+        placed.append((max(0, end), round(chance, 4)))
+    return tuple(placed)
 
 
 def end_loop(answer: Answer, max_repeats: int) -> Answer:
@@ -85,4 +106,4 @@ def end_loop(answer: Answer, max_repeats: int) -> Answer:
     That depends on the text alone: engines may look for loops as often, and stop rows as late, as they like.
     """
     end = loop_end(answer.text, max_repeats) if max_repeats else None
-    return answer if end is None else Answer(answer.text[:end], "loop", answer.tokens)
+    return answer if end is None else answer._replace(text=answer.text[:end], finish_reason="loop")

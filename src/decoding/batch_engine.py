@@ -9,7 +9,7 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 from common.errors import reason_of, say
 from common.machine import free_bytes
 from decoding.answers import ALONE, NOT_FINITE, Answer, Failure, Rules, cut_answer, end_loop, is_out_of_memory
-from decoding.choosing import StopLoops, Watch, processors
+from decoding.choosing import StopLoops, Sure, Watch, processors
 from decoding.constrained import Constrain, Limits, Walks
 from decoding.serving import Serving
 from loading.adapted import has_learnt_prompt
@@ -176,20 +176,22 @@ def _generate(model, codec, prompts, numbers, rules: Rules, limits: Limits | Non
     stop, watch = StopLoops(codec, rules.max_repeats if rules.num_beams == 1 else 0), Watch()
     walks = limits and Walks(limits)
     last = [Constrain(walks, numbers)] if walks else []
+    sure = [Sure(watch)] if rules.confidence else []
     new = model.generate(
         input_ids=ids.to(model.device),
         attention_mask=mask.to(model.device),
         max_new_tokens=rules.max_new_tokens,
         num_beams=rules.num_beams,
         do_sample=False,
-        logits_processor=LogitsProcessorList([watch, *processors(rules, prompts, numbers), *last]),
+        logits_processor=LogitsProcessorList([watch, *processors(rules, prompts, numbers), *last, *sure]),
         stopping_criteria=StoppingCriteriaList([stop] if stop.times else []),
         use_cache=True,
         eos_token_id=codec.eos_id,
         pad_token_id=codec.pad_id,
     )[:, width:].tolist()
     rows = [ids[: stop.stopped.get(row)] for row, ids in enumerate(new)]
-    made = [cut_answer(codec, ids, rules.max_repeats) for ids in rows]
+    chances = sure[0].of_rows() if sure else [None] * len(rows)
+    made = [cut_answer(codec, ids, rules.max_repeats, some) for ids, some in zip(rows, chances, strict=True)]
     if walks:
         made = [walks.end(number, one) for number, one in zip(numbers, made, strict=True)]
     pairs = zip(made, watch.broken(len(prompts)), strict=True)

@@ -36,14 +36,22 @@ def processors(rules, prompts: list[list[int]], numbers: list[int]) -> LogitsPro
     return found
 
 
+def chances_of(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """The probabilities of one token a row by its logits (rows, vocabulary), in 32 bits."""
+    logits = logits.float()
+    return (logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)).exp()
+
+
 class Watch(LogitsProcessor):
     """Sees which rows' logits are not finite, and changes nothing. No card is waited for until somebody asks."""
 
     def __init__(self):
         self.seen = []  # of each step, the rows' truths
+        self.logits = None  # of the newest step
 
     def __call__(self, input_ids, scores):
         self.seen.append(~scores.amax(-1).isfinite())  # the largest is NaN where any is
+        self.logits = scores
         return scores
 
     def broken(self, records: int) -> list[list[bool]]:
@@ -51,6 +59,23 @@ class Watch(LogitsProcessor):
         if not self.seen:  # a model that generates in its own way
             return [[] for _ in range(records)]
         return torch.stack(self.seen, 1).view(records, -1, len(self.seen)).any(1).tolist()
+
+
+class Sure(LogitsProcessor):
+    """Sees how likely the token is that greedy search takes, by the logits as the model gave them: `watch` has seen
+    them. It comes last, and changes nothing.
+    """
+
+    def __init__(self, watch: Watch):
+        self.watch, self.seen = watch, []  # of each step, the rows' probabilities
+
+    def __call__(self, input_ids, scores):
+        self.seen.append(chances_of(self.watch.logits, scores.argmax(-1)))
+        return scores
+
+    def of_rows(self) -> list[list[float]]:
+        """Of each row, step by step."""
+        return torch.stack(self.seen, 1).tolist()
 
 
 def seed_of(seed: int, number: int) -> int:

@@ -12,6 +12,7 @@ import torch
 from transformers import LogitsProcessor
 
 from decoding.answers import Answer
+from decoding.choosing import chances_of
 from kg.permitted import AGAIN, Asked, State, advance, keep_whole, may_end
 
 LIKELIEST = 64  # tokens that are tried one after the other, before all that may be said are listed
@@ -98,6 +99,8 @@ class Walks:
                     tokens[at] = self.choose(number, likeliest[at], logits[at])
             places.said[rows] = torch.tensor(tokens, device=rows.device)
             places.tokens[rows] = places.said[rows].clamp(min=0)
+            if places.sure is not None:
+                places.sure[rows] = chances_of(logits, places.tokens[rows])
 
         return say_others if numbers else None
 
@@ -106,7 +109,7 @@ class Walks:
         state = self.states.get(number)
         if state is None or state.phase != AGAIN:
             return answer
-        return Answer(keep_whole(self.limits.asked[number], answer.text), "loop", answer.tokens)
+        return answer._replace(text=keep_whole(self.limits.asked[number], answer.text), finish_reason="loop")
 
     def _next(self, number: int, state: State, token: int) -> State | None:
         limits = self.limits

@@ -8,12 +8,11 @@ import gc
 import math
 from bisect import bisect
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import accumulate, islice
 from typing import NamedTuple
 
 import torch
-from torch.nn.functional import pad
 from transformers import AutoConfig
 from transformers.integrations.liger import apply_liger_kernel
 
@@ -23,8 +22,9 @@ from common.machine import free_bytes
 from decoding.answers import ALONE, NOT_FINITE, Answer, Failure, Rules, cut_answer, is_out_of_memory
 from decoding.batch_engine import choose_batch_size, load_model
 from decoding.constrained import Limits, Walks
-from decoding.kept import Kept, Spans, use_kept_attention
-from decoding.places import BROKEN, Place, Places, Started
+from decoding.kept import use_kept_attention
+from decoding.passes import compute, decode, make_steps
+from decoding.places import BROKEN, Places, Started
 from decoding.serving import Serving
 from kg.loops import loops
 from loading.adapted import unusual_settings
@@ -183,31 +183,32 @@ def answers(
 def _answers(model, codec, waiting: dict[int, list[int]], rules: Rules, count: Counter, tuning: Tuning, limits):
     """One attempt of `answers`; adds the tokens of prompts to `count`: computed, copied."""
     budget, walks = rules.max_new_tokens, limits and Walks(limits)
-    places, needs = _make_places(model, rules.batch_size, waiting, budget, tuning)
-    beside, steps = _stream_beside(places), _make_steps(model, places, tuning)
+    places, needs = _make_places(model, rules, waiting, tuning)
+    beside, steps = _stream_beside(places), make_steps(model, places, tuning.enough)
     every = tuning.watched if walks and not beside else tuning.steps
-    queue, prompts, said = deque(waiting), dict(waiting), {number: [] for number in waiting}  # said: new tokens
+    queue, prompts = deque(waiting), dict(waiting)
+    said, sure = ({number: [] for number in waiting} for _ in range(2))  # new tokens, and their probabilities
     busy, finished = {}, {}  # row -> number; number -> its tokens, or Failure
     while queue or busy:
         if finished and not beside:
-            yield _cut(codec, finished, rules, walks)
+            yield _cut(codec, finished, sure, rules, walks)
             finished = {}
         if busy:
             size = next(size for size in steps if size >= len(busy))
             if max(busy) >= size:
                 busy = places.gather(busy)
-            made = _decode(places.said[:size], steps[size], every, walks and walks.mend(busy, places))
+            made = decode(places, size, steps[size], every, walks and walks.mend(busy, places))
         if finished:  # a card is not waited for: it decodes while answers are put on disk, and new prompts computed
-            yield _cut(codec, finished, rules, walks)
+            yield _cut(codec, finished, sure, rules, walks)
         with torch.cuda.stream(beside):  # None: no other one
             finished, started = _start(model, prompts, queue, places, needs, tuning.pass_tokens)
         free = []
-        for row, new in zip(busy, made[list(busy)].tolist() if busy else [], strict=True):
-            number = busy[row]
+        for (row, number), (new, chances) in zip(busy.items(), made.of(list(busy)) if busy else (), strict=True):
             before, prompt = len(said[number]), waiting[number]
             most = needs[number] - len(prompt) + 1  # that it has room for: the newest token is not kept yet
             new = new[: min(budget, most) - before]
             said[number] = ids = said[number] + (walks.take(number, new) if walks else new)
+            sure[number] = [*sure[number], *chances][: len(ids)]
             if _is_broken(codec, ids[max(0, before - 1) :]):
                 finished[number] = Failure(NOT_FINITE)
             elif _has_ended(codec, ids, before, rules, tuning.block):
@@ -224,13 +225,14 @@ def _answers(model, codec, waiting: dict[int, list[int]], rules: Rules, count: C
         if started:
             if beside:
                 torch.cuda.current_stream().wait_stream(beside)
-            for number, row, first in places.admit(started):
+            for number, row, first, chance in places.admit(started):
                 busy[row] = number
                 said[number] += walks.take(number, [first]) if walks else [first]
+                sure[number] = [*sure[number], chance][: len(said[number])]
             count.update(copied=started.copied, computed=sum(map(len, started.prompts)) - started.copied)
         if walks and walks.refused:
             places.set_back({row: waiting[n] + said[n] for row, n in busy.items() if n in walks.refused})
-    yield _cut(codec, finished, rules, walks)
+    yield _cut(codec, finished, sure, rules, walks)
 
 
 def _is_broken(codec, ids: list[int]) -> bool:
@@ -250,12 +252,13 @@ def _has_ended(codec, ids: list[int], before: int, rules: Rules, block: int) -> 
         return True
 
 
-def _cut(codec, finished: dict, rules: Rules, walks: Walks | None) -> dict[int, Answer | Failure]:
+def _cut(codec, finished: dict, sure: dict, rules: Rules, walks: Walks | None) -> dict[int, Answer | Failure]:
     """The answers that tokens are; what has failed already stays as it is."""
     made = {}
     for number, ids in finished.items():
         try:
-            made[number] = ids if isinstance(ids, Failure) else cut_answer(codec, ids, rules.max_repeats)
+            chances = sure[number] if rules.confidence else None
+            made[number] = ids if isinstance(ids, Failure) else cut_answer(codec, ids, rules.max_repeats, chances)
             if walks and not isinstance(ids, Failure):
                 made[number] = walks.end(number, made[number])
         except Exception as error:  # noqa: BLE001 - whatever one record's tokens make a tokenizer raise
@@ -272,12 +275,11 @@ def _stream_beside(places: Places):
     return stream
 
 
-def _make_places(
-    model, size: int, waiting: dict[int, list[int]], budget: int, tuning: Tuning
-) -> tuple[Places, dict[int, int]]:
-    """Places for `size` records of average length, and the tokens that each needs: all that it may have, or `ahead`
+def _make_places(model, rules: Rules, waiting: dict[int, list[int]], tuning: Tuning) -> tuple[Places, dict[int, int]]:
+    """Places for a batch of records of average length, and the tokens that each needs: all that it may have, or `ahead`
     new ones at first where so few fit that a card would mostly read weights.
     """
+    size, budget = rules.batch_size, rules.max_new_tokens
     gc.collect()  # of an earlier use, or attempt
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -286,7 +288,7 @@ def _make_places(
     if fit < 0.9 * min(size, tuning.enough) * mean:
         needs = {number: len(ids) + min(budget, tuning.ahead) for number, ids in waiting.items()}
         mean = sum(needs.values()) / len(needs)
-    return Places(model, size, max(longest, int(min(size * mean, fit))), tuning.shared), needs
+    return Places(model, size, max(longest, int(min(size * mean, fit))), tuning.shared, rules.confidence), needs
 
 
 def _start(model, prompts: dict, queue: deque, places: Places, needs: dict, most: int) -> tuple[dict, Started | None]:
@@ -300,9 +302,9 @@ def _start(model, prompts: dict, queue: deque, places: Places, needs: dict, most
         numbers, texts, taken = [queue.popleft() for _ in range(count)], texts[:count], found[:count]
         places.overwrite(taken)  # even by an attempt that fails
         try:
-            firsts = _compute(model, places.kept, texts, taken, shared[:count])
+            firsts, chances = compute(model, places, texts, taken, shared[:count])
             copied = sum(tokens for tokens, _ in shared[:count])
-            return failed, Started(numbers, taken, texts, copied, firsts)
+            return failed, Started(numbers, taken, texts, copied, firsts, chances)
         except torch.AcceleratorError:
             raise  # the card takes no further orders from this process
         except Exception as error:  # whatever one record makes a model raise, the others shall be answered
@@ -315,107 +317,3 @@ def _start(model, prompts: dict, queue: deque, places: Places, needs: dict, most
             queue.extendleft(reversed(numbers))
             most = totals[count - 1] // 2  # at last each alone
     return failed, None
-
-
-@torch.inference_mode()
-def _compute(
-    model, kept: Kept, prompts: list[list[int]], taken: list[Place], shared: list[tuple[int, int]]
-) -> torch.Tensor:
-    """Keys and values of prompts into the places `taken`, `shared` beginnings copied; the tokens that follow."""
-    lengths, starts = torch.tensor([[len(prompt), place.start] for prompt, place in zip(prompts, taken, strict=True)]).T
-    copied, sources = torch.tensor(shared).T
-    if copied.any():
-        inside = _ranges(torch.zeros_like(copied), copied)
-        kept.copy(*((inside + first.repeat_interleave(copied)).to(kept.device) for first in (sources, starts)))
-    new, positions = lengths - copied, _ranges(copied, lengths)
-    bounds = pad(new.cumsum(0), (1, 0))
-    ids = [token for prompt, (begin, _) in zip(prompts, shared, strict=True) for token in prompt[begin:]]
-    given = torch.tensor(ids), positions, positions + starts.repeat_interleave(new)
-    given = (part.to(kept.device) for part in given)
-    spans = (part.to(kept.device, torch.int32) for part in (bounds, pad(starts, (0, 1)), lengths))
-    last = (bounds[1:] - 1).to(kept.device)
-    logits = _pass(model, kept, *given, Spans(*spans, int(max(new))), logits_to_keep=last)
-    tokens = logits.argmax(-1)
-    return tokens.masked_fill(_are_broken(logits, tokens), BROKEN)
-
-
-def _are_broken(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Whether a row's logits are not finite; its likeliest token's tells: argmax takes a NaN where there is one."""
-    best = logits.gather(-1, tokens[:, None])[:, 0]
-    return best - best != 0
-
-
-def _ranges(firsts: torch.Tensor, lasts: torch.Tensor) -> torch.Tensor:
-    """first, first + 1, … last - 1 of each pair, one behind the other."""
-    return torch.cat([torch.arange(first, last) for first, last in zip(firsts, lasts, strict=True)])
-
-
-def _pass(model, kept: Kept, ids, positions, at, spans: Spans, **more):
-    """The logits of tokens (each argument one number a token) whose keys and values go to `at`."""
-    kept.at = at
-    given = {"input_ids": ids[None], "position_ids": positions[None], "past_key_values": kept, "use_cache": True}
-    return model(**given, spans=spans, **more).logits[0]
-
-
-def _make_steps(model, places: Places, tuning: Tuning) -> dict[int, Callable]:
-    """The steps there are: number of rows, the first ones -> a function that makes one token of each; in their order.
-
-    Each has to be captured on a card, which has two at most: all rows and, where so many keep it busy, half of them.
-    """
-    rows, sizes = len(places.tokens), range(1, len(places.tokens) + 1)
-    if places.tokens.device.type == "cuda":
-        sizes = [rows // 2, rows] if rows >= 4 * tuning.enough else [rows]
-    return {size: _make_step(model, places, size) for size in sizes}
-
-
-@torch.inference_mode()
-def _decode(said: torch.Tensor, step, steps: int, mend: Callable | None = None) -> torch.Tensor:
-    """`steps` more of what is `said` (rows), that `step` makes: (rows, steps); no record's mean nothing.
-
-    `mend(logits)` may change what the first of them says.
-    """
-    new = []
-    for number in range(steps):
-        logits = step()
-        if mend and number == 0:
-            mend(logits)
-        new.append(said.clone())
-    return torch.stack(new, 1)
-
-
-@torch.inference_mode()
-def _make_step(model, places: Places, size: int):
-    """A function that makes one token of each of the first `size` rows and gives their logits, which hold until its
-    next call; on a card the replay of a CUDA graph.
-    """
-    tokens, positions, starts = places.tokens[:size], places.positions[:size], places.starts[:size]
-    said = places.said[:size]
-
-    def step() -> torch.Tensor:
-        spans = Spans(places.each[: size + 1], pad(starts, (0, 1)).int(), (positions + 1).int(), 1)
-        logits = _pass(model, places.kept, tokens, positions, starts + positions, spans)
-        chosen = logits.argmax(-1)
-        tokens.copy_(chosen)
-        said.copy_(chosen).masked_fill_(_are_broken(logits, chosen), BROKEN)  # seen when answers are handed over
-        positions.copy_(torch.minimum(positions + 1, places.last[:size]))
-        return logits
-
-    if tokens.device.type != "cuda":
-        return step
-    before = tokens.clone(), positions.clone()
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step()  # kernels are loaded, workspaces made
-    torch.cuda.current_stream().wait_stream(stream)
-    tokens.copy_(before[0])  # what trying it changed is put back
-    positions.copy_(before[1])
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):  # whose workspaces the replay will use: no other stream may share them
-        logits = step()
-
-    def replay() -> torch.Tensor:
-        graph.replay()
-        return logits
-
-    return replay

@@ -27,19 +27,22 @@ class Started(NamedTuple):
     prompts: list[list[int]]
     copied: int  # tokens of them
     firsts: torch.Tensor  # BROKEN where its logits are not finite
+    chances: torch.Tensor | None = None  # how likely they were; None: nobody asked
 
 
 class Places:
     """`size` rows, each with a stretch of the kept tokens; a row without a record has one token, behind the others.
 
     `count`: tokens of all stretches. `shared`: so long a beginning, in common with a prompt that is kept, is copied.
+    `scored`: how likely each token was is kept too.
     """
 
-    def __init__(self, model, size: int, count: int, shared: int):
+    def __init__(self, model, size: int, count: int, shared: int, scored: bool = False):
         self.shared = shared
         self.kept, self.count = Kept(model, count + size), count
         self.tokens = torch.zeros(size, dtype=torch.long, device=model.device)  # the newest, not kept yet
         self.said = torch.zeros_like(self.tokens)  # the same, or BROKEN
+        self.sure = torch.zeros(size, device=model.device) if scored else None  # the probability of what is said
         self.positions = torch.zeros_like(self.tokens)  # where it stands in its record
         self.each = torch.arange(size + 1, dtype=torch.int32, device=model.device)
         self.starts = torch.zeros_like(self.tokens)  # of the row's stretch
@@ -55,15 +58,16 @@ class Places:
         self.starts[where] = self.count + where
         self.positions[where], self.last[where] = 0, 0
 
-    def admit(self, new: Started) -> list[tuple[int, int, int]]:
-        """Records get their rows: (number, row, first new token) of each."""
+    def admit(self, new: Started) -> list[tuple[int, int, int, float]]:
+        """Records get their rows: (number, row, first new token, its probability or 0) of each."""
         rows, starts, ends = torch.tensor(new.places, device=self.tokens.device).T
         lengths = torch.tensor(list(map(len, new.prompts)), device=self.tokens.device)
         self.tokens[rows], self.positions[rows] = new.firsts.clamp(min=0), lengths
         self.starts[rows], self.last[rows] = starts, ends - starts - 1
         self.taken |= {place.row: place for place in new.places}
         self.prompts += [(ids, place.start) for ids, place in zip(new.prompts, new.places, strict=True)]
-        return list(zip(new.numbers, (place.row for place in new.places), new.firsts.tolist(), strict=True))
+        chances = [0.0] * len(rows) if new.chances is None else new.chances.tolist()
+        return list(zip(new.numbers, (place.row for place in new.places), new.firsts.tolist(), chances, strict=True))
 
     def set_back(self, texts: dict[int, list[int]]) -> None:
         """Rows go on behind these tokens (row -> prompt and answer so far), whatever they have said since.

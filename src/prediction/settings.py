@@ -93,6 +93,6 @@ def settings_of(serving: Serving, template: dict, input_file: str, window: int |
         "window": window,
         **asking.settings,  # nothing where nothing is drawn or divided, as in files from before there were the flags
         **({"asking_seed": asking.seed} if asking.shuffle else {}),
-        **{name: value for name, value in serving.rules._asdict().items() if name != "batch_size" and value is not None},
+        **{name: value for name, value in serving.rules._asdict().items() if name != "batch_size"},
         **trained,
     }

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import inference
 from checkpoints.family import find_family
 from common.errors import UserError
-from decoding import fast_engine
+from decoding import fast_engine, passes
 from decoding.answers import ALONE, Failure, Rules
 from decoding.batch_engine import generate
 from decoding.fast_engine import Tuning
@@ -80,8 +80,8 @@ def test_layers_that_see_only_the_last_tokens_answer_as_one_at_a_time(tiny, mode
 @pytest.mark.parametrize("ahead", [1, 5, 30])
 def test_where_memory_is_short_an_answer_gets_more_room_when_it_needs_it(tiny, ahead, monkeypatch):
     model, codec, prompts = tiny
-    computed, real = [], fast_engine._compute
-    monkeypatch.setattr(fast_engine, "_compute", lambda *given: computed.extend(given[2]) or real(*given))
+    computed, real = [], fast_engine.compute
+    monkeypatch.setattr(fast_engine, "compute", lambda *given: computed.extend(given[2]) or real(*given))
     for new in (ahead, ahead + 1, ahead + 2, 40):
         computed.clear()
         room = 2.6 * (sum(map(len, prompts)) / len(prompts) + new)  # of the three that are asked for
@@ -101,9 +101,9 @@ def test_a_beginning_in_common_with_a_prompt_that_is_kept_is_copied(tiny, monkey
     common = [ids for prompt in prompts for ids in prompt][:40]
     own = [[7, *range(9, 9 + more)] for more in (20, 11, 2)] + [[5, 6], [5, 6], [8]]
     prompts = [[*common, *ids] for ids in own] + [[*common[:15], 9, 8, 7]]
-    copied, real = [], fast_engine._compute
+    copied, real = [], fast_engine.compute
     monkeypatch.setattr(
-        fast_engine, "_compute", lambda *given: copied.extend(tokens for tokens, _ in given[4]) or real(*given)
+        fast_engine, "compute", lambda *given: copied.extend(tokens for tokens, _ in given[4]) or real(*given)
     )
     rules = Rules(12, batch_size=3)
     alone = [generate(model, codec, [ids], rules)[0] for ids in prompts]
@@ -123,8 +123,8 @@ def test_rows_are_those_of_whole_answers_or_where_few_fit_of_their_beginnings(mo
 def test_a_loop_ends_its_row_at_once(tiny, monkeypatch):
     model, codec, prompts = tiny
     monkeypatch.setattr(fast_engine, "loops", lambda text, times: True)
-    steps, real = [], fast_engine._decode
-    monkeypatch.setattr(fast_engine, "_decode", lambda *given: steps.append(1) or real(*given))
+    steps, real = [], fast_engine.decode
+    monkeypatch.setattr(fast_engine, "decode", lambda *given: steps.append(1) or real(*given))
     fast(model, codec, prompts, Rules(400, batch_size=7, max_repeats=2), block=4)
     assert len(steps) == 1
     monkeypatch.setattr(fast_engine, "loops", None)  # is not called
@@ -138,7 +138,7 @@ SHORT = {
 
 
 @pytest.mark.parametrize("device", SHORT)
-@pytest.mark.parametrize("where", ["Places", "_make_step", "_decode", "_compute"])
+@pytest.mark.parametrize("where", ["Places", "make_step", "decode", "compute"])
 @pytest.mark.parametrize("rows", [1, 3])
 def test_out_of_memory_halves_the_rows_says_so_and_goes_on(
     tiny,
@@ -149,12 +149,13 @@ def test_out_of_memory_halves_the_rows_says_so_and_goes_on(
     capsys,
 ):
     model, codec, prompts = tiny
-    real, sizes, made_for = getattr(fast_engine, where), [], []
+    module = passes if where == "make_step" else fast_engine
+    real, sizes, made_for = getattr(module, where), [], []
     rows_of = {
         "Places": lambda given: given[1],
-        "_make_step": lambda given: given[2],
-        "_decode": lambda given: len(given[0]),
-        "_compute": lambda given: made_for[-1],
+        "make_step": lambda given: given[2],
+        "decode": lambda given: given[1],
+        "compute": lambda given: made_for[-1],
     }[where]
 
     def small(*given):
@@ -164,20 +165,20 @@ def test_out_of_memory_halves_the_rows_says_so_and_goes_on(
         return real(*given)
 
     make = fast_engine.Places
-    if where == "_compute":
+    if where == "compute":
         monkeypatch.setattr(fast_engine, "Places", lambda *given: made_for.append(given[1]) or make(*given))
-    monkeypatch.setattr(fast_engine, where, small)
+    monkeypatch.setattr(module, where, small)
     made = fast(model, codec, prompts, Rules(20, batch_size=7))
     assert made == [generate(model, codec, [ids], Rules(20))[0] for ids in prompts]
     assert "batch_size: 3 (out of memory)" in capsys.readouterr().err
     assert rows in sizes
-    assert min(sizes) == rows or where in ("_make_step", "_decode")  # smaller ones are made anyway
+    assert min(sizes) == rows or where in ("make_step", "decode")  # smaller ones are made anyway
 
 
 @pytest.mark.parametrize("failing", range(1, 12, 2))
 def test_answers_kept_back_while_a_card_works_are_not_lost_or_said_twice(tiny, failing, monkeypatch):
     model, codec, prompts = tiny
-    calls, real = [], fast_engine._decode
+    calls, real = [], fast_engine.decode
 
     def short_of_memory(*given):
         calls.append(1)
@@ -188,7 +189,7 @@ def test_answers_kept_back_while_a_card_works_are_not_lost_or_said_twice(tiny, f
     monkeypatch.setattr(fast_engine, "_stream_beside", lambda _: SimpleNamespace())  # as on a card
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(wait_stream=lambda _: None))
-    monkeypatch.setattr(fast_engine, "_decode", short_of_memory)
+    monkeypatch.setattr(fast_engine, "decode", short_of_memory)
     made = fast(model, codec, prompts, Rules(20, batch_size=3), pass_tokens=1)  # they start, and end, one by one
     assert len(calls) > failing
     assert made == [generate(model, codec, [ids], Rules(20))[0] for ids in prompts]
@@ -198,7 +199,7 @@ def test_answers_kept_back_while_a_card_works_are_not_lost_or_said_twice(tiny, f
 def test_a_record_too_large_even_alone_fails_by_itself(tiny, device, monkeypatch):
     model, codec, prompts = tiny
     longest = max(prompts, key=len)
-    for where in ("Places", "_compute"):
+    for where in ("Places", "compute"):
         real = getattr(fast_engine, where)
 
         def small(*given, where=where, real=real):
@@ -241,7 +242,7 @@ def test_what_a_prompt_that_failed_wrote_over_is_not_copied(tiny, monkeypatch):
     model, codec, prompts = tiny
     common, bad = (prompts[0] * 2)[:30], [9, *range(700, 731)]
     asked = [[*common, 7, 8, 9], bad, [*common, 5]]
-    real = fast_engine._compute
+    real = fast_engine.compute
 
     def compute(*given):
         firsts = real(*given)
@@ -249,7 +250,7 @@ def test_what_a_prompt_that_failed_wrote_over_is_not_copied(tiny, monkeypatch):
             raise ValueError("late")
         return firsts
 
-    monkeypatch.setattr(fast_engine, "_compute", compute)
+    monkeypatch.setattr(fast_engine, "compute", compute)
     made = fast(model, codec, asked, Rules(6, batch_size=1))
     assert made.pop(1) == Failure("ValueError: late")
     assert made == [generate(model, codec, [ids], Rules(6))[0] for ids in asked if ids != bad]
