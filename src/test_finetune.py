@@ -27,6 +27,7 @@ from checkpoints.stored import whole_files
 from common import manifest
 from common.files import fingerprint
 from common.machine import training_device
+from data.asking import Asking, draw_all, survey
 from data.prompts import load_template
 from data.records import choose_records
 from loading.base import load_base, refuse_broken
@@ -36,6 +37,7 @@ from ops.packed_attention import use_packed_attention
 from tokens.batches import pack
 from tokens.codec import Codec
 from tokens.dataset import Tokenising, choose_limits, tokenise
+from tokens.drawn import DrawnRows
 from tokens.readers import load_codec, save_tokenizer
 from tokens.rows import Limits
 from training import speed
@@ -142,15 +144,25 @@ def make_rows(arguments: Arguments, checked: Checked) -> Rows:
         data_args.overwrite_cache and args.local_process_index == 0,
     )
     with args.main_process_first(desc="tokenising"):  # of a machine; its others read what it made
-        train = tokenise(how, checked.train, "training")
-        valid = tokenise(how, checked.valid, "validation") if checked.valid else None
+        asking = data_args.asking(args.seed)
+        train = DrawnRows(how, checked.train, asking) if asking.changes else tokenise(how, checked.train, "training")
+        plainly = Asking(batch=asking.batch)  # validation records are only divided, nothing of them is drawn
+        valid = tokenise(how, divide_valid(checked, plainly), "validation") if checked.valid else None
     score_answers = None
     if args.predict_with_generate:
         samples = checked.valid[: args.eval_generate_samples or None]
         sizes = args.per_device_eval_batch_size, data_args.max_target_length
         context = checked.codec.context or read_context(model_args.model_name_or_path, checked.chosen.family)
-        score_answers = make_score_answers(checked.codec, checked.template, samples, *sizes, args, context)
+        score_answers = make_score_answers(checked.codec, checked.template, samples, *sizes, args, context, plainly)
     return Rows(train, valid, score_answers)
+
+
+def divide_valid(checked: Checked, asking: Asking) -> list[dict]:
+    """The validation records, each in as many parts as it is asked in."""
+    if not asking.changes:
+        return checked.valid
+    divided = draw_all(checked.valid, asking, survey(checked.train), "validation records")
+    return [row for rows, record in zip(divided, checked.valid, strict=True) for row in rows or [record]]
 
 
 def describe(arguments: Arguments, checked: Checked, rows: Rows) -> dict:
@@ -172,6 +184,7 @@ def describe(arguments: Arguments, checked: Checked, rows: Rows) -> dict:
             "records_a_step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
             "learning_rate": args.learning_rate,
             "lr_scheduler_type": str(args.lr_scheduler_type.value),
+            **data_args.asking(args.seed).settings,
         },
         lora=None if lora_args.full_finetune else {**vars(lora_args), "lora_target_modules": list(checked.targets)},
     )

@@ -10,6 +10,7 @@ import math
 import os
 import re
 import sys
+from dataclasses import field
 from typing import NamedTuple
 
 from common.errors import UserError
@@ -54,6 +55,13 @@ def check_ranges(arguments, ranges: dict[str, Range]) -> None:
             raise UserError(f"--{name} {found}: expected {finite}{allowed}")
         if isinstance(value, int) and value > MOST_COUNT and allowed.most == math.inf:
             raise UserError(f"--{name} {_short(str(value))}: expected {MOST_COUNT} at most")
+
+
+def option(default, text: str, *aliases: str, **more):
+    """A documented field of a dataclass of flags; `aliases` are other spellings of its flag, those of the original
+    documentation among them.
+    """
+    return field(default=default, metadata={"help": text, "aliases": list(aliases), **more})
 
 
 def command(description: str) -> argparse.ArgumentParser:

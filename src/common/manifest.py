@@ -21,6 +21,7 @@ KEYS = {  # that are read -> the type, or the values, that they may have; an obj
     "training": dict,
     "training.max_len": int,
     "training.max_src_len": int,
+    "training.schema_batch": int,
 }
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "deepspeed")
 

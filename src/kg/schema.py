@@ -56,28 +56,38 @@ _NAMED_BY = ("predicate", "relation", "relation_type", "关系", "关系类型",
 _HOLDING = ("relations", "relation_types", "关系列表", "attributes", "attribute", "属性", "predicates", "schema")
 
 
-class _List(NamedTuple):
+class Schema(NamedTuple):
+    """A list of relations in a text."""
+
     rank: tuple  # the lower, the surer
     names: list[str]
+    start: int  # where it stands in the text
+    end: int  # behind it, and behind what was read with it
 
 
 def read_schema(instruction: str | None) -> list[str] | None:
-    """The relations an instruction asks for, in its order; `[]` for an empty list, None when it names no list.
+    """The relations an instruction asks for, in its order; `[]` for an empty list, None when it names no list."""
+    found = find_schema(instruction)
+    return found.names if found else None
+
+
+def find_schema(instruction: str | None) -> Schema | None:
+    """The list of relations of an instruction; None when it names no list.
 
     Of several lists the surest kind counts, and of these the last: an example stands before the task.
     """
     lists = list(_read_lists(instruction)) if isinstance(instruction, str) else []
     surest = min((found.rank for found in lists), default=None)
-    return next((found.names for found in reversed(lists) if found.rank == surest), None)
+    return next((found for found in reversed(lists) if found.rank == surest), None)
 
 
-def _read_lists(text: str) -> Iterator[_List]:
+def _read_lists(text: str) -> Iterator[Schema]:
     words = unescape(text) if "\\u" in text else text  # those of JSON in ASCII
     other_task, of_types = bool(_OTHER_TASK.search(words)) and not _THIS_TASK.search(words), _OF_TYPES.search(words)
     last_close = max(map(text.rfind, "]}】）)"))
     at = 0
     while found := _INTRODUCTION.search(text, at):
-        at = found.end()
+        start = at = found.end()
         kind = 0 if found["sure"] else 1 if found["schema"] else 2
         is_bracket = text[at : at + 1] in tuple("[{【（(")
         is_remark = text[at : at + 1] in tuple("（(") and not found["is"] and not _HAS_QUOTES.match(text, at)
@@ -93,7 +103,7 @@ def _read_lists(text: str) -> Iterator[_List]:
             continue
         before = text[max(0, found.start() - 300) : found.start()].rpartition("\n")[2]
         if kind < 2 or not _FORM.search(before):
-            yield _List((bool(_EXAMPLE.search(before)), not is_bracket, kind), names)
+            yield Schema((bool(_EXAMPLE.search(before)), not is_bracket, kind), names, start, at)
 
 
 def _read_bracket(text: str, at: int, kind: int, of_types: bool) -> tuple[list[str] | None, int]:

@@ -14,12 +14,13 @@ from common import manifest
 from common.decisions import Decision
 from common.errors import UserError
 from common.machine import choose_device
+from data.asking import Asking
 from decoding.engines import ENGINES, choose_engine
 from decoding.serving import Prefix, Serving
 from loading.adapted import check_adapter
 from loading.prefix import check_supported
 from loading.shape import check_vocabulary, read_shape
-from prediction.settings import check_apart, choose_precision, choose_template, rules_of
+from prediction.settings import check_apart, choose_asking, choose_precision, choose_template, rules_of
 from tokens.codec import Codec
 from tokens.ptuning_rows import MAX_LEN, MAX_SRC_LEN, check_lengths
 from tokens.readers import load_codec
@@ -36,6 +37,7 @@ class Opening:
     name: str  # the base's, of --model_name
     decided: dict[str, Decision]
     context: int | None  # tokens that the base has positions for, or was trained on; None: not known
+    asking: Asking
     max_src_len: int | None = None  # most tokens of a question, with a prefix
 
 
@@ -71,7 +73,8 @@ def plan_adapter(model_args, args, processes: int = 1) -> Opening:
         tensor_parallel_size=args.tensor_parallel_size,
         data_parallel_size=args.data_parallel_size,
     )
-    return _plan(serving, template, chosen.name, args.engine, decided, "model_name_or_path")
+    asking = choose_asking(args, run)
+    return _plan(serving, template, chosen.name, args.engine, decided, asking, "model_name_or_path")
 
 
 def plan_prefix(model_args, args, processes: int = 1) -> Opening:
@@ -108,7 +111,7 @@ def plan_prefix(model_args, args, processes: int = 1) -> Opening:
         trust=chosen.trust,
         processes=processes,
     )
-    plan = _plan(serving, template, chosen.name, args.engine, decided, "ori_model_dir")
+    plan = _plan(serving, template, chosen.name, args.engine, decided, choose_asking(args, run), "ori_model_dir")
     return replace(plan, max_src_len=max_src_len)
 
 
@@ -148,7 +151,8 @@ def _where(source) -> str:
     return str(manifest.find_run(source) or manifest.NAME) if source else manifest.NAME
 
 
-def _plan(serving: Serving, template: dict, name: str, engine: str, decided: dict, flag: str) -> Opening:
+def _plan(serving: Serving, template: dict, name: str, engine: str, decided: dict, asking: Asking, flag: str):
+    """The Opening, once all files are found whole."""
     engine = choose_engine(engine, serving)
     whole_files(serving.base, flag)
     if serving.adapter:
@@ -156,4 +160,4 @@ def _plan(serving: Serving, template: dict, name: str, engine: str, decided: dic
         check_adapter(serving.adapter, serving.base, *how)
     codec = load_codec(serving.base, serving.family, serving.trust)
     context = codec.context or read_context(serving.base, serving.family)
-    return Opening(serving, template, codec, engine.value, name, {**decided, "engine": engine}, context)
+    return Opening(serving, template, codec, engine.value, name, {**decided, "engine": engine}, context, asking)

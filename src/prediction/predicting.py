@@ -79,7 +79,7 @@ def hold_partial(task: Task, rank: int):
     else that file's. UserError when another process has the file, or it belongs to other settings.
     """
     plan = task.plan
-    settings = settings_of(plan.serving, plan.template, task.input_file, task.window)
+    settings = settings_of(plan.serving, plan.template, task.input_file, task.window, plan.asking)
     if plan.max_src_len is not None:
         settings["max_src_len"] = plan.max_src_len
     with partial.hold_partial(task.output_file, rank):
@@ -204,6 +204,7 @@ def describe_run(task: Task, rows: list[dict], shares: list[Share], decided: dic
         "template": task.plan.template,
         "precision": serving.precision._asdict(),
         "rules": {name: value for name, value in serving.rules._asdict().items() if name != "batch_size"},
+        "asking": task.plan.asking.settings,
         "decided": as_json(decided),
         "input": str(task.input_file),
         "results": {

@@ -5,25 +5,30 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from common.errors import UserError, reason_of, say
+from data.asking import PLAINLY, Asking, ask_all_parts, merge_answers
 from data.prompts import make_prompt
 from data.records import name_of
 from data.windows import windows
-from kg import triples
-from kg.schema import read_schema
 from prediction.opening import Opening
 from tokens.codec import why_too_long
 from tokens.ptuning_rows import encode_question
 
-WORST = ("error", "length", "loop", "eos")  # finish reasons: of several windows, the first that one of them has
+WORST = (
+    "error",
+    "length",
+    "loop",
+    "eos",
+)  # finish reasons: of several questions about a record, the first that one of them has
 
 
 class Question(NamedTuple):
-    """What a model is asked: a record, or a window of its text."""
+    """What a model is asked: a record, or a window of its text, or some of its relations, or both."""
 
     record: int  # index of the record it is about
     text: str  # of the record's input, as much as is asked about
     ids: list[int]  # the prompt, as codec.encode gives it; empty: it could not be made
     reason: str = ""  # why not
+    part: int = 0  # of the record's relations
 
 
 def make_questions(
@@ -32,8 +37,10 @@ def make_questions(
     fits: Callable | None = None,
     limit: str = "--window",
     context: int | None = None,
+    asking: Asking = PLAINLY,
 ) -> list[Question]:
-    """One question a record, or, with `fits`, one for each window that its text is split into.
+    """One question a record, or, with `fits`, one for each window that its text is split into; as many again for each
+    part of its relations that `asking` makes.
 
     `encode(record)` is the prompt's ids, `fits(record)` whether it is short enough. A record whose prompt cannot be
     made, or fills the base's `context` (tokens; None: no limit), has a question without ids. `limit`: the flag that
@@ -42,7 +49,10 @@ def make_questions(
     questions, advice = [], "--window splits its text"
     if fits or limit != "--window":
         advice = f"give a smaller {limit}"
-    for index, record in enumerate(records):
+    parts = ask_all_parts(records, asking)
+    for index, number, record in [
+        (index, number, part) for index, asked in enumerate(parts) for number, part in enumerate(asked)
+    ]:
         try:
             texts = split_text(record, fits)
             if texts is None:
@@ -57,15 +67,29 @@ def make_questions(
                 if too_long := why_too_long(ids, context):
                     alone = why_too_long(encode({**record, "input": ""}), context)
                     reason = f"{too_long}; {'its instruction alone is too long' if alone else advice}"
-                questions.append(Question(index, text, [] if reason else ids, reason))
+                questions.append(Question(index, text, [] if reason else ids, reason, number))
         except Exception as error:  # noqa: BLE001 - whatever a text makes a tokenizer raise, the others can be answered
-            questions.append(Question(index, record["input"], [], reason_of(error)))
+            questions.append(Question(index, record["input"], [], reason_of(error), number))
     say_unasked(records, questions)
-    if len(questions) > len(records):
-        several = sum(count > 1 for count in Counter(question.record for question in questions).values())
-        parts = len(questions) - len(records) + several
-        say(f"windows: {several} of {len(records)} texts are asked about in {parts} parts")
+    say_several(len(records), questions)
     return questions
+
+
+def say_several(records: int, questions: list[Question]) -> None:
+    """How many texts are asked about in windows, and how many lists of relations in parts."""
+    texts, lists = count_windows(questions), Counter({one.record: one.part + 1 for one in questions})
+    for what, name, counts in (("windows", "texts", texts), ("schema_batch", "lists of relations", lists)):
+        several = [count for count in counts.values() if count > 1]
+        if several:
+            say(f"{what}: {len(several)} of {records} {name} are asked about in {sum(several)} parts")
+
+
+def count_windows(questions: list[Question]) -> Counter:
+    """Number of a record -> windows of its text; of several parts of its relations, those of the one with most."""
+    counts: Counter = Counter()
+    for (record, _), count in Counter((question.record, question.part) for question in questions).items():
+        counts[record] = max(counts[record], count)
+    return counts
 
 
 def say_unasked(records: list[dict], questions: list[Question]) -> None:
@@ -105,24 +129,23 @@ def make_rows(records: list[dict], questions: list[Question], answers: dict[int,
     """Every record with its `output` and its `finish_reason`: what became of its questions, by their numbers.
 
     A question without an answer counts as an empty one that ended with `error`. The triples of several windows are
-    merged in order, each once; such a record also says how many `windows` it had.
+    merged in order, each once; such a record also says how many `windows` it had. Those of several parts of the
+    record's relations are merged in the order of its own list; it says how many `schema_parts` it had.
     """
+    windows = count_windows(questions)
     of_record = [[] for _ in records]
     for number, question in enumerate(questions):
         of_record[question.record].append((question, answers.get(number, {"output": "", "finish_reason": "error"})))
     rows = []
-    for record, asked in zip(records, of_record, strict=True):
-        output, reason = asked[0][1]["output"], asked[0][1]["finish_reason"]
+    for index, (record, asked) in enumerate(zip(records, of_record, strict=True)):
+        output, reason, parts = asked[0][1]["output"], asked[0][1]["finish_reason"], 1
         if len(asked) > 1:
-            schema = read_schema(record["instruction"])
-            found = [
-                one for question, answer in asked for one in triples.parse(answer["output"], schema, question.text)
-            ]
-            output = triples.render(dict.fromkeys(found))
+            parts = 1 + asked[-1][0].part
+            output = merge_answers(record, [(question.text, made["output"]) for question, made in asked], parts > 1)
             reason = min((answer["finish_reason"] for _, answer in asked), key=WORST.index)
         row = {**record, "output": output, "finish_reason": reason}
-        if len(asked) > 1:
-            row["windows"] = len(asked)
+        row |= {"windows": windows[index]} if windows[index] > 1 else {}
+        row |= {"schema_parts": parts} if parts > 1 else {}
         row.pop("kg", None)  # the right triples of a labelled record: scored, they would pass as predicted
         rows.append(row)
     return rows
@@ -132,18 +155,25 @@ def ask_all(plan: Opening, records: list[dict], window: int | None) -> list[Ques
     """The questions about all records; texts too long for `window` (--window) are split into several."""
     codec, template, serving = plan.codec, plan.template, plan.serving
     if plan.max_src_len is not None:
-        return ask_cut(codec, template, records, plan.max_src_len, window is not None, plan.context)
+        split = window is not None
+        return ask_cut(codec, template, records, plan.max_src_len, split, plan.context, plan.asking)
     most = choose_window(window, plan.context, serving.rules.max_new_tokens)
 
     def encode(record: dict) -> list[int]:
         return codec.encode(make_prompt(template, record["instruction"], record["input"]))
 
     fits = most and (lambda record: len(encode(record)) <= most)
-    return make_questions(records, encode, fits, context=plan.context)
+    return make_questions(records, encode, fits, context=plan.context, asking=plan.asking)
 
 
 def ask_cut(
-    codec, template: dict, records: list[dict], max_src_len: int, split: bool = False, context: int | None = None
+    codec,
+    template: dict,
+    records: list[dict],
+    max_src_len: int,
+    split: bool = False,
+    context: int | None = None,
+    asking: Asking = PLAINLY,
 ) -> list[Question]:
     """P-Tuning's questions; a text that is too long is `split` into several, or cut, which is said."""
     shortened = 0
@@ -160,10 +190,10 @@ def ask_cut(
         ids, cut = encode_question(codec, template, record, max_src_len)
         return ids is not None and not cut
 
-    questions = make_questions(records, encode, fits if split else None, "--max_src_len", context)
+    questions = make_questions(records, encode, fits if split else None, "--max_src_len", context, asking)
     if shortened:
         say(
-            f"warning: {shortened} of {len(records)} texts lost their end to fit --max_src_len {max_src_len}; "
+            f"warning: {shortened} of {len(questions)} texts lost their end to fit --max_src_len {max_src_len}; "
             "--window splits them instead"
         )
     return questions

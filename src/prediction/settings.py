@@ -5,8 +5,9 @@ from pathlib import Path
 from checkpoints.adapters import weight_files
 from common import manifest
 from common.decisions import Decision
-from common.errors import UserError
+from common.errors import UserError, say
 from common.files import fingerprint
+from data.asking import Asking
 from data.prompts import check_template, load_template
 from decoding.answers import DRAWING, Rules
 from decoding.serving import Serving
@@ -55,7 +56,23 @@ def rules_of(args, max_new_tokens: int, batch_size: int = 1) -> Rules:
     )
 
 
-def settings_of(serving: Serving, template: dict, input_file: str, window: int | None) -> dict:
+def choose_asking(args, run: dict) -> Asking:
+    """How records are asked: as the flags say it, else in parts as large as those trained on (run.json), which is
+    said, else by their own lists.
+    """
+    trained = run.get("training")
+    recorded = (trained or {}).get("schema_batch", None if trained is None else 0)
+    batch = manifest.prefer("schema_batch", args.schema_batch, recorded, 0)
+    if args.schema_batch is None and batch:
+        say(f"schema_batch: {batch} (as trained with, by run.json; --schema_batch 0 asks for all relations at once)")
+    seed = Asking().seed if args.seed is None else args.seed
+    asking = Asking(args.shuffle_schema, 0, batch, seed)
+    if asking.shuffle:
+        say(f"shuffle_schema: the order of each record's relations is drawn once, by seed {seed}")
+    return asking
+
+
+def settings_of(serving: Serving, template: dict, input_file: str, window: int | None, asking: Asking) -> dict:
     """What the answers depend on, so that those of another command are not mixed with them."""
     if serving.prefix:
         trained = {"prefix": fingerprint(*weight_files(serving.prefix.folder))}
@@ -72,6 +89,8 @@ def settings_of(serving: Serving, template: dict, input_file: str, window: int |
         "precision": list(serving.precision),
         "retry_length": serving.retry_length,
         "window": window,
+        **asking.settings,  # nothing where nothing is drawn or divided, as in files from before there were the flags
+        **({"asking_seed": asking.seed} if asking.shuffle else {}),
         **{name: value for name, value in serving.rules._asdict().items() if name != "batch_size"},
         **trained,
     }

@@ -30,21 +30,31 @@ def tokenise(how: Tokenising, records: list[dict], what: str) -> Dataset:
 
     `what`: the records' name in messages. UserError when no record fits.
     """
-    template, limits = how.template, how.limits
+    return fit_rows(how, records, what)[0]
 
-    def encode(record):
-        row = how.codec.row(template, record, limits, how.train_on_inputs)
-        return {**row, "length": len(row["input_ids"])}
 
-    settings = {"template": template, "limits": limits, "train_on_inputs": how.train_on_inputs}
-    rows = cached_rows(encode, records, how.base, settings, how.workers, how.anew, what)
+def fit_rows(how: Tokenising, records: list[dict], what: str) -> tuple[Dataset, list[int]]:
+    """`tokenise`, and the numbers of the records that have a row."""
+    limits = how.limits
+    settings = {"template": how.template, "limits": limits, "train_on_inputs": how.train_on_inputs}
+    rows = cached_rows(encode_with(how), records, how.base, settings, how.workers, how.anew, what)
     say(_lengths(rows, limits, what, how.codec.context))
     # No row without a label may reach the model: its loss would be 0/0.
     kept = [number for number, length in enumerate(rows["length"]) if length]
     if not kept:
         flag = _flags(limits.row, limits.prompt, None)
         raise UserError(f"{flag}: no {what} record fits, with its instruction and answer whole; raise it")
-    return rows.select(kept)
+    return rows.select(kept), kept
+
+
+def encode_with(how: Tokenising):
+    """A function from a record to its row."""
+
+    def encode(record):
+        row = how.codec.row(how.template, record, how.limits, how.train_on_inputs)
+        return {**row, "length": len(row["input_ids"])}
+
+    return encode
 
 
 def _lengths(rows, limits: Limits, what: str, context: int | None) -> str:

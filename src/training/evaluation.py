@@ -5,6 +5,7 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from common.errors import UserError, say
+from data.asking import PLAINLY, Asking, ask_all_parts, merge_answers
 from data.prompts import make_prompt
 from data.records import name_of
 from decoding.answers import Failure, Rules, blame, plan_batches
@@ -14,20 +15,31 @@ from tokens.codec import why_too_long
 
 
 def make_score_answers(
-    codec, template: dict, records: list[dict], batch_size: int, max_new_tokens: int, args, context: int | None
+    codec,
+    template: dict,
+    records: list[dict],
+    batch_size: int,
+    max_new_tokens: int,
+    args,
+    context: int | None,
+    asking: Asking = PLAINLY,
 ):
     """A function that answers `records` with a model, all processes sharing the work, and scores the answers.
 
+    `asking`: in how many parts they are asked for their relations.
     A prompt that fills the base's `context` (tokens; None: no limit is known) is not answered, which is said once.
     """
-    prompts = [codec.encode(make_prompt(template, r["instruction"], r["input"])) for r in records]
+    parts = ask_all_parts(records, asking, "validation records")
+    owners = [index for index, asked in enumerate(parts) for _ in asked]
+    prompts = [codec.encode(make_prompt(template, r["instruction"], r["input"])) for asked in parts for r in asked]
     reasons = {index: why_too_long(ids, context) for index, ids in enumerate(prompts)}
     asked = [index for index, reason in reasons.items() if reason is None]
-    if len(asked) < len(records):
-        first = next(index for index, reason in reasons.items() if reason)
+    if len(asked) < len(prompts):
+        unasked = [index for index, reason in reasons.items() if reason]
+        first, count = owners[unasked[0]], len({owners[index] for index in unasked})
         say(
-            f"warning: {len(records) - len(asked)} validation records are not predicted and count as answered by "
-            f"nothing (the first: {name_of(records[first], first)}: {reasons[first]})"
+            f"warning: {count} validation records are not predicted and count as answered by nothing (the first: "
+            f"{name_of(records[first], first)}: {reasons[unasked[0]]})"
         )
     planned = plan_batches([len(prompts[index]) for index in asked], batch_size)
     batches = [[asked[place] for place in batch] for batch in planned]
@@ -48,12 +60,19 @@ def make_score_answers(
                 made = answer(model, codec, [prompts[index] for index in batch], Rules(max_new_tokens))
                 for index, one in zip(batch, made, strict=True):
                     if isinstance(one, Failure):
-                        raise UserError(f"{name_of(records[index], index)}, predicted: {one.reason}; {blame(model)}")
+                        name = name_of(records[owners[index]], owners[index])
+                        raise UserError(f"{name}, predicted: {one.reason}; {blame(model)}")
                     answers.append((index, one.text))
         model.config.use_cache = used_cache
         model.train(was_training)
-        texts = dict(gather_object(answers))
-        predicted = [{**record, "output": texts.get(index, ""), "kg": None} for index, record in enumerate(records)]
+        texts, of_record = dict(gather_object(answers)), [[] for _ in records]
+        for index, owner in enumerate(owners):
+            of_record[owner].append((records[owner]["input"], texts.get(index, "")))
+        outputs = [
+            said[0][1] if len(said) == 1 else merge_answers(record, said, in_list_order=True)
+            for record, said in zip(records, of_record, strict=True)
+        ]
+        predicted = [{**record, "output": said, "kg": None} for record, said in zip(records, outputs, strict=True)]
         return score_records(predicted, records)
 
     return score_answers

@@ -54,22 +54,29 @@ def plan_epoch(lengths: list[int], micro: int, passes: int, processes: int, seed
 
 
 class Share(Sampler):
-    """The batches of one process, epoch by epoch, each a list of rows: empty where only others have rows left."""
+    """The batches of one process, epoch by epoch, each a list of rows: empty where only others have rows left.
 
-    def __init__(self, lengths: list[int], args):
-        self.lengths, self.args, self.epoch = lengths, args, 0
+    `rows`: a dataset with `length`; one that has `draw_epoch` is told of each epoch before a row is taken, and before
+    the processes that load rows are started with it.
+    """
+
+    def __init__(self, rows, args):
+        self.rows, self.args = rows, args
+        self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
+        if hasattr(self.rows, "draw_epoch"):
+            self.rows.draw_epoch(epoch)
 
     def __len__(self) -> int:
-        return math.ceil(len(self.lengths) / (self.args.train_batch_size * self.args.world_size))
+        return math.ceil(len(self.rows) / (self.args.train_batch_size * self.args.world_size))
 
     def __iter__(self):
         args = self.args
         shape = (args.train_batch_size, args.gradient_accumulation_steps, args.world_size)
         how = str(getattr(args.train_sampling_strategy, "value", args.train_sampling_strategy))
-        for step in plan_epoch(self.lengths, *shape, args.seed, self.epoch, how):
+        for step in plan_epoch(list(self.rows["length"]), *shape, args.seed, self.epoch, how):
             yield from (shares[args.process_index] for shares in step if any(shares))
 
 

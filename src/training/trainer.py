@@ -115,7 +115,7 @@ class TripleTrainer(Trainer):
         return DataLoaderShard(
             self.train_dataset,
             device=self.args.device,
-            batch_sampler=Share(lengths, self.args),
+            batch_sampler=Share(self.train_dataset, self.args),
             collate_fn=with_empty(self.data_collator, self.train_dataset[lengths.index(min(lengths))]),
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,

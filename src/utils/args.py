@@ -5,7 +5,7 @@ Those of prediction alone stand in args_predict.py, those of P-Tuning in args_pt
 
 import argparse
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 from transformers import HfArgumentParser, TrainingArguments
@@ -13,7 +13,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from checkpoints.hub_cache import find_snapshot
 from common.errors import UserError, say
 from common.files import check_apart
-from common.flags import MOST_COUNT, MOST_SEED, Range, check_flags, check_ranges
+from common.flags import MOST_COUNT, MOST_SEED, Range, check_flags, check_ranges, option
 from common.machine import check_processes, has_cuda
 from common.processes import this_process
 from kg.metrics import BEST
@@ -24,12 +24,7 @@ from ops import available
 from training.checking import check_report_to
 from training.order import ORDERS
 from training.planning import set_checkpointing
-
-
-def option(default, text: str, *aliases: str, **more):
-    """A documented field; `aliases` are other spellings of its flag, those of the original documentation among them."""
-    return field(default=default, metadata={"help": text, "aliases": list(aliases), **more})
-
+from utils.args_schema import SCHEMA_RANGES, DrawnFlags
 
 FEW = Range(1, 2**16)  # of what is laid out in memory, one by one
 DATA_RANGES = {
@@ -38,6 +33,7 @@ DATA_RANGES = {
     "max_target_length": Range(1),
     "preprocessing_num_workers": Range(1, 512),
     "val_set_size": Range(0),
+    **SCHEMA_RANGES,
 }
 LORA_RANGES = {
     "lora_r": FEW,
@@ -107,7 +103,7 @@ class PrecisionFlags:
 
 
 @dataclass
-class DataArguments:
+class DataArguments(DrawnFlags):
     """Which records, and how they become rows of tokens."""
 
     _argument_group_name = "data"

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 from common.errors import UserError
 from common.files import check_output
-from common.flags import MOST_SEED, Range, check_ranges
+from common.flags import MOST_SEED, Range, check_ranges, option
 from common.manifest import run_file_of
 from common.processes import this_process
-from utils.args import ModelArguments, PrecisionFlags, option, parse
+from utils.args import ModelArguments, PrecisionFlags, parse
+from utils.args_schema import SCHEMA_RANGES, AskedFlags
 
 DRAWING = ("temperature", "top_k", "top_p", "seed")  # flags that mean something only with --do_sample
 
@@ -28,11 +29,12 @@ RANGES = {
     "max_src_len": Range(1),
     "tensor_parallel_size": Range(1),
     "data_parallel_size": Range(1),
+    **SCHEMA_RANGES,
 }
 
 
 @dataclass
-class AnswerArguments(PrecisionFlags):
+class AnswerArguments(AskedFlags, PrecisionFlags):
     """How answers are made."""
 
     _argument_group_name = "prediction"
@@ -63,7 +65,9 @@ class AnswerArguments(PrecisionFlags):
     temperature: float | None = option(None, "with --do_sample: divides the logits; default: 1")
     top_k: int | None = option(None, "with --do_sample: only among so many tokens, 0: all; default: 50")
     top_p: float | None = option(None, "with --do_sample: only among the tokens that make up this share; default: 1")
-    seed: int | None = option(None, "with --do_sample: of what is drawn for each record; default: 42")
+    seed: int | None = option(
+        None, "with --do_sample or --shuffle_schema: of what is drawn for each record; default: 42"
+    )
     skip_failed: bool = option(
         False, "write the file although some records failed: their output is empty, their finish_reason error"
     )
@@ -75,7 +79,8 @@ class AnswerArguments(PrecisionFlags):
         if self.max_repeats == 1:
             raise UserError("--max_repeats 1: every answer would end at its first triple; give 2 or more, or 0")
         for name in DRAWING:
-            if getattr(self, name) is not None and not self.do_sample:
+            used = self.do_sample or (name == "seed" and self.shuffle_schema)
+            if getattr(self, name) is not None and not used:
                 raise UserError(f"--{name} without --do_sample: nothing is drawn; drop --{name}, or add --do_sample")
         if self.do_sample and self.num_beams > 1:
             raise UserError(

@@ -7,13 +7,14 @@ from pathlib import Path
 from checkpoints.hub_cache import find_snapshot
 from common.errors import UserError
 from common.files import check_apart
-from common.flags import MOST_COUNT, MOST_SEED, Range, check_ranges
+from common.flags import MOST_COUNT, MOST_SEED, Range, check_ranges, option
 from common.machine import has_cuda
 from loading.precision import Precision, asked_dtype, choose_bits, choose_dtype
 from models.families import NAMES
 from tokens.ptuning_rows import MAX_LEN, MAX_SRC_LEN, check_lengths
-from utils.args import FEW, ModelArguments, PrecisionFlags, check_max_steps, option, parse
+from utils.args import FEW, ModelArguments, PrecisionFlags, check_max_steps, parse
 from utils.args_predict import AnswerArguments, check_outputs
+from utils.args_schema import refuse_drawn_flags
 
 RANGES = {
     "pre_seq_len": Range(1),
@@ -159,6 +160,7 @@ class PtuningInferenceArguments(AnswerArguments):
 
 def parse_ptuning(argv=None):
     """(model, P-Tuning) arguments of src/finetuning_pt.py."""
+    refuse_drawn_flags(argv)
     model, args = parse((TunedModelArguments, PtuningArguments), argv)
     if not model.model_name_or_path:
         raise UserError(f"--model_dir is missing; give the folder of the base model ({', '.join(NAMES)})")
