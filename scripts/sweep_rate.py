@@ -51,10 +51,11 @@ ALLOWED = {
 }
 SETTING = ("rate", "rank", "steps")  # what makes a row of the table
 SHOWN = ("precision", "recall", "rouge2")
+KEPT = ("run.json", "log.jsonl", "curve.png")  # of a training, once its job is done
 SHARE = 0.9  # of a card's memory that its jobs share; the rest is what the driver needs for each
 
 
-def main(argv=None) -> None:
+def main(argv=None, how=None) -> None:
     arguments, extra = read_flags(sys.argv[1:] if argv is None else argv)
     out = Path(arguments.out).resolve()  # the jobs run in the project's folder
     gold = cut_records(Path(arguments.train), out, arguments.valid_share, arguments.split_seed)
@@ -62,7 +63,7 @@ def main(argv=None) -> None:
     done = read_done(out / "jobs.jsonl")
     waiting = [job for job in wanted if key_of(job) not in done]
     say(f"jobs: {len(waiting)} of {len(wanted)} to do, {arguments.jobs} at once; scored on {gold} records of training")
-    failed = do_jobs(waiting, out, arguments.jobs, done)
+    failed = do_jobs(waiting, out, arguments.jobs, done, how)
     print_table([job for job in wanted if key_of(job) in done], done, extra)
     if failed:
         raise UserError("\n".join(failed))
@@ -144,23 +145,28 @@ def key_of(job: dict) -> str:
 
 
 def read_done(file: Path) -> dict[str, dict]:
-    """The figures of the jobs that are done, by their keys; a line that a kill cut in half is left out."""
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    rows = [json.loads(line) for line in lines if line.endswith("}")]
+    """The figures of the jobs that are done, by their keys; a last line that a kill cut in half is taken away."""
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    rows = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    if not text.endswith("\n") and text:
+        write_rows(file, rows)
     return {key_of(row["job"]): row for row in rows}
 
 
-def do_jobs(jobs: list[dict], out: Path, at_once: int, done: dict[str, dict]) -> list[str]:
-    """Do the jobs, and put their figures into `done` and OUT/jobs.jsonl; what is to be said of those that failed."""
+def do_jobs(jobs: list[dict], out: Path, at_once: int, done: dict[str, dict], how=None) -> list[str]:
+    """Do the jobs, and put their figures into `done` and OUT/jobs.jsonl; what is to be said of those that failed.
+
+    `how`: what does one, instead of `do_job`.
+    """
     places: queue.Queue = queue.Queue()
-    for place in make_places(at_once):
+    for place in make_places(at_once, list_cards()):
         places.put(place)
     started, failed = set(), []
 
     def do(job: dict) -> dict:
         place = places.get()
         try:
-            return do_job(job, out, place, started)
+            return (how or do_job)(job, out, place, started)
         finally:
             places.put(place)
 
@@ -187,10 +193,12 @@ def do_jobs(jobs: list[dict], out: Path, at_once: int, done: dict[str, dict]) ->
     return failed
 
 
-def make_places(at_once: int) -> list[tuple[dict[str, str], list[str]]]:
-    """For each of the jobs at once: what its environment gets, and its flags. Cards and cores are shared evenly."""
-    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // at_once))}
-    cards = list_cards()
+def make_places(at_once: int, cards: list[tuple[str, float]]) -> list[tuple[dict[str, str], list[str]]]:
+    """For each of the jobs at once: what its environment gets, and its flags. Cores and `cards`, each with its number
+    and its MB, are shared evenly.
+    """
+    cores = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once)), "OMP_WAIT_POLICY": "PASSIVE"}
+    threads = {name: os.environ.get(name, value) for name, value in cores.items()} if at_once > 1 else {}
     if not cards:
         return [(threads, [])] * at_once
     places = []
@@ -219,7 +227,7 @@ def name_of(job: dict) -> str:
 
 
 def do_job(job: dict, out: Path, place: tuple[dict[str, str], list[str]], started: set) -> dict:
-    """Train, predict and score; the job with its figures. Its predictions and logs stay in OUT/NAME, no weights do."""
+    """Train, predict and score; the job with its figures. Predictions and logs stay in OUT/NAME, the model does not."""
     environment, flags = place
     folder = out / name_of(job)
     folder.mkdir(parents=True, exist_ok=True)
@@ -240,8 +248,9 @@ def do_job(job: dict, out: Path, place: tuple[dict[str, str], list[str]], starte
     figures = json.loads((folder / "score.json").read_text(encoding="utf-8"))
     trained = json.loads((model / "run.json").read_text(encoding="utf-8"))["results"]
     predicted = json.loads(run_file_of(answers).read_text(encoding="utf-8"))["results"]
-    for weights in (*model.glob("*.safetensors"), *model.glob("checkpoint-*")):
-        shutil.rmtree(weights) if weights.is_dir() else weights.unlink()
+    for part in model.iterdir():
+        if part.name not in KEPT:
+            shutil.rmtree(part) if part.is_dir() else part.unlink()
     shown = {name: figures[name] for name in ("f1", *SHOWN, "contest", "counts")}
     return {"job": job, **shown, "loss": trained["last_loss"], "seconds": [trained["seconds"], predicted["seconds"]]}
 
