@@ -10,6 +10,7 @@ from unittest.mock import patch
 
 import pytest
 import random_base
+import sweep_rate
 from helpers import ROOT
 from transformers import HfArgumentParser
 
@@ -36,6 +37,7 @@ SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.bash"))
 RUNNABLE = [name for name in SCRIPTS if re.match(r"fine_|infer_|run_inference", name)]
 PARSERS = {
     "scripts/random_base.py": random_base.parse,
+    "scripts/sweep_rate.py": sweep_rate.read_flags,
     "src/test_finetune.py": args.parse_finetune,
     "src/inference.py": args_predict.parse_inference,
     "src/finetuning_pt.py": args_pt.parse_ptuning,
@@ -256,6 +258,7 @@ def test_every_flag_in_the_prose_exists(name, capsys):
     known = {*actions(parser_of("")), *actions(parser_of("## Prediction"))}
     known |= {*actions(HfArgumentParser(PTUNING_ARGUMENTS)), *actions(HfArgumentParser(PTUNING_INFERENCE))}
     known |= {"--model", "--tokenizer", "--counting"}  # of scripts/random_base.py
+    known |= {"--jobs"}  # of scripts/sweep_rate.py
     known |= {"--help", "--help_all", "--master_port", "--nocheck"}  # of torchrun, and fire's way to say --check False
     known |= {"--nproc_per_node", "--nnodes", "--node_rank", "--master_addr"}  # of torchrun, too
     known |= {"--include", "--num_gpus"}  # of deepspeed
