@@ -80,7 +80,7 @@ def draw_rows(record: dict, number: int, asking: Asking, source: Source, epoch: 
     if outputs is None or None in asked:
         return None
     return [
-        {**record, "instruction": instruction, "output": output}
+        {**record, "instruction": instruction, "output": output, "kg": None}
         for instruction, output in zip(asked, outputs, strict=True)
     ]
 

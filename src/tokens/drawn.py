@@ -1,66 +1,50 @@
 """Training rows whose relation lists are drawn anew each epoch (see data.asking); as many rows in each."""
 
-from datasets import Dataset, concatenate_datasets
-
 from common.errors import say
 from data.asking import Asking, draw_all, draw_rows, survey
 from tokens.dataset import Tokenising, encode_with, fit_rows
 
-CHUNK = 1000  # rows that are held as Python's lists at a time
-
 
 class DrawnRows:
-    """A dataset of one epoch's rows; `draw_epoch` makes those of another, and the memory of the last one is free.
+    """A dataset of the rows of one epoch, which `draw_epoch` chooses; all but those of epoch 0 are made when asked for.
 
-    Which records have rows, and how many, is settled by epoch 0. Where a later epoch's row would not fit into its
-    limits, or a record's list could not be drawn in as many parts, epoch 0's rows stand there.
+    Which records have rows, how many, and their `length`, by which batches are put together, is settled by epoch 0.
+    Where a later epoch's row would not fit into its limits, or a record's list could not be divided as it was then,
+    epoch 0's row stands there.
     """
 
     def __init__(self, how: Tokenising, records: list[dict], asking: Asking):
-        self.how, self.records, self.asking, self.source = how, records, asking, survey(records)
+        self.records, self.asking, self.source = records, asking, survey(records)
+        self.encode, self.epoch = encode_with(how), 0
         drawn = draw_all(records, asking, self.source, "training records")
-        parts = [rows or [record] for rows, record in zip(drawn, records, strict=True)]
-        self.counts = [len(rows) if rows else 0 for rows in drawn]  # of a record's rows; 0: it stays as it is
-        self.first, self.kept = fit_rows(how, [row for rows in parts for row in rows], "training")
-        self.epoch, self.rows = 0, self.first
+        every = [rows or [record] for rows, record in zip(drawn, records, strict=True)]
+        self.first, kept = fit_rows(how, [row for rows in every for row in rows], "training")
+        # Of each row: number of its record, which of that one's rows it is, of how many; 0: the record stays as it is.
+        counts = [len(rows) if rows else 0 for rows in drawn]
+        places = [(number, part, counts[number]) for number, rows in enumerate(every) for part in range(len(rows))]
+        self.places = [places[row] for row in kept]
         self.redrawn = asking.shuffle or asking.negatives > 0  # else every epoch is like the first
         say(describe(asking, len(records), len(self.first)))
 
     def __len__(self) -> int:
         return len(self.first)
 
-    def __getitem__(self, key):
-        return self.rows[key]
-
-    def __getitems__(self, keys: list[int]) -> list[dict]:
-        return self.rows.__getitems__(keys)
+    def __getitem__(self, key: int | str):
+        """The epoch's row of a number; a column, of epoch 0."""
+        return self.first[key] if isinstance(key, str) else self._draw(key)
 
     def draw_epoch(self, epoch: int) -> None:
-        """Hold the rows of this epoch, the first of which is 0."""
-        if epoch == self.epoch or not self.redrawn:
-            return
-        self.epoch, self.rows = epoch, self.first  # the last epoch's are not needed beside the new ones
-        if epoch:
-            self.rows = self._draw(epoch)
+        """Be the rows of this epoch; the first is 0. Processes that are started then have them, too."""
+        self.epoch = epoch if self.redrawn else 0
 
-    def _draw(self, epoch: int) -> Dataset:
-        encode, place_of = encode_with(self.how), {number: place for place, number in enumerate(self.kept)}
-        chunks, chunk, number = [], [], 0  # `number`: of a row among all those of epoch 0, kept or not
-        for index, (record, count) in enumerate(zip(self.records, self.counts, strict=True)):
-            drawn = draw_rows(record, index, self.asking, self.source, epoch) if count else None
-            for part in range(count or 1):
-                place = place_of.get(number)
-                number += 1
-                if place is None:
-                    continue
-                row = encode(drawn[part]) if drawn and len(drawn) == count else None
-                chunk.append(row if row and row["length"] else self.first[place])
-                if len(chunk) == CHUNK:
-                    chunks.append(Dataset.from_list(chunk, features=self.first.features))
-                    chunk = []
-        if chunk:
-            chunks.append(Dataset.from_list(chunk, features=self.first.features))
-        return concatenate_datasets(chunks)
+    def _draw(self, key: int) -> dict:
+        number, part, count = self.places[key]
+        if self.epoch and count:
+            drawn = draw_rows(self.records[number], number, self.asking, self.source, self.epoch)
+            row = self.encode(drawn[part]) if drawn and len(drawn) == count else {"length": 0}
+            if row["length"]:
+                return row
+        return self.first[key]
 
 
 def describe(asking: Asking, records: int, rows: int) -> str:

@@ -56,8 +56,8 @@ def plan_epoch(lengths: list[int], micro: int, passes: int, processes: int, seed
 class Share(Sampler):
     """The batches of one process, epoch by epoch, each a list of rows: empty where only others have rows left.
 
-    `rows`: a dataset with `length`; one that has `draw_epoch` is told of each epoch before a row is taken, and before
-    the processes that load rows are started with it.
+    `rows`: a dataset with `length`; one that has `draw_epoch` is told of each epoch before a row of it is taken, and
+    before processes that load rows are started.
     """
 
     def __init__(self, rows, args):

@@ -46,15 +46,16 @@ def test_the_rows_of_an_epoch_are_those_of_its_records():
         flat = [row for part in drawn for row in part]
         assert held(rows) == tokenise(how(), flat, "training").to_list()
         assert len(rows) == len(flat) == 3 + 2 + 1
-        assert rows["length"] == [len(row["input_ids"]) for row in held(rows)]
-        assert rows.__getitems__([1, 0]) == [rows[1], rows[0]]
+        if not epoch:
+            assert rows["length"] == [row["length"] for row in held(rows)]
 
 
 def test_what_is_only_divided_is_never_made_again(capsys):
     rows = DrawnRows(how(), RECORDS, Asking(batch=2))
-    first = rows.rows
+    first = held(rows)
+    rows.encode = None
     rows.draw_epoch(5)
-    assert rows.rows is first
+    assert held(rows) == first
     said = capsys.readouterr().err
     assert "relations: at most 2 a question: 4 rows of 3 records" in said
     assert "relations: 1 of 3 training records stay as they are" in said
