@@ -5,14 +5,15 @@ import shutil
 
 import pytest
 from helpers import GOLDEN
-from helpers_prediction import ADAPTER, flags
+from helpers_prediction import ADAPTER, BASE, flags, loaded
 
 import inference
 from common import manifest
 from common.errors import UserError
 from common.files import write_rows
 from data.asking import Asking
-from prediction.questions import make_questions, make_rows
+from data.prompts import load_template
+from prediction.questions import ask_cut, make_questions, make_rows
 from utils.args_predict import parse_inference
 from utils.args_pt import parse_ptuning
 
@@ -77,6 +78,15 @@ def test_parts_of_the_list_and_windows_of_the_text_go_together(capsys):
     assert (both["windows"], both["schema_parts"], both["finish_reason"]) == (2, 2, "length")
     assert plain["output"] == "as it is"
     assert not {"windows", "schema_parts"} & set(plain)
+
+
+def test_p_tuning_asks_in_parts_too(capsys):
+    codec, template = loaded(BASE)[1], load_template("plain")
+    whole = ask_cut(codec, template, [record(0)], 4096)
+    parts = ask_cut(codec, template, [record(0)], 4096, asking=Asking(batch=2))
+    assert [one.part for one in parts] == [0, 1]
+    assert all(len(one.ids) < len(whole[0].ids) for one in parts)
+    assert "texts lost their end" not in capsys.readouterr().err
 
 
 def test_a_seed_may_be_that_of_the_order_alone(tmp_path):
