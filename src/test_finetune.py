@@ -27,7 +27,7 @@ from checkpoints.stored import whole_files
 from common import manifest
 from common.files import fingerprint
 from common.machine import training_device
-from data.asking import Asking, draw_all, survey
+from data.asking import Asking, draw_all, survey, turn_records
 from data.prompts import load_template
 from data.records import choose_records
 from loading.base import load_base, refuse_broken
@@ -145,9 +145,12 @@ def make_rows(arguments: Arguments, checked: Checked) -> Rows:
     )
     with args.main_process_first(desc="tokenising"):  # of a machine; its others read what it made
         asking = data_args.asking(args.seed)
-        train = DrawnRows(how, checked.train, asking) if asking.changes else tokenise(how, checked.train, "training")
-        plainly = Asking(batch=asking.batch)  # validation records are only divided, nothing of them is drawn
-        valid = tokenise(how, divide_valid(checked, plainly), "validation") if checked.valid else None
+        train, valid = checked.train, checked.valid
+        if asking.tail_first:
+            train, valid = turn_records(train, "training"), valid and turn_records(valid, "validation")
+        plainly = Asking(batch=asking.batch, tail_first=asking.tail_first)  # of validation records nothing is drawn
+        valid = tokenise(how, divide_valid(valid, train, plainly), "validation") if valid else None
+        train = DrawnRows(how, train, asking) if asking.changes else tokenise(how, train, "training")
     score_answers = None
     if args.predict_with_generate:
         samples = checked.valid[: args.eval_generate_samples or None]
@@ -157,12 +160,12 @@ def make_rows(arguments: Arguments, checked: Checked) -> Rows:
     return Rows(train, valid, score_answers)
 
 
-def divide_valid(checked: Checked, asking: Asking) -> list[dict]:
+def divide_valid(valid: list[dict], train: list[dict], asking: Asking) -> list[dict]:
     """The validation records, each in as many parts as it is asked in."""
     if not asking.changes:
-        return checked.valid
-    divided = draw_all(checked.valid, asking, survey(checked.train), "validation records")
-    return [row for rows, record in zip(divided, checked.valid, strict=True) for row in rows or [record]]
+        return valid
+    divided = draw_all(valid, asking, survey(train), "validation records")
+    return [row for rows, record in zip(divided, valid, strict=True) for row in rows or [record]]
 
 
 def describe(arguments: Arguments, checked: Checked, rows: Rows) -> dict:

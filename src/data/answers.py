@@ -27,6 +27,22 @@ def load_answers(path: str | Path, hint: str) -> list[dict]:
     return check_records(path, pairs, ())
 
 
+def read_confidence(record: dict, triples: int) -> list[float] | None:
+    """A prediction's `confidence`, one number from 0 to 1 for each of its triples; None where it has none.
+
+    UserError for anything else.
+    """
+    found = record.get("confidence")
+    if found is None:
+        return None
+    numbers = isinstance(found, list) and all(type(one) in (int, float) and 0 <= one <= 1 for one in found)
+    if not numbers or len(found) != triples:
+        raise UserError(
+            f"confidence is {found!r:.60}; expected a number from 0 to 1 for each of the {triples} triples, or no field"
+        )
+    return found
+
+
 def pair_answers(predicted: list[dict], gold: list[dict]) -> tuple[list[tuple[dict | None, dict | None]], list[str]]:
     """(prediction, gold record) by id, in gold's order and then the extra predictions; and what was odd, in words.
 

@@ -1,4 +1,5 @@
-"""Which relations a question asks for: the record's list shuffled, with others of its topic, or in several parts.
+"""Which relations a question asks for: the record's list shuffled, with others of its topic, in several parts, or
+several times; and in which order an answer says a triple's parts.
 
 Everything drawn follows from (seed, epoch, number of the record) alone: any process, at any time, draws the same.
 """
@@ -8,12 +9,12 @@ from collections import Counter
 from itertools import pairwise
 from typing import NamedTuple
 
-from common.errors import say
+from common.errors import UserError, say
 from kg.metrics import triples_of
 from kg.objects import NAN
 from kg.replacing import replace_schema
 from kg.schema import read_schema
-from kg.triples import BETWEEN, parse, render
+from kg.triples import BETWEEN, Triple, parse, render
 
 
 class Asking(NamedTuple):
@@ -23,15 +24,32 @@ class Asking(NamedTuple):
     negatives: int = 0  # --negative_relations: most relations of the topic that are added to a list
     batch: int = 0  # --schema_batch: most relations of a question; 0: any number
     seed: int = 42
+    tail_first: bool = False  # --answer_order tail: answers say (tail,relation,head)
+    lists: int = 1  # --votes: so many orders of each list are asked, the first of them the list's own
+    draws: int = 1  # --votes with --do_sample: each record is asked so often
+    least: int = 0  # --min_votes: answers that must have a triple; 0: more than half
 
     @property
     def changes(self) -> bool:
+        """Whether a record is asked in another way than by its own list."""
         return self[:3] != (False, 0, 0)
+
+    @property
+    def votes(self) -> int:
+        return max(self.lists, self.draws)
+
+    @property
+    def share(self) -> float:
+        """The share of a record's answers that must have a triple."""
+        return (self.least or self.votes // 2 + 1) / self.votes
 
     @property
     def settings(self) -> dict:
         """What is not as it stands by default, for run.json and partial files, by the flags' names."""
         flags = {"shuffle_schema": self.shuffle, "negative_relations": self.negatives, "schema_batch": self.batch}
+        flags |= {"answer_order": "tail" if self.tail_first else None}
+        if self.votes > 1:
+            flags |= {"votes": self.votes, "min_votes": self.least}
         return {name: value for name, value in flags.items() if value}
 
 
@@ -85,13 +103,13 @@ def draw_rows(record: dict, number: int, asking: Asking, source: Source, epoch: 
     ]
 
 
-def ask_parts(record: dict, number: int, asking: Asking) -> list[dict] | None:
-    """The records that one is predicted as, drawn once; None as for `draw_rows`: it is asked as it is."""
+def ask_parts(record: dict, number: int, asking: Asking, vote: int = 0) -> list[dict] | None:
+    """The records that one is predicted as, drawn once for each `vote`; None as for `draw_rows`: asked as it is."""
     names = read_schema(record["instruction"])
     if not names:
         return None
-    if asking.shuffle:
-        random.Random(f"{asking.seed} {number}").shuffle(names)
+    if asking.shuffle or (vote and asking.lists > 1):
+        random.Random(f"{asking.seed} {number} {vote}" if vote else f"{asking.seed} {number}").shuffle(names)
     asked = [replace_schema(record["instruction"], part) for part in divide(names, asking.batch)]
     return None if None in asked else [{**record, "instruction": instruction} for instruction in asked]
 
@@ -112,22 +130,66 @@ def ask_all_parts(records: list[dict], asking: Asking, what: str = "records") ->
     return [part or [record] for part, record in zip(parts, records, strict=True)]
 
 
+def ask_all_votes(records: list[dict], asking: Asking) -> list[list[list[dict]]]:
+    """For every record its votes, each as the records that it is predicted as (`ask_parts`).
+
+    An order that was asked already, as of a list of one relation, is not asked again: its answer would be the same.
+    """
+    votes = [[parts] for parts in ask_all_parts(records, asking)]
+    for number, (record, mine) in enumerate(zip(records, votes, strict=True)):
+        for vote in range(1, asking.votes):
+            parts = mine[0] if asking.lists == 1 else ask_parts(record, number, asking, vote)
+            if parts and (asking.lists == 1 or parts not in mine):
+                mine.append(parts)
+    if asking.votes > 1:
+        counts = Counter(map(len, votes))
+        say(f"votes: {', '.join(f'{of} records are asked {count} times' for count, of in sorted(counts.items()))}")
+    return votes
+
+
 def say_unchanged(count: int, of: int, what: str) -> None:
     if count:
         say(f"relations: {count} of {of} {what} stay as they are (no list of relations that can be rewritten)")
 
 
-def merge_answers(record: dict, answers: list[tuple[str, str]], in_list_order: bool) -> str:
-    """One output of several (text asked about, output): their triples, each once.
+def merge_answers(
+    record: dict, answers: list[tuple[str, str]], in_list_order: bool, tail_first: bool = False
+) -> list[Triple]:
+    """The triples of several (text asked about, output), each once.
 
     `in_list_order`: sorted by the places of their relations in the record's own list, otherwise as they come.
+    `tail_first`: the outputs say (tail,relation,head).
     """
     names = read_schema(record["instruction"])
-    found = dict.fromkeys(one for text, output in answers for one in parse(output, names, text))
+    found = list(dict.fromkeys(one for text, output in answers for one in parse(output, names, text)))
     if in_list_order:
         place = {name: at for at, name in enumerate(names or [])}
         found = sorted(found, key=lambda triple: place.get(triple[1], len(place)))
-    return render(found)
+    return [turn(triple) for triple in found] if tail_first else found
+
+
+def turn(triple: Triple) -> Triple:
+    """The triple with head and tail exchanged: as a model says it whose answers begin with the tail, and back."""
+    return Triple(triple[2], triple[1], triple[0])
+
+
+def turn_records(records: list[dict], what: str) -> list[dict]:
+    """The records with the tail first in each triple of their output, in its own notation; says how many are left out
+    because theirs is none that `render` writes. UserError when none is left.
+    """
+    turned = []
+    for record in records:
+        triples = parse(record["output"], read_schema(record["instruction"]), record["input"])
+        style = next((style for style in BETWEEN if render(triples, style) == record["output"]), None)
+        if not triples:
+            turned.append(record)
+        elif style is not None:
+            turned.append({**record, "output": render(map(turn, triples), style), "kg": None})
+    if not turned:
+        raise UserError(f"--answer_order tail: no {what} record has an output like (head,relation,tail); drop the flag")
+    if lost := len(records) - len(turned):
+        say(f"warning: {lost} of {len(records)} {what} records are left out: their output is not like (h,r,t),(h,r,t)")
+    return turned
 
 
 def divide(names: list[str], most: int) -> list[list[str]]:

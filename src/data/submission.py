@@ -7,6 +7,7 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import to_line
+from data.answers import read_confidence
 from data.forms import how_to_turn
 from data.records import MOST_DIGITS, is_kg, stream_records
 from kg.schema import read_schema
@@ -35,12 +36,12 @@ class Spooled(NamedTuple):
     unasked: int  # triples with a relation that was not asked for
 
 
-def convert_record(record: dict, strict: bool = False) -> tuple[dict, int, int]:
+def convert_record(record: dict, strict: bool = False, surest: float = 0) -> tuple[dict, int, int]:
     """The submission's row of a prediction, how many fragments were dropped, how many relations were not asked for.
 
-    Every field is kept. `strict` leaves the triples out whose relation was not asked for. An instruction without a
-    list, or with an empty one (three test records of the contest have it), asks for any relation.
-    UserError when a text field is not a string.
+    Every field is kept. `strict` leaves the triples out whose relation was not asked for, `surest` those with less
+    `confidence`. An instruction without a list, or with an empty one (three test records of the contest have it), asks
+    for any relation. UserError when a text field is not a string, or `confidence` is needed and missing.
     """
     record = record | {name: record[old] for old, name in OLD_NAMES.items() if old in record and name not in record}
     if "output" not in record and record.get("kg") is not None and is_kg(record["kg"]):
@@ -54,20 +55,29 @@ def convert_record(record: dict, strict: bool = False) -> tuple[dict, int, int]:
     asked = read_schema(record.get("instruction"))
     triples, dropped = parse_with_rest(record["output"], asked, record.get("input"))
     unasked = [triple for triple in triples if asked and triple.relation not in asked]
-    if strict:
-        triples = [triple for triple in triples if not asked or triple.relation in asked]
+    confidence = read_confidence(record, len(triples))
+    if surest and confidence is None:
+        raise UserError("--min_confidence: the row has no confidence; predict with --confidence or --votes")
+    kept = [
+        number
+        for number, triple in enumerate(triples)
+        if not (strict and asked and triple.relation not in asked) and not (surest and confidence[number] < surest)
+    ]
+    triples = [triples[number] for number in kept]
     row = {**record, "output": render(triples), "kg": [list(triple) for triple in triples]}
+    if confidence is not None:
+        row["confidence"] = [confidence[number] for number in kept]
     return row, len(dropped), len(unasked)
 
 
-def spool(path: str, file, strict: bool, bad: list[str] | None) -> list[Spooled]:
+def spool(path: str, file, strict: bool, bad: list[str] | None, surest: float = 0) -> list[Spooled]:
     """Convert the predictions of `path` into `file` (binary), one by one, so that memory holds only this index."""
     index = []
     for line, record in tqdm(
         stream_records(path, bad), desc="converting", unit=" rows", delay=3, mininterval=1, leave=False
     ):
         try:
-            row, dropped, unasked = convert_record(record, strict)
+            row, dropped, unasked = convert_record(record, strict, surest)
         except UserError as error:
             if bad is None:
                 raise UserError(f"{path}:{line}: {error}") from None

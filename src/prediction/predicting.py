@@ -14,9 +14,12 @@ from common.decisions import Decision, as_json, decide
 from common.errors import UserError, keeping, say
 from common.machine import Ranks
 from data.records import name_of
-from decoding.answers import NOT_FINITE, Failure, Rules, blame, plan_batches
+from decoding.answers import NOT_FINITE, Answer, Failure, Rules, blame, plan_batches
 from decoding.constrained import Limits, make_limits
 from decoding.engines import ENGINES
+from kg.schema import read_schema
+from kg.triples import parse
+from kg.votes import mean_probabilities
 from prediction import partial
 from prediction.opening import Opening, open_model
 from prediction.questions import Question, make_rows, permit
@@ -136,7 +139,7 @@ def answer_share(model, task: Task, settings: dict, ranks: Ranks) -> Share:
                 failed.update({number: answer.reason for number, answer in made.items() if isinstance(answer, Failure)})
                 answers = {number: answer for number, answer in made.items() if not isinstance(answer, Failure)}
                 if answers:
-                    rows = {number: row_of(answer, rules) for number, answer in answers.items()}
+                    rows = {number: row_of(task, number, answer, rules) for number, answer in answers.items()}
                     partial.append_answers(task.output_file, rows, ranks.rank)
                     done.update(rows)
                 count += len(answers)
@@ -165,9 +168,17 @@ def _limit(task: Task) -> Limits:
     return make_limits(token_bytes(codec), codec.eos_id, asked)
 
 
-def row_of(answer, rules: Rules) -> dict:
-    """An answer in the partial file; `budget`: the most tokens that it might have had."""
-    return {"output": answer.text, "finish_reason": answer.finish_reason, "budget": rules.max_new_tokens}
+def row_of(task: Task, number: int, answer: Answer, rules: Rules) -> dict:
+    """An answer in the partial file; `budget`: the most tokens that it might have had. With --confidence, how likely
+    each of its triples is.
+    """
+    row = {"output": answer.text, "finish_reason": answer.finish_reason, "budget": rules.max_new_tokens}
+    if answer.sure is not None:
+        question = task.questions[number]
+        names = read_schema(task.records[question.record]["instruction"])
+        chances = mean_probabilities(parse(answer.text, names, question.text), answer.text, answer.sure)
+        row["confidence"] = [round(chance, 4) for chance in chances]
+    return row
 
 
 def cut_short(row: dict | None, ids: list[int], codec, rules: Rules) -> bool:
@@ -192,7 +203,7 @@ def finish_file(task: Task, shares: list[Share], decided: dict[str, Decision], s
             f"{partial.partial_path(task.output_file)}: {len(lost)} answers that were made are not in it; something "
             "else changed it. Repeat the command, which makes them again"
         )
-    rows = make_rows(task.records, task.questions, answers)
+    rows = make_rows(task.records, task.questions, answers, task.plan.asking)
     run = describe_run(task, rows, shares, decided, time.time() - started)
     manifest.write_run_of(task.output_file, run)
     partial.finish_file(task.output_file, rows)  # the last: only then are the partial files gone

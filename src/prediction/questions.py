@@ -6,12 +6,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from common.errors import UserError, reason_of, say
-from data.asking import PLAINLY, Asking, ask_all_parts, merge_answers
+from data.asking import PLAINLY, Asking, ask_all_votes, merge_answers, turn
 from data.prompts import make_prompt
 from data.records import name_of
 from data.windows import windows
 from kg.permitted import BOUND, Asked, ask
 from kg.schema import read_schema
+from kg.triples import parse, render
+from kg.votes import count_votes
 from prediction.opening import Opening
 from tokens.codec import why_too_long
 from tokens.ptuning_rows import encode_question
@@ -29,6 +31,7 @@ class Question(NamedTuple):
     reason: str = ""  # why not
     instruction: str = ""  # which relations are asked for
     part: int = 0  # of the record's relations
+    vote: int = 0  # which time it is that the record is asked
 
 
 def make_questions(
@@ -40,7 +43,7 @@ def make_questions(
     asking: Asking = PLAINLY,
 ) -> list[Question]:
     """One question a record, or, with `fits`, one for each window that its text is split into; as many again for each
-    part of its relations that `asking` makes.
+    part of its relations and each vote that `asking` makes.
 
     `encode(record)` is the prompt's ids, `fits(record)` whether it is short enough. A record whose prompt cannot be
     made, or fills the base's `context` (tokens; None: no limit), has a question without ids. `limit`: the flag that
@@ -49,10 +52,14 @@ def make_questions(
     questions, advice = [], "--window splits its text"
     if fits or limit != "--window":
         advice = f"give a smaller {limit}"
-    parts = ask_all_parts(records, asking)
-    for index, number, record in [
-        (index, number, part) for index, asked in enumerate(parts) for number, part in enumerate(asked)
+    votes = ask_all_votes(records, asking)
+    for index, vote, number, record in [
+        (index, vote, number, part)
+        for index, mine in enumerate(votes)
+        for vote, parts in enumerate(mine)
+        for number, part in enumerate(parts)
     ]:
+        of = {"instruction": record["instruction"], "part": number, "vote": vote}
         try:
             texts = split_text(record, fits)
             if texts is None:
@@ -67,10 +74,9 @@ def make_questions(
                 if too_long := why_too_long(ids, context):
                     alone = why_too_long(encode({**record, "input": ""}), context)
                     reason = f"{too_long}; {'its instruction alone is too long' if alone else advice}"
-                questions.append(Question(index, text, [] if reason else ids, reason, record["instruction"], number))
+                questions.append(Question(index, text, [] if reason else ids, reason, **of))
         except Exception as error:  # noqa: BLE001 - whatever a text makes a tokenizer raise, the others can be answered
-            about = record["input"], [], reason_of(error), record["instruction"]
-            questions.append(Question(index, *about, number))
+            questions.append(Question(index, record["input"], [], reason_of(error), **of))
     say_unasked(records, questions)
     say_several(len(records), questions)
     return questions
@@ -88,7 +94,8 @@ def say_several(records: int, questions: list[Question]) -> None:
 def count_windows(questions: list[Question]) -> Counter:
     """Number of a record -> windows of its text; of several parts of its relations, those of the one with most."""
     counts: Counter = Counter()
-    for (record, _), count in Counter((question.record, question.part) for question in questions).items():
+    of_part = Counter((question.record, question.part, question.vote) for question in questions)
+    for (record, _, _), count in of_part.items():
         counts[record] = max(counts[record], count)
     return counts
 
@@ -143,12 +150,16 @@ def permit(plan: Opening, questions: list[Question]) -> dict[int, Asked]:
     return found
 
 
-def make_rows(records: list[dict], questions: list[Question], answers: dict[int, dict]) -> list[dict]:
+def make_rows(
+    records: list[dict], questions: list[Question], answers: dict[int, dict], asking: Asking = PLAINLY
+) -> list[dict]:
     """Every record with its `output` and its `finish_reason`: what became of its questions, by their numbers.
 
     A question without an answer counts as an empty one that ended with `error`. The triples of several windows are
     merged in order, each once; such a record also says how many `windows` it had. Those of several parts of the
-    record's relations are merged in the order of its own list; it says how many `schema_parts` it had.
+    record's relations are merged in the order of its own list; it says how many `schema_parts` it had. Of several
+    votes the triples are kept that enough of them have, with the share of the votes as their `confidence`; that of one
+    vote is what `answers` say of it, if anything. Triples that were answered tail first stand head first.
     """
     windows = count_windows(questions)
     of_record = [[] for _ in records]
@@ -156,17 +167,44 @@ def make_rows(records: list[dict], questions: list[Question], answers: dict[int,
         of_record[question.record].append((question, answers.get(number, {"output": "", "finish_reason": "error"})))
     rows = []
     for index, (record, asked) in enumerate(zip(records, of_record, strict=True)):
-        output, reason, parts = asked[0][1]["output"], asked[0][1]["finish_reason"], 1
-        if len(asked) > 1:
-            parts = 1 + asked[-1][0].part
-            output = merge_answers(record, [(question.text, made["output"]) for question, made in asked], parts > 1)
-            reason = min((answer["finish_reason"] for _, answer in asked), key=WORST.index)
-        row = {**record, "output": output, "finish_reason": reason}
+        parts, reason = 1 + asked[-1][0].part, min((answer["finish_reason"] for _, answer in asked), key=WORST.index)
+        row = {**record, "output": asked[0][1]["output"], "finish_reason": reason}
+        if len(asked) > 1 or asking.tail_first:
+            row |= merge(record, asked, asking)
+        elif "confidence" in asked[0][1]:
+            row["confidence"] = asked[0][1]["confidence"]
         row |= {"windows": windows[index]} if windows[index] > 1 else {}
         row |= {"schema_parts": parts} if parts > 1 else {}
         row.pop("kg", None)  # the right triples of a labelled record: scored, they would pass as predicted
         rows.append(row)
     return rows
+
+
+def merge(record: dict, asked: list[tuple[Question, dict]], asking: Asking) -> dict:
+    """The output, and the confidence where there is one, that several questions about a record give together."""
+    votes: list[list[tuple[Question, dict]]] = [[] for _ in range(1 + asked[-1][0].vote)]
+    for question, answer in asked:
+        votes[question.vote].append((question, answer))
+    in_list_order = asked[-1][0].part > 0
+    found = [
+        merge_answers(record, [(one.text, made["output"]) for one, made in vote], in_list_order, asking.tail_first)
+        for vote in votes
+    ]
+    if asking.votes > 1:
+        counted = count_votes(found, asking.share)
+        return {
+            "output": render(triple for triple, _ in counted),
+            "confidence": [round(share, 4) for _, share in counted],
+        }
+    known, names = {}, read_schema(record["instruction"])
+    for question, answer in asked:
+        triples = parse(answer["output"], names, question.text)
+        for triple, chance in zip(triples, answer.get("confidence", ()), strict=False):
+            triple = turn(triple) if asking.tail_first else triple
+            known[triple] = max(chance, known.get(triple, 0))
+    confidence = [known[triple] for triple in found[0] if triple in known]
+    scored = any("confidence" in answer for _, answer in asked)
+    return {"output": render(found[0]), **({"confidence": confidence} if scored else {})}
 
 
 def ask_all(plan: Opening, records: list[dict], window: int | None) -> list[Question]:

@@ -52,6 +52,7 @@ def rules_of(args, max_new_tokens: int, batch_size: int = 1) -> Rules:
         repetition_penalty=args.repetition_penalty,
         do_sample=args.do_sample,
         max_repeats=args.max_repeats,
+        confidence=args.confidence and args.votes == 1,
         constrain=args.constrain,
         constrain_exempt=args.constrain_exempt,
         **drawing,
@@ -68,7 +69,12 @@ def choose_asking(args, run: dict) -> Asking:
     if args.schema_batch is None and batch:
         say(f"schema_batch: {batch} (as trained with, by run.json; --schema_batch 0 asks for all relations at once)")
     seed = Asking().seed if args.seed is None else args.seed
-    asking = Asking(args.shuffle_schema, 0, batch, seed)
+    learnt = (trained or {}).get("answer_order", None if trained is None else "head")
+    tail_first = manifest.prefer("answer_order", args.answer_order, learnt, "head") == "tail"
+    if tail_first:
+        say("answer_order: tail (answers say (tail,relation,head); the file has them head first)")
+    votes = {"draws" if args.do_sample else "lists": args.votes, "least": args.min_votes or 0}
+    asking = Asking(args.shuffle_schema, 0, batch, seed, tail_first, **votes)
     if asking.shuffle:
         say(f"shuffle_schema: the order of each record's relations is drawn once, by seed {seed}")
     return asking
@@ -92,7 +98,7 @@ def settings_of(serving: Serving, template: dict, input_file: str, window: int |
         "retry_length": serving.retry_length,
         "window": window,
         **asking.settings,  # nothing where nothing is drawn or divided, as in files from before there were the flags
-        **({"asking_seed": asking.seed} if asking.shuffle else {}),
+        **({"asking_seed": asking.seed} if asking.shuffle or asking.lists > 1 else {}),
         **{name: value for name, value in serving.rules._asdict().items() if name != "batch_size"},
         **trained,
     }

@@ -11,6 +11,7 @@ from data.records import name_of
 from decoding.answers import Failure, Rules, blame, plan_batches
 from decoding.batch_engine import answer
 from kg.metrics import score_records
+from kg.triples import render
 from tokens.codec import why_too_long
 
 
@@ -26,7 +27,7 @@ def make_score_answers(
 ):
     """A function that answers `records` with a model, all processes sharing the work, and scores the answers.
 
-    `asking`: in how many parts they are asked for their relations.
+    `asking`: in how many parts they are asked for their relations, and in which order they answer.
     A prompt that fills the base's `context` (tokens; None: no limit is known) is not answered, which is said once.
     """
     parts = ask_all_parts(records, asking, "validation records")
@@ -69,7 +70,9 @@ def make_score_answers(
         for index, owner in enumerate(owners):
             of_record[owner].append((records[owner]["input"], texts.get(index, "")))
         outputs = [
-            said[0][1] if len(said) == 1 else merge_answers(record, said, in_list_order=True)
+            said[0][1]
+            if len(said) == 1 and not asking.tail_first
+            else render(merge_answers(record, said, len(said) > 1, asking.tail_first))
             for record, said in zip(records, of_record, strict=True)
         ]
         predicted = [{**record, "output": said, "kg": None} for record, said in zip(records, outputs, strict=True)]

@@ -81,7 +81,7 @@ class AnswerArguments(AskedFlags, PrecisionFlags):
     top_k: int | None = option(None, "with --do_sample: only among so many tokens, 0: all; default: 50")
     top_p: float | None = option(None, "with --do_sample: only among the tokens that make up this share; default: 1")
     seed: int | None = option(
-        None, "with --do_sample or --shuffle_schema: of what is drawn for each record; default: 42"
+        None, "with --do_sample, --shuffle_schema or --votes: of what is drawn for each record; default: 42"
     )
     skip_failed: bool = option(
         False, "write the file although some records failed: their output is empty, their finish_reason error"
@@ -94,8 +94,11 @@ class AnswerArguments(AskedFlags, PrecisionFlags):
         if self.max_repeats == 1:
             raise UserError("--max_repeats 1: every answer would end at its first triple; give 2 or more, or 0")
         self._check_constrain()
+        self.check_votes()
+        if self.confidence and self.num_beams > 1:
+            raise UserError(f"--confidence and --num_beams {self.num_beams} do not go together; drop one")
         for name in DRAWING:
-            used = self.do_sample or (name == "seed" and self.shuffle_schema)
+            used = self.do_sample or (name == "seed" and (self.shuffle_schema or self.votes > 1))
             if getattr(self, name) is not None and not used:
                 raise UserError(f"--{name} without --do_sample: nothing is drawn; drop --{name}, or add --do_sample")
         if self.do_sample and self.num_beams > 1:

@@ -7,7 +7,13 @@ from common.errors import UserError
 from common.flags import Range, option
 from data.asking import Asking
 
-SCHEMA_RANGES = {"schema_batch": Range(0), "negative_relations": Range(0)}
+ORDERS = ("head", "tail")
+SCHEMA_RANGES = {
+    "schema_batch": Range(0),
+    "negative_relations": Range(0),
+    "votes": Range(1, 1000),
+    "min_votes": Range(1, 1000),
+}
 
 
 @dataclass
@@ -22,6 +28,27 @@ class AskedFlags:
         "most relations of a question: longer lists are asked in parts, and the answers merged; 0: any number; "
         "default: what the adapter was trained with (run.json), else any number",
     )
+    answer_order: str | None = option(
+        None, "tail: the model answers (tail,relation,head); default: as it was trained (run.json)", choices=ORDERS
+    )
+    votes: int = option(
+        1,
+        "answers for each record: with its relations in other orders, or with --do_sample drawn anew; a triple is kept "
+        "that enough of them have, and has their share as its confidence",
+    )
+    min_votes: int | None = option(None, "with --votes: answers that must have a triple; default: more than half")
+    confidence: bool = option(
+        False, "write for each triple how likely its words were: the mean probability of their tokens"
+    )
+
+    def check_votes(self) -> None:
+        """UserError for flags about votes that do not go together."""
+        if self.min_votes is not None and self.votes == 1:
+            raise UserError("--min_votes without --votes: each record has one answer; drop it, or add --votes N")
+        if self.min_votes is not None and self.min_votes > self.votes:
+            raise UserError(
+                f"--min_votes {self.min_votes} with --votes {self.votes}: no triple can have so many; lower --min_votes"
+            )
 
 
 @dataclass
@@ -35,10 +62,12 @@ class DrawnFlags:
     schema_batch: int = option(
         0, "most relations of a question: a record with more becomes several rows; 0: any number"
     )
+    answer_order: str = option("head", "tail: learn to answer (tail,relation,head)", choices=ORDERS)
 
     def asking(self, seed: int) -> Asking:
         """How training records are asked."""
-        return Asking(self.shuffle_schema, self.negative_relations, self.schema_batch, seed)
+        drawn = self.shuffle_schema, self.negative_relations, self.schema_batch
+        return Asking(*drawn, seed, self.answer_order == "tail")
 
 
 FLAGS = {f"--{name}" for name in DrawnFlags.__dataclass_fields__}

@@ -17,7 +17,7 @@ if __name__ == "__main__":
     begin_script()
 
 from common.files import check_output, write_lines
-from common.flags import check_flags, command
+from common.flags import Range, check_flags, check_ranges, command
 from data.submission import check_submission, last_of_each, listed, sort_key, spool
 
 
@@ -26,15 +26,18 @@ def main(argv=None) -> None:
     parser.add_argument("--pred_path", default="result/output_llama_7b_e3_r8.json", help="the predictions")
     parser.add_argument("--tgt_path", default="result/result_llama_7b_e3_r8.json", help="the submission")
     parser.add_argument("--schema", choices=("keep", "strict"), default="keep", help="relations not asked for")
+    parser.add_argument("--min_confidence", type=float, default=0, help="leave triples out that are less sure; 0: none")
     parser.add_argument("--dedupe", action="store_true", help="of several rows with one id keep the last")
     parser.add_argument("--sort", choices=("id", "input"), default="id", help="order of the rows")
     parser.add_argument("--skip_bad", action="store_true", help="list and leave out bad lines instead of stopping")
     parser.add_argument("--check", metavar="TEST_FILE", help="only check --tgt_path against this test file")
     argv = check_flags(parser, argv)
     arguments = parser.parse_args(argv)
+    check_ranges(arguments, {"min_confidence": Range(0, 1)})
     target = Path(arguments.tgt_path)
     if arguments.check:
-        others = [flag for flag in ("pred_path", "schema", "dedupe", "sort", "skip_bad") if f"--{flag}" in argv]
+        flags = ("pred_path", "schema", "min_confidence", "dedupe", "sort", "skip_bad")
+        others = [flag for flag in flags if f"--{flag}" in argv]
         if others:
             raise UserError(f"--check converts nothing, so --{others[0]} would have no effect; drop one of them")
         say(check_submission(arguments.tgt_path, arguments.check))
@@ -44,7 +47,7 @@ def main(argv=None) -> None:
     existing = next(parent for parent in target.resolve().parents if parent.is_dir())
     kept = f"{arguments.tgt_path} is left as it was, and the same command begins anew"
     with keeping(lambda: kept), naming(target), tempfile.TemporaryFile(dir=existing) as file:
-        index = spool(arguments.pred_path, file, arguments.schema == "strict", bad)
+        index = spool(arguments.pred_path, file, arguments.schema == "strict", bad, arguments.min_confidence)
         if not index:
             raise UserError(f"{arguments.pred_path}: no prediction could be read\n" + listed(bad))
         lasts = last_of_each(index)

@@ -16,7 +16,7 @@ from common import machine, manifest
 from common.errors import UserError
 from data.prompts import load_template, make_prompt
 from decoding import batch_engine
-from decoding.answers import Rules, cut_answer, plan_batches
+from decoding.answers import Answer, Rules, cut_answer, plan_batches
 from decoding.batch_engine import choose_batch_size, generate
 from prediction import partial, settings
 from utils.args_predict import parse_inference
@@ -59,8 +59,8 @@ def test_an_answer_ends_at_its_first_eos_whatever_its_text_holds():
     _, codec = loaded(BASE)
     ids = codec.encode([])[1:]
     text = codec.tokenizer("### Response: a", add_special_tokens=False)["input_ids"]
-    assert cut_answer(codec, [*ids, *text, 2, 2, 2]) == ("### Response: a", "eos", len(text) + 1)
-    assert cut_answer(codec, text) == ("### Response: a", "length", len(text))
+    assert cut_answer(codec, [*ids, *text, 2, 2, 2]) == Answer("### Response: a", "eos", len(text) + 1)
+    assert cut_answer(codec, text) == Answer("### Response: a", "length", len(text))
 
 
 def test_merging_and_beams_run_and_merging_changes_no_answer(tmp_path):
