@@ -22,6 +22,7 @@ from loading.prefix import check_supported
 from loading.shape import check_vocabulary, read_shape
 from prediction.settings import check_apart, choose_asking, choose_precision, choose_template, rules_of
 from tokens.codec import Codec
+from tokens.pieces import token_bytes
 from tokens.ptuning_rows import MAX_LEN, MAX_SRC_LEN, check_lengths
 from tokens.readers import load_codec
 
@@ -159,5 +160,7 @@ def _plan(serving: Serving, template: dict, name: str, engine: str, decided: dic
         how = serving.family, serving.precision, serving.merge, serving.trust
         check_adapter(serving.adapter, serving.base, *how)
     codec = load_codec(serving.base, serving.family, serving.trust)
+    if serving.rules.constrain:
+        token_bytes(codec)  # which may refuse
     context = codec.context or read_context(serving.base, serving.family)
     return Opening(serving, template, codec, engine.value, name, {**decided, "engine": engine}, context, asking)
