@@ -2,6 +2,7 @@
 is never touched.
 """
 
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
@@ -117,23 +118,41 @@ def codec(request, tmp_path):
 
 
 def test_tokens_of_what_may_be_said_are_taken_as_they_are(codec):
-    """Also in single bytes of a character; with eos behind them, they are the answer."""
+    """Also by half characters, one by one or several at once; with eos behind them, they are the answer."""
     record = {"instruction": "关系列表：['位于', '人口']", "input": "甲位于乙。乙(丙)有2,424人"}
-    for bound in BOUND:
+    ids = [*codec.text_ids(SAID), codec.eos_id]
+    for bound, size in product(BOUND, (1, 3, 8, len(ids))):
         walks = Walks(limit(codec, bound, [record]))
-        ids = [*codec.text_ids(SAID), codec.eos_id]
-        assert [token for one in ids for token in walks.take(0, [one])] == ids
+        parts = [ids[start : start + size] for start in range(0, len(ids), size)]
+        assert [token for part in parts for token in walks.take(0, part)] == ids
         assert walks.end(0, cut_answer(codec, ids)) == Answer(SAID, "eos", len(ids))
 
 
 def test_a_triple_that_would_be_said_again_ends_the_answer_before_it(codec):
-    walks = Walks(limit(codec, "relations", [{"instruction": "关系列表：['位于', '人口']", "input": ""}]))
+    limits = limit(codec, "relations", [{"instruction": "关系列表：['位于', '人口']", "input": ""}])
     ids = codec.text_ids(f"{SAID},(甲,位于,乙),(丁,位于,乙)")
-    taken = walks.take(0, ids)
-    assert taken[:-1] == ids[: len(taken) - 1]
-    assert taken[-1] == codec.eos_id
-    assert walks.end(0, cut_answer(codec, taken)) == Answer(SAID, "loop", len(taken))
-    assert walks.take(0, ids) == []
+    for size in (1, 8, len(ids)):
+        walks = Walks(limits)
+        taken = [token for start in range(0, len(ids), size) for token in walks.take(0, ids[start : start + size])]
+        assert taken[:-1] == ids[: len(taken) - 1]
+        assert taken[-1] == codec.eos_id
+        assert walks.end(0, cut_answer(codec, taken)) == Answer(SAID, "loop", len(taken))
+        assert not walks.refused
+
+
+def test_what_may_not_be_said_is_refused_wherever_it_stands(codec):
+    """Several tokens at once are taken as far as one by one."""
+    limits = limit(codec, "text", [{"instruction": "关系列表：['位于', '人口']", "input": "甲位于乙"}])
+    for answer in ("(甲,位于,丙)", "(甲,出生,乙)", "(甲,位于,乙)。", "好", "(甲,位于,乙)"):
+        ids, lengths = [*codec.text_ids(answer), codec.eos_id], set()
+        for size in (1, 2, 8):
+            walks, taken = Walks(limits), []
+            for start in range(0, len(ids), size):
+                taken += [] if walks.refused else walks.take(0, ids[start : start + size])
+            assert taken == ids[: len(taken)]
+            lengths.add((len(taken), *walks.refused))
+        assert len(lengths) == 1
+        assert (lengths == {(len(ids),)}) == (answer == "(甲,位于,乙)")
 
 
 def test_all_tokens_that_may_be_said_are_listed(codec):
