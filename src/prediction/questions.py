@@ -169,7 +169,7 @@ def make_rows(
     for index, (record, asked) in enumerate(zip(records, of_record, strict=True)):
         parts, reason = 1 + asked[-1][0].part, min((answer["finish_reason"] for _, answer in asked), key=WORST.index)
         row = {**record, "output": asked[0][1]["output"], "finish_reason": reason}
-        if len(asked) > 1 or asking.tail_first:
+        if len(asked) > 1 or asking.votes > 1 or asking.tail_first:
             row |= merge(record, asked, asking)
         elif "confidence" in asked[0][1]:
             row["confidence"] = asked[0][1]["confidence"]

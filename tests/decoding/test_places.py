@@ -25,7 +25,7 @@ def test_a_row_without_a_record_writes_beside_the_others(tiny):
     found = places.find([60, 40, 1])
     assert found == [(0, 0, 60), (1, 60, 100)]
     firsts = torch.tensor([7, 8])
-    assert places.admit(Started([4, 5], found, [[1] * 50, [2] * 30], 0, firsts)) == [(4, 0, 7), (5, 1, 8)]
+    assert places.admit(Started([4, 5], found, [[1] * 50, [2] * 30], 0, firsts)) == [(4, 0, 7, 0.0), (5, 1, 8, 0.0)]
     assert places.starts.tolist() == [0, 60, 102]
     assert places.positions.tolist() == [50, 30, 0]
     places.clear([0])

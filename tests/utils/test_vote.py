@@ -55,7 +55,7 @@ def test_a_score_says_which_threshold_is_best(tmp_path, capsys):
     write_rows(gold, [row(1, "(甲,位于,乙)"), row(2, "")])
     words = ["--pred", str(predicted), "--gold", str(gold), "--bootstrap", "0", "--json", str(tmp_path / "s.json")]
     score.main(words)
-    assert ">= 0.9000                      1    1.0000    1.0000    1.0000  best f1" in capsys.readouterr().out
+    assert ">= 0.9000                        1    1.0000    1.0000    1.0000  best f1" in capsys.readouterr().out
     curve = json.loads((tmp_path / "s.json").read_text())["by_confidence"]
     assert [line["threshold"] for line in curve] == [0.3, 0.9]
     write_rows(predicted, [row(1, "(甲,位于,乙)"), row(2, "")])
