@@ -121,6 +121,7 @@ def compare_with_whole_passes(exact, model, size: int, tuning: Tuning = MEASURED
         whole = torch.tensor([ids + said[number]], device="cuda")
         with torch.inference_mode():
             logits = exact(whole).logits[0, len(ids) - 1 : -1]
+        logits = logits.clone()  # no longer one of inference mode
         taken = logits.gather(1, whole[0, len(ids) :, None])[:, 0]
         near = 0.5 * logits.std(-1)  # rounding decides near ties only
         logits[:, list(refused)] = -torch.inf
