@@ -50,15 +50,28 @@ if grep -qs '"base": ".*/smollm2-135m-instruct"' "lora/$old/run.json" && [ ! -e 
 fi
 NEW_TOKENS=$((STEPS < 100 ? 32 : 256)) # an adapter of a few steps does not know yet when to stop
 
-nvidia-smi --list-gpus >/dev/null 2>&1 && dtype=() || dtype=(--bf16) # a GPU chooses by itself
-python src/test_finetune.py --do_train ${dtype[@]+"${dtype[@]}"} \
-    --model_name_or_path "$BASE" --train_file "$DATA/train.json" --output_dir "$ADAPTER" \
-    --prompt_template_name "$TEMPLATE" --cutoff_len 640 \
-    --per_device_train_batch_size 4 --gradient_accumulation_steps 1 --max_steps "$STEPS" \
-    --lora_r "$RANK" --lora_alpha "$ALPHA" --lora_dropout 0 --lora_target_modules all-linear \
-    --learning_rate "$RATE" --warmup_steps 0.05 \
-    --save_strategy steps --save_steps 50 --save_total_limit 1 --resume_from_checkpoint auto
-if [ ! "$RESULTS/valid.json" -nt "$ADAPTER/run.json" ] || [ "$DATA/valid.json" -nt "$RESULTS/valid.json" ]; then
+is_newer() { # is_newer FILE OTHER...: FILE is there and newer than all others
+    local other
+    for other in "${@:2}"; do
+        [ "$1" -nt "$other" ] || return 1
+    done
+}
+
+# A finished adapter is left to test_finetune.py, which compares all settings, only when something may have changed.
+if grep -qs '"status": "finished"' "$ADAPTER/run.json" &&
+    is_newer "$ADAPTER/run.json" "$DATA/train.json" "$BASE/config.json" "templates/$TEMPLATE.json" scripts/quickstart.bash; then
+    echo "$ADAPTER: finished already, nothing to train" >&2
+else
+    nvidia-smi --list-gpus >/dev/null 2>&1 && dtype=() || dtype=(--bf16) # a GPU chooses by itself
+    python src/test_finetune.py --do_train ${dtype[@]+"${dtype[@]}"} \
+        --model_name_or_path "$BASE" --train_file "$DATA/train.json" --output_dir "$ADAPTER" \
+        --prompt_template_name "$TEMPLATE" --cutoff_len 640 \
+        --per_device_train_batch_size 4 --gradient_accumulation_steps 1 --max_steps "$STEPS" \
+        --lora_r "$RANK" --lora_alpha "$ALPHA" --lora_dropout 0 --lora_target_modules all-linear \
+        --learning_rate "$RATE" --warmup_steps 0.05 \
+        --save_strategy steps --save_steps 50 --save_total_limit 1 --resume_from_checkpoint auto
+fi
+if ! is_newer "$RESULTS/valid.json" "$ADAPTER/run.json" "$DATA/valid.json"; then
     python src/inference.py --merge_lora --max_new_tokens "$NEW_TOKENS" \
         --lora_weights "$ADAPTER" --input_file "$DATA/valid.json" --output_file "$RESULTS/valid.json"
 fi

@@ -101,7 +101,7 @@ def find_parts(base: EmbeddedBase) -> list[Path]:
     parts = [find_file(name, base) for name in base.parts]
     found = fingerprint(*parts)
     if found != base.sha256:
-        names = ", ".join(map(str, parts))
+        names = str(parts[0]) if len(parts) == 1 else f"{parts[0]} to {parts[-1].name}"
         raise UserError(
             f"--base {base.name}: the file in its packages ({names}) has the sha256 {found}, expected {base.sha256}; "
             f"{how_to_install(base)}"
