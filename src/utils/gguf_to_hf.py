@@ -20,6 +20,21 @@ from common.flags import command, parse_flags
 from utils.embedded_bases import BASES, EmbeddedBase, find_file, find_gguf, find_parts
 
 
+def make_base(base: EmbeddedBase, out: Path, package: str | None = None) -> None:
+    """Make a base's folder out of the files in its packages, or in `package`. UserError when they are not there or are
+    not the right ones: nothing of them is read then.
+    """
+    if package:
+        parts, base = [find_gguf(package)], base._replace(notices=())
+    else:
+        parts = find_parts(base)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with keeping(lambda: "nothing is left of it, and the same command begins anew"):
+        convert(parts, base, out)
+    beside = "".join(f", {Path(name).name} beside it" for name in base.notices)
+    say(f"{out}: made from {', '.join(part.name for part in parts)}{beside}")
+
+
 def convert(parts: list[Path], base: EmbeddedBase, out: Path) -> None:
     """Dequantise the GGUF file that `parts` are to bfloat16 and write model, tokenizer and the base's notices to `out`,
     which is whole or not there.
@@ -93,15 +108,7 @@ def main(argv=None) -> None:
         return
     if out.exists():
         raise UserError(f"--out {out}: is there but holds no config.json; move it away, or give another folder")
-    if arguments.package:
-        parts, base = [find_gguf(arguments.package)], base._replace(notices=())
-    else:
-        parts = find_parts(base)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with keeping(lambda: "nothing is left of it, and the same command begins anew"):
-        convert(parts, base, out)
-    beside = "".join(f", {Path(name).name} beside it" for name in base.notices)
-    say(f"{out}: made from {', '.join(part.name for part in parts)}{beside}")
+    make_base(base, out, arguments.package)
 
 
 if __name__ == "__main__":
