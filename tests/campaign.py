@@ -55,7 +55,7 @@ IMPORTS = {  # script -> modules that it needs, itself among them
     "src/utils/convert.py": ("utils.convert",),
     "src/utils/score.py": ("utils.score", "numpy"),
     "src/utils/weight_diff.py": ("utils.weight_diff", "loading.merging"),
-    "src/utils/gguf_to_hf.py": ("utils.gguf_to_hf", "gguf"),
+    "src/utils/gguf_to_hf.py": ("utils.gguf_to_hf", "gguf", "transformers.models.llama.modeling_llama"),
 }
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+from itertools import pairwise
 
 import pytest
 from helpers import ROOT
@@ -55,7 +56,7 @@ def run(project, code=0, **variables):
 def training(asked):
     """The flags of the training, and their values."""
     words = next(words for words in asked if words[0] == "src/test_finetune.py")
-    return dict(zip(words[1:], words[2:], strict=False))
+    return dict(pairwise(words))
 
 
 def installed(asked):
@@ -93,10 +94,8 @@ def test_where_gemma_cannot_be_had_it_is_said_and_smollm2_is_taken(project, lack
     flags = training(asked)
     assert flags["--model_name_or_path"] == SMOLLM2
     assert flags["--output_dir"].startswith("lora/quickstart-smollm2-")
-    assert (
-        flags["--learning_rate"]
-        == training(run(project, QUICKSTART_BASE="smollm2", QUICKSTART_STEPS="4")[1])["--learning_rate"]
-    )
+    shutil.rmtree(project / "lora")
+    assert flags == training(run(project, QUICKSTART_BASE="smollm2")[1])
 
 
 def test_where_smollm2_cannot_be_had_the_quickstart_ends(project):
