@@ -6,13 +6,13 @@ set -euo pipefail
 source "$(dirname "$0")/setup.bash"
 trap 'exit 130' INT # or a pip that Ctrl-C ends would count as one that cannot get the base
 
-# name      run                folder                       steps of 4 records, rank, alpha, rate, template
+# name      run                folder                       steps of 4 records, rank, alpha, rate, its schedule, template
 BASES="\
-gemma3-270m quickstart         models/gemma3-270m           200 32 64 7e-4 plain
-smollm2     quickstart-smollm2 models/smollm2-135m-instruct 200 32 64 2e-3 plain"
+gemma3-270m quickstart         models/gemma3-270m           200 32 64 7e-4 cosine plain
+smollm2     quickstart-smollm2 models/smollm2-135m-instruct 200 32 64 2e-3 linear plain"
 
 choose_base() { # choose_base NAME: its row of BASES, as variables
-    while read -r NAME RUN BASE STEPS RANK ALPHA RATE TEMPLATE; do
+    while read -r NAME RUN BASE STEPS RANK ALPHA RATE SCHEDULE TEMPLATE; do
         [ "$NAME" != "$1" ] || break
     done <<<"$BASES"
     STEPS=${QUICKSTART_STEPS:-$STEPS}
@@ -68,7 +68,7 @@ else
         --prompt_template_name "$TEMPLATE" --cutoff_len 640 \
         --per_device_train_batch_size 4 --gradient_accumulation_steps 1 --max_steps "$STEPS" \
         --lora_r "$RANK" --lora_alpha "$ALPHA" --lora_dropout 0 --lora_target_modules all-linear \
-        --learning_rate "$RATE" --warmup_steps 0.05 \
+        --learning_rate "$RATE" --lr_scheduler_type "$SCHEDULE" --warmup_steps 0.05 \
         --save_strategy steps --save_steps 50 --save_total_limit 1 --resume_from_checkpoint auto
 fi
 if ! is_newer "$RESULTS/valid.json" "$ADAPTER/run.json" "$DATA/valid.json"; then
