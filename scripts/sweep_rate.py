@@ -58,11 +58,13 @@ SHARE = 0.9  # of a card's memory that its jobs share; the rest is what the driv
 def main(argv=None, how=None) -> None:
     arguments, extra = read_flags(sys.argv[1:] if argv is None else argv)
     out = Path(arguments.out).resolve()  # the jobs run in the project's folder
-    gold = cut_records(Path(arguments.train), out, arguments.valid_share, arguments.split_seed)
+    split = arguments.valid_share, arguments.split_seed
+    gold = cut_records(Path(arguments.train), out, *split, arguments.valid and Path(arguments.valid))
     wanted = list_jobs(arguments, extra)
     done = read_done(out / "jobs.jsonl")
     waiting = [job for job in wanted if key_of(job) not in done]
-    say(f"jobs: {len(waiting)} of {len(wanted)} to do, {arguments.jobs} at once; scored on {gold} records of training")
+    where = arguments.valid or "training"
+    say(f"jobs: {len(waiting)} of {len(wanted)} to do, {arguments.jobs} at once; scored on {gold} records of {where}")
     failed = do_jobs(waiting, out, arguments.jobs, done, how)
     print_table([job for job in wanted if key_of(job) in done], done, extra)
     if failed:
@@ -78,6 +80,10 @@ def read_flags(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = command(__doc__)
     parser.add_argument("--model", required=True, help="folder of the base")
     parser.add_argument("--train", default="data/sample/train.json", help="training records")
+    parser.add_argument(
+        "--valid",
+        help="score on these labelled records instead, once the settings are chosen: training has all of --train",
+    )
     parser.add_argument("--out", default="results/sweep", help="folder for the split, the jobs and jobs.jsonl")
     parser.add_argument("--rates", required=True, help="learning rates, e.g. 3e-4,7e-4")
     parser.add_argument("--ranks", default="32", help="ranks of the adapter, whose alpha is twice as much")
@@ -109,15 +115,17 @@ def read_numbers(flag: str, text: str, kind, allowed: Range) -> list:
     return list(dict.fromkeys(numbers))
 
 
-def cut_records(file: Path, out: Path, share: float, seed: int) -> int:
-    """Write OUT/train.json and OUT/valid.json, disjoint parts of the file; how many the second has.
+def cut_records(file: Path, out: Path, share: float, seed: int, held_out: Path | None = None) -> int:
+    """Write OUT/train.json and OUT/valid.json, disjoint parts of the file, or all of it and of `held_out`; how many the
+    second has.
 
     UserError when OUT holds the parts of another split, whose figures cannot be compared with these.
     """
-    records = load_training(file)
-    if any(record.get("id", "") == "" for record in records):  # answers are scored by id
-        records = [{**record, "id": number} for number, record in enumerate(records)]
-    train, valid = split_records(records, max(1, round(share * len(records))), seed)
+    records = with_ids(load_training(file))
+    if held_out:
+        train, valid = records, with_ids(load_training(held_out))
+    else:
+        train, valid = split_records(records, max(1, round(share * len(records))), seed)
     for name, part in (("train.json", train), ("valid.json", valid)):
         path = out / name
         text = "".join(to_line(record) + "\n" for record in part)
@@ -126,6 +134,13 @@ def cut_records(file: Path, out: Path, share: float, seed: int) -> int:
         elif path.read_text(encoding="utf-8") != text:
             raise UserError(f"--out {out}: {name} there is of another split or file; give another folder")
     return len(valid)
+
+
+def with_ids(records: list[dict]) -> list[dict]:
+    """The records, numbered where one of them has no id: answers are scored by id."""
+    if all(record.get("id", "") != "" for record in records):
+        return records
+    return [{**record, "id": number} for number, record in enumerate(records)]
 
 
 def list_jobs(arguments: argparse.Namespace, extra: list[str]) -> list[dict]:
