@@ -1,7 +1,7 @@
 """Predict the same records by every engine, and count how many answers each two of them have in common.
 
 bash scripts/quickstart.bash
-python scripts/compare_engines.py --lora_weights lora/quickstart-200
+python scripts/compare_engines.py --lora_weights lora/quickstart-smollm2-200
 
 In 16 bits rounding decides near ties; what that is worth, the triple F1 beside the counts says.
 """

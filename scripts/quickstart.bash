@@ -8,7 +8,7 @@ trap 'exit 130' INT # or a pip that Ctrl-C ends would count as one that cannot g
 
 # name      run                folder                       steps of 4 records, rank, alpha, rate, its schedule, template
 BASES="\
-gemma3-270m quickstart         models/gemma3-270m           200 32 64 7e-4 cosine plain
+gemma3-270m quickstart         models/gemma3-270m           400 32 64 5e-4 cosine plain
 smollm2     quickstart-smollm2 models/smollm2-135m-instruct 200 32 64 2e-3 linear plain"
 
 choose_base() { # choose_base NAME: its row of BASES, as variables
