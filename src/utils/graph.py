@@ -15,13 +15,18 @@ if __name__ == "__main__":
     begin_script()
 
 from common.errors import keeping
-from common.flags import command, parse_flags
+from common.files import to_line
+from common.flags import Range, check_ranges, command, parse_flags
 from data.sources import find_run, read_sources
 from data.submission import listed
-from kg import graph
+from kg import asking, graph, quality
 from kg.merging import MODES
-from kg.relations import read_relations
-from kg.store import Settings, read_current
+from kg.relations import read_relations, relations_of
+from kg.store import Settings, open_graph, read_current
+from kg.tables import FORMATS, as_table
+
+RANGES = {"hops": Range(1, 50), "limit": Range(1)}
+SHOWN = 20  # lines of a table of stats and check
 
 
 def build(argv: list[str]) -> None:
@@ -114,7 +119,122 @@ def _parser(run):
     return parser
 
 
-COMMANDS = {run.__name__: run for run in (build, remove, merge)}
+def merges(argv: list[str]) -> None:
+    """List the names that are merged, and why; check lists those that are kept apart."""
+    parser = _parser(merges)
+    parser.add_argument("--json", action="store_true", help="all of them, as JSON")
+    flags = parse_flags(parser, argv)
+    found = quality.merges(open_graph(flags.store)[0])
+    _print_rows(["name", "merged_into", "why"], map(list, map(dict.values, found)), "json" if flags.json else "table")
+
+
+def stats(argv: list[str]) -> None:
+    """Count what a graph holds: entities, triples, relations, records, runs, orphans."""
+    parser = _parser(stats)
+    parser.add_argument("--json", action="store_true", help="as JSON, with every relation")
+    flags = parse_flags(parser, argv)
+    found = quality.stats(open_graph(flags.store)[0])
+    if flags.json:
+        print(to_line(found, indent=2))
+        return
+    for key, value in found.items():
+        if not isinstance(value, list):
+            print(f"{key.replace('_', ' '):28}{value:12,}")
+    for key, value in found.items():
+        if isinstance(value, list) and value:
+            print()
+            _print_rows(
+                [key.replace("_", " "), "count"], ([one["name"], one["count"]] for one in value), "table", SHOWN
+            )
+
+
+def check(argv: list[str]) -> None:
+    """List what in a graph should be doubted: contradictions, directions, relations not asked for, and so on."""
+    parser = _parser(check)
+    parser.add_argument("--json", action="store_true", help="all of it, as JSON")
+    flags = parse_flags(parser, argv)
+    store, settings = open_graph(flags.store)
+    found = quality.check(store, relations_of(settings.relations))
+    if flags.json:
+        print(to_line(found, indent=2))
+        return
+    for kind, faults in found.items():
+        print(f"{kind.replace('_', ' ')}: {len(faults)}")
+        if faults:
+            _print_rows(list(faults[0]), ([_cell(cell) for cell in one.values()] for one in faults), "table", SHOWN)
+            print()
+
+
+def query(argv: list[str]) -> None:
+    """Ask in SPARQL: --sparql 'SELECT * { e:勾股定理 ?relation ?tail }', or a file."""
+    parser = _parser(query)
+    parser.add_argument("--sparql", required=True, help="the query, or a file that holds it")
+    parser.add_argument("--format", choices=("table", *FORMATS), default="table", help="how rows are printed")
+    parser.add_argument("--iri", action="store_true", help="print IRIs, not the names they stand for")
+    parser.add_argument("--limit", type=int, default=100, help="most rows of a table; csv and json have all")
+    flags = parse_flags(parser, argv)
+    check_ranges(flags, RANGES)
+    store, _ = open_graph(flags.store)
+    answer = asking.query(store, asking.read_sparql(flags.sparql), flags.iri)
+    _print_rows(answer.columns, answer.rows, flags.format, flags.limit)
+
+
+def neighbours(argv: list[str]) -> None:
+    """List the triples around an entity."""
+    parser = _parser(neighbours)
+    parser.add_argument("--entity", required=True, help="its name")
+    parser.add_argument("--hops", type=int, default=1, help="how far away")
+    parser.add_argument("--limit", type=int, default=100, help="most triples")
+    parser.add_argument("--json", action="store_true", help="as JSON, with all sources of each triple")
+    flags = parse_flags(parser, argv)
+    check_ranges(flags, RANGES)
+    store, _ = open_graph(flags.store)
+    starts = asking.find_entities(store, flags.entity)
+    found, more = asking.neighbours(store, starts, flags.hops, flags.limit)
+    _print_triples(store, [triple for _, triple in found], flags.json, [hop for hop, _ in found])
+    if more:
+        say(f"there are more than {flags.limit} triples; --limit shows more of them")
+
+
+def path(argv: list[str]) -> None:
+    """Find a shortest way between two entities, in either direction of the triples."""
+    parser = _parser(path)
+    parser.add_argument("--from", dest="start", required=True, help="name of an entity")
+    parser.add_argument("--to", dest="goal", required=True, help="name of another")
+    parser.add_argument("--hops", type=int, default=asking.MOST_HOPS, help="most triples on the way")
+    parser.add_argument("--json", action="store_true", help="as JSON, with all sources of each triple")
+    flags = parse_flags(parser, argv)
+    check_ranges(flags, RANGES)
+    store, _ = open_graph(flags.store)
+    ends = (asking.find_entities(store, name) for name in (flags.start, flags.goal))
+    found = asking.path(store, *ends, flags.hops)
+    if found is None:
+        raise UserError(f"there is no way of at most {flags.hops} triples from {flags.start} to {flags.goal}")
+    _print_triples(store, found, flags.json, range(1, len(found) + 1))
+
+
+def _print_triples(store, triples: list, is_json: bool, numbers) -> None:
+    titles = ["hop", "head", "relation", "tail", "sources"]
+    sources = (asking.sources_of(store, triple) for triple in triples)
+    rows = ([hop, *asking.as_names(t), s] for hop, t, s in zip(numbers, triples, sources, strict=True))
+    if not is_json:
+        rows = ([*row[:-1], _cell(sorted({str(one["id"]) for one in row[-1]}))] for row in rows)
+    _print_rows(titles, rows, "json" if is_json else "table", len(triples))
+
+
+def _print_rows(titles: list[str], rows, form: str, most: int = 10**9) -> None:
+    for line in as_table(titles, rows, most) if form == "table" else FORMATS[form](titles, rows):
+        print(line)
+
+
+def _cell(value) -> str:
+    """A list as one cell of a table."""
+    if not isinstance(value, list):
+        return value
+    return " / ".join(map(str, value[:5])) + (f" … {len(value) - 5} more" if len(value) > 5 else "")
+
+
+COMMANDS = {run.__name__: run for run in (build, remove, merge, merges, stats, check, query, neighbours, path)}
 
 
 def main(argv=None) -> None:

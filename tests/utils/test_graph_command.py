@@ -143,6 +143,35 @@ def test_the_command_says_what_it_can_and_what_is_wrong(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+def test_a_graph_is_asked(tmp_path, capsys):
+    store = tmp_path / "graph"
+    run("build", store, "--pred_path", SAMPLE)
+    capsys.readouterr()
+
+    def said(command, *flags):
+        run(command, store, *flags)
+        return capsys.readouterr().out
+
+    assert "triples                              281" in said("stats")
+    assert json.loads(said("stats", "--json"))["records"] == 108
+    assert "contradictions: 0" in said("check")
+    assert set(json.loads(said("check", "--json"))) == {
+        *("contradictions", "direction", "unasked", "not_in_text", "kept_apart")
+    }
+    assert "京沪高铁" in said("merges")
+    merges = json.loads(said("merges", "--json"))
+    assert {"name": "京沪高铁", "merged_into": "京沪高速铁路", "why": "京沪高速铁路 别名 京沪高铁"} in merges
+    assert said("query", "--sparql", "SELECT * { e:毕加索 r:作品 ?b }", "--format", "csv") == "b\n《格尔尼卡》\n"
+    assert "西班牙马拉加" in said("neighbours", "--entity", "毕加索")
+    found = json.loads(said("path", "--from", "西班牙马拉加", "--to", "格尔尼卡", "--json"))
+    assert [(row["hop"], row["tail"]) for row in found] == [(1, "西班牙马拉加"), (2, "《格尔尼卡》")]
+    assert found[0]["sources"][0]["id"] == 10001
+    with pytest.raises(UserError, match="no way of at most 12 triples from 毕加索 to 破伤风"):
+        said("path", "--from", "毕加索", "--to", "破伤风")
+    with pytest.raises(UserError, match="--hops 0: expected"):
+        said("neighbours", "--entity", "毕加索", "--hops", "0")
+
+
 def test_a_graph_that_was_moved_is_still_one(tmp_path):
     run("build", tmp_path / "graph", "--pred_path", SAMPLE)
     shutil.move(tmp_path / "graph", tmp_path / "moved")
