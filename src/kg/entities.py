@@ -63,7 +63,7 @@ def mentions(store, head=None, relation=None, tail=None, source=None) -> Iterabl
             yield quad.subject.value, quad.predicate.value, quad.object.value, graph
 
 
-def resolve_all(triples: Callable[[], Iterable[Mention]], store, settings: Settings, relations: Relations):
+def resolve_all(triples: Callable[[], Iterable[Mention]], settings: Settings, relations: Relations):
     """(Entities, the normal forms of names that are not their own) of all the mentions, which `triples()` gives."""
     aspects = {f"{RELATION}{encode(relation)}": relation for relation in relations.apart}
     alias = {f"{RELATION}{encode(relation)}": relation for relation in relations.alias}
@@ -89,24 +89,29 @@ def resolve_all(triples: Callable[[], Iterable[Mention]], store, settings: Setti
     if settings.merge == "none":
         return Entities({}, {}, []), forms
 
+    doubtful = {name for name, found in bits.items() if found & (found - 1)}
+    by_source = defaultdict(list)
+    for head, relation, tail, source in triples() if doubtful else ():
+        for name, bit in ((head, head_bit.get(relation)), (tail, tail_bit.get(relation))):
+            if bit and name in doubtful:
+                by_source[name].append(Fact(KIND, kinds[bit.bit_length() - 1], source))
+
     def facts_of(text: str) -> list[Fact]:
         name = entity(text)
-        found = [kind for number, kind in enumerate(kinds) if bits.get(name, 0) >> number & 1]
         facts = [Fact(aspect, plain(value), source) for aspect, value, source in said.get(name, ())]
-        if len(found) > 1:
-            return facts + _kinds_by_source(store, name, relations)
-        return facts + [Fact(KIND, kind, f"any of {name}") for kind in found]
+        if name in doubtful:
+            return facts + by_source[name]
+        return facts + [Fact(KIND, kinds[bit.bit_length() - 1], f"any of {name}") for bit in [bits[name]] if bit]
 
     links = [(form, name) for form, several in members.items() for name in several]
     if settings.merge == "alias":
         links += [(head, tail) for head, _, tail in aliases]
-    doubtful = [name for name, found in bits.items() if found & (found - 1)]
-    doubtful += [name for name, facts in said.items() if len(facts) > 1]
+    single = [*doubtful, *(name for name, facts in said.items() if len(facts) > 1)]
     entities = Entities({}, {}, [])
     by_name = defaultdict(list)
     for head, relation, tail in aliases:
         by_name[head].append((plain(head), alias[relation], plain(tail)))
-    for names in _components(links, doubtful):
+    for names in _components(links, single):
         there = [name for name in names if name in bits]
         found = [one for name in there for one in by_name.get(name, ())]
         _add(entities, resolve([plain(name) for name in there], found, facts_of, settings.merge, relations.apart))
@@ -160,6 +165,15 @@ def read_entities(store, names: Iterable[str]) -> Entities:
             entities.parts[name] = parts
         entities.apart.extend((name, quad.object.value) for quad in find(store, name, APART, None, MERGES))
     return entities
+
+
+def all_entities(store) -> Entities:
+    """What all names stand for, without the reasons."""
+    same = {quad.subject.value: (quad.object.value, "") for quad in find(store, None, SAME, None, MERGES)}
+    parts = defaultdict(dict)
+    for quad in find(store, None, IS):
+        parts[quad.subject.value][quad.graph_name.value] = quad.object.value
+    return Entities(same, dict(parts), [])
 
 
 def entity_lines(entities: Entities, forms: dict[str, str]) -> Iterable[str]:

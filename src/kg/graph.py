@@ -3,6 +3,7 @@
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -76,11 +77,11 @@ def bring(
     at_once: int = AT_ONCE,
 ) -> Counter:
     """As `build`, into an open store. `scratch`: a folder for files; `anew`: merge all anew, by new settings."""
-    is_new, counts = not len(store), Counter()
+    is_new, counts = not store, Counter()
     change = _compare(store, sources, run, collection, with_text, changed_texts, scratch, counts)
     if not counts["records"]:
         raise UserError("there is no record to build a graph from")
-    _apply(store, change, settings, is_new, anew or change.triples > at_once)
+    _apply(store, change, settings, scratch, is_new, anew or change.triples > at_once)
     return counts
 
 
@@ -106,7 +107,7 @@ def take(store, graphs: list[str], settings: Settings, scratch: Path) -> Counter
             counts["removed"] += 1
             counts["triples"] += sum(line.endswith(f" <{graph}> .\n") for line in lines)
             file.writelines(lines)
-    _apply(store, Change(added, removed, counts["triples"]), settings, False, counts["triples"] > AT_ONCE)
+    _apply(store, Change(added, removed, counts["triples"]), settings, scratch, False, counts["triples"] > AT_ONCE)
     _drop_runs(store)
     return counts
 
@@ -131,7 +132,9 @@ def remerge(directory: str | Path, settings: Settings) -> None:
     """Make the merged triples anew from what the sources say, by other settings."""
 
     def work(store, found: Settings):
-        _derive(store, settings, None)
+        with tempfile.TemporaryDirectory(dir=directory, prefix="generation-tmp") as folder:
+            scratch = Path(folder)
+            _bulk_load(store, _derive(settings, _clear(store, scratch), scratch))
         return None, settings
 
     change_graph(directory, "--store", None, work)
@@ -140,7 +143,7 @@ def remerge(directory: str | Path, settings: Settings) -> None:
 def _compare(store, sources, run: Run, collection, with_text, changed_texts, folder: Path, counts: Counter) -> Change:
     """Write what the sources bring and take away to files of `folder`; count them and their triples."""
     ox = oxigraph()
-    is_new, seen = not len(store), set()
+    is_new, seen = not store, set()
     added, removed = folder / "added.nq", folder / "removed.nq"
     with open(added, "w", encoding="utf-8") as new, open(removed, "w", encoding="utf-8") as old:
         for source in sources:
@@ -207,12 +210,19 @@ def _line(quad) -> str:
     return f"{quad.subject} {quad.predicate} {quad.object} {quad.graph_name} .\n"
 
 
-def _apply(store, change: Change, settings: Settings, is_new: bool, anew: bool) -> None:
+def _apply(store, change: Change, settings: Settings, scratch: Path, is_new: bool, anew: bool) -> None:
     """Bring a change into the graphs of sources, and the merged triples up to date with it."""
     if is_new or anew:
         _take_out(store, _parse(change.removed))
-        _bulk_load(store, change.added)
-        _derive(store, settings, change.added if is_new else None)
+        if not is_new:
+            _bulk_load(store, change.added)
+            _bulk_load(store, _derive(settings, _clear(store, scratch), scratch))
+            return
+        with ThreadPoolExecutor(1) as loading:  # which needs no Python
+            loaded = loading.submit(_bulk_load, store, change.added)
+            derived = _derive(settings, change.added, scratch)
+            loaded.result()
+        _bulk_load(store, derived)
         return
     gone, come = list(_parse(change.removed)), list(_parse(change.added))
     _take_out(store, gone)
@@ -243,27 +253,34 @@ def _mention(quad) -> Mention | None:
     return (quad.subject.value, quad.predicate.value, quad.object.value, graph) if is_one else None
 
 
-def _derive(store, settings: Settings, lines: Path | None) -> None:
-    """Make all that follows from the graphs of sources anew; `lines`: a file that holds them all, faster to read."""
-    relations = relations_of(settings.relations)
-    triples = (lambda: _mentions_in(lines)) if lines else (lambda: mentions(store))
-    if lines is None:
-        ox = oxigraph()
-        store.clear_graph(ox.DefaultGraph())
-        store.clear_graph(ox.NamedNode(MERGES))
-        while parts := list(islice(find(store, None, known.IS), BATCH)):
-            _take_out(store, parts)
-    found, forms = known.resolve_all(triples, store, settings, relations)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".nq", dir=lines and lines.parent) as file:
+def _clear(store, scratch: Path) -> Path:
+    """Take out what follows from the graphs of sources; a file with the lines of their triples."""
+    ox = oxigraph()
+    store.clear_graph(ox.DefaultGraph())
+    store.clear_graph(ox.NamedNode(MERGES))
+    while parts := list(islice(find(store, None, known.IS), BATCH)):
+        _take_out(store, parts)
+    said = scratch / "said.nq"
+    with open(said, "w", encoding="utf-8") as file:
+        file.writelines(
+            f"<{head}> <{relation}> <{tail}> <{graph}> .\n" for head, relation, tail, graph in mentions(store)
+        )
+    return said
+
+
+def _derive(settings: Settings, said: Path, scratch: Path) -> Path:
+    """A file with the lines of all that follows from the triples of sources, which are among the lines of `said`."""
+    found, forms = known.resolve_all(lambda: _mentions_in(said), settings, relations_of(settings.relations))
+    moved = found.same.keys() | found.parts.keys()
+    derived = scratch / "derived.nq"
+    with open(derived, "w", encoding="utf-8") as file:
         file.writelines(known.entity_lines(found, forms))
-        moved = found.same.keys() | found.parts.keys()
-        for mention in triples():
+        for mention in _mentions_in(said):
             head, relation, tail = mention[:3]
             if head in moved or tail in moved:
                 head, relation, tail = found.merged(mention)
             file.write(f"<{head}> <{relation}> <{tail}> .\n")
-        file.flush()
-        _bulk_load(store, Path(file.name))
+    return derived
 
 
 def _mentions_in(lines: Path) -> Iterator[Mention]:

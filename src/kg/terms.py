@@ -51,6 +51,7 @@ def literal(text: str) -> str:
     return f'"{_TO_ESCAPE.sub(lambda found: _ESCAPED[found[0]], text)}"'
 
 
+@lru_cache(maxsize=2**16)
 def name_of(iri: str) -> str:
     """What people call an entity, relation, run or record; of an entity kept apart: `李娜 [出生日期 1982年]`."""
     kind, _, rest = iri.removeprefix("urn:kg:").partition(":")

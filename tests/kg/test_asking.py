@@ -226,6 +226,6 @@ def test_json_comes_back():
 
 def test_a_table_is_cut_and_says_so():
     lines = list(as_table(["name", "value"], ROWS, 3))
-    assert lines[0] == "name        value"
+    assert lines[0] == "name      value"
     assert lines[3] == 'a,"b"\\nc'
     assert lines[-1] == "… and more; shown are 3"

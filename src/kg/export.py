@@ -1,0 +1,264 @@
+"""A graph written for other programs: N-Quads, Turtle, JSON-LD, GraphML, GEXF, CSV, and what Neo4j loads.
+
+N-Quads hold all of the store; every other form the merged triples, with the records they come from where it has a place
+for them. Everything is streamed, and of one content always the same bytes. Names are data in every form: escaped by its
+own rules, never pasted. What a form cannot hold at all (control characters in XML) is shown as an escape there; the id
+beside it still has the whole name, percent-encoded.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import groupby, islice
+from operator import itemgetter
+from pathlib import Path
+from typing import NamedTuple
+from xml.sax.saxutils import quoteattr
+
+from common.files import to_line
+from kg.breakdown import printable
+from kg.entities import all_entities, find, mentions
+from kg.store import oxigraph
+from kg.tables import as_csv
+from kg.terms import ENTITY, PREFIXES, RELATION, literal, name_of
+
+LABEL = "http://www.w3.org/2000/01/rdf-schema#label"
+BATCH = 1000  # rows of one Cypher statement
+MOST_RECORDS = 100  # that are named for one triple; the count is of all
+
+
+class Line(NamedTuple):
+    """A merged triple (IRIs) and the graphs of the sources it comes from."""
+
+    head: str
+    relation: str
+    tail: str
+    sources: list[str]
+
+    @property
+    def records(self) -> list[str]:
+        """What the first of its records are called: ID (RUN)."""
+        return [name_of(source) for source in self.sources[:MOST_RECORDS]]
+
+
+def lines(store) -> Iterator[Line]:
+    """The merged triples with their sources, relation by relation.
+
+    Mentions are read in the store's order, in which those of one triple come together; only the mentions of names that
+    are merged, or several entities, are held in memory.
+    """
+    known = all_entities(store)
+    moved = known.same.keys() | known.parts.keys()
+    others = defaultdict(lambda: defaultdict(list))
+    for name in sorted(moved):
+        for mention in {*mentions(store, name), *mentions(store, None, None, name)}:
+            if name == (mention[0] if mention[0] in moved else mention[2]):  # each once
+                head, relation, tail = known.merged(mention)
+                others[relation][head, tail].append(mention[3])
+    for relation in sorted(row[0].value for row in store.query("SELECT DISTINCT ?r { ?h ?r ?t }")):
+        waiting = others.pop(relation, {})
+        said = store.query(f"SELECT ?h ?t ?g {{ GRAPH ?g {{ ?h <{relation}> ?t }} }}")
+        pairs = ((row[0].value, row[1].value, row[2].value) for row in said)
+        for (head, tail), group in groupby(pairs, key=itemgetter(0, 1)):
+            if head not in moved and tail not in moved:
+                sources = sorted([pair[2] for pair in group] + waiting.pop((head, tail), []))
+                yield Line(head, relation, tail, sources)
+        for (head, tail), sources in sorted(waiting.items()):
+            yield Line(head, relation, tail, sorted(sources))
+
+
+def entities(store) -> Iterator[str]:
+    """The entities of the merged triples, each once."""
+    seen = set()
+    for quad in find(store, None, None, None, ""):
+        for iri in (quad.subject.value, quad.object.value):
+            if iri not in seen:
+                seen.add(iri)
+                yield iri
+
+
+def local(iri: str) -> str:
+    """The id of an entity: its name, percent-encoded where it holds more than letters, digits and _."""
+    return iri.removeprefix(ENTITY)
+
+
+def write_nquads(store, file: Path) -> None:
+    """All of it: merged triples, mentions, sources, merges. It can be loaded into a store again."""
+    with open(file, "wb") as stream:
+        store.dump(stream, oxigraph().RdfFormat.N_QUADS)
+
+
+def turtle(store) -> Iterator[str]:
+    """The merged triples, and rdfs:label for all that they name."""
+    yield from (f"@prefix {prefix}: <{PREFIXES[prefix]}> .\n" for prefix in ("e", "r"))
+    yield f"@prefix rdfs: <{LABEL.removesuffix('label')}> .\n"
+    seen = set()
+    for head, group in groupby(find(store, None, None, None, ""), key=lambda quad: quad.subject.value):
+        pairs = [(quad.predicate.value, quad.object.value) for quad in group]
+        yield f"\n<{head}>"
+        for relation, tail in pairs:
+            yield f"\n    <{relation}> <{tail}> ;"
+        yield f"\n    rdfs:label {literal(name_of(head))} .\n"
+        seen.add(head)
+        for iri in (part for pair in pairs for part in pair):
+            if iri not in seen and not (iri.startswith(ENTITY) and _is_head(store, iri)):
+                yield f"<{iri}> rdfs:label {literal(name_of(iri))} .\n"
+            seen.add(iri)
+
+
+def _is_head(store, iri: str) -> bool:
+    return any(True for _ in find(store, iri, None, None, ""))
+
+
+def jsonld(store) -> Iterator[str]:
+    """The merged triples as JSON-LD 1.1: an object a line for each head."""
+    context = {"e": ENTITY, "r": RELATION, "label": LABEL}
+    yield '{"@context": ' + json.dumps(context) + ',\n"@graph": ['
+    comma = "\n"
+    for head, group in groupby(find(store, None, None, None, ""), key=lambda quad: quad.subject.value):
+        node = {"@id": head, "label": _well_formed(name_of(head))}
+        for quad in group:
+            node.setdefault(quad.predicate.value, []).append({"@id": quad.object.value})
+        yield comma + to_line(node)
+        comma = ",\n"
+    yield "\n]}\n"
+
+
+def _well_formed(text: str) -> str:
+    """The text with escapes for halves of surrogate pairs."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def csv(store) -> Iterator[str]:
+    """head, relation, tail, how many records say so, and which; a cell that looks like a formula has a ' before it."""
+    rows = ([*map(name_of, one[:3]), len(one.sources), "; ".join(one.records)] for one in lines(store))
+    yield from (_well_formed(line) + "\n" for line in as_csv(["head", "relation", "tail", "count", "records"], rows))
+
+
+def graphml(store) -> Iterator[str]:
+    """GraphML 1.0: nodes with their name, edges with relation, number of records and records."""
+    yield '<?xml version="1.0" encoding="UTF-8"?>\n<graphml xmlns="http://graphml.graphdrawing.org/xmlns">\n'
+    for name, end, kind in (
+        ("label", "node", "string"),
+        *(("relation", "edge", "string"), ("records", "edge", "string")),
+    ):
+        yield f'<key id="{name}" for="{end}" attr.name="{name}" attr.type="{kind}"/>\n'
+    yield '<key id="weight" for="edge" attr.name="weight" attr.type="int"/>\n<graph edgedefault="directed">\n'
+    for iri in entities(store):
+        yield f'<node id={_attribute(local(iri))}><data key="label">{_xml(name_of(iri))}</data></node>\n'
+    for number, one in enumerate(lines(store)):
+        ends = f"source={_attribute(local(one.head))} target={_attribute(local(one.tail))}"
+        data = f'<data key="relation">{_xml(name_of(one.relation))}</data><data key="weight">{len(one.sources)}</data>'
+        yield f'<edge id="e{number}" {ends}>{data}<data key="records">{_xml("; ".join(one.records))}</data></edge>\n'
+    yield "</graph>\n</graphml>\n"
+
+
+def gexf(store) -> Iterator[str]:
+    """GEXF 1.3, of Gephi: the relation is an edge's label and its kind, so that parallel edges stay."""
+    yield '<?xml version="1.0" encoding="UTF-8"?>\n<gexf xmlns="http://gexf.net/1.3" version="1.3">\n'
+    yield '<graph defaultedgetype="directed" mode="static">\n<attributes class="edge">\n'
+    yield '<attribute id="records" title="records" type="string"/>\n</attributes>\n<nodes>\n'
+    for iri in entities(store):
+        yield f"<node id={_attribute(local(iri))} label={_attribute(name_of(iri))}/>\n"
+    yield "</nodes>\n<edges>\n"
+    for number, one in enumerate(lines(store)):
+        ends = f"source={_attribute(local(one.head))} target={_attribute(local(one.tail))}"
+        said = _attribute(name_of(one.relation))
+        yield (
+            f'<edge id="{number}" {ends} label={said} kind={said} weight="{len(one.sources)}"><attvalues>'
+            f'<attvalue for="records" value={_attribute("; ".join(one.records))}/></attvalues></edge>\n'
+        )
+    yield "</edges>\n</graph>\n</gexf>\n"
+
+
+def _attribute(text: str) -> str:
+    return quoteattr(_xml_text(text), {"\n": "&#10;", "\t": "&#9;", "\r": "&#13;"})
+
+
+def _xml(text: str) -> str:
+    return _xml_text(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\r", "&#13;")
+
+
+def _xml_text(text: str) -> str:
+    """The text without what XML 1.0 (section 2.2) forbids: shown as escapes."""
+    if text.isprintable():
+        return text
+    kept = (c in "\t\n\r" or c.isprintable() or (c.isspace() and c > "\x9f") for c in text)
+    return "".join(c if keep else printable(c) for c, keep in zip(text, kept, strict=True))
+
+
+def neo4j_nodes(store) -> Iterator[str]:
+    """The nodes for `neo4j-admin database import`."""
+    yield "id:ID,name,:LABEL\n"
+    for iri in entities(store):
+        yield f"{_quoted(local(iri))},{_quoted(name_of(iri))},Entity\n"
+
+
+def neo4j_edges(store) -> Iterator[str]:
+    """The relationships for `neo4j-admin database import`."""
+    yield ":START_ID,:END_ID,:TYPE,relation,count:int,records:string[]\n"
+    for one in lines(store):
+        relation = _quoted(name_of(one.relation))
+        records = _quoted(";".join(record.replace(";", ",") for record in one.records))
+        ends = f"{_quoted(local(one.head))},{_quoted(local(one.tail))}"
+        yield f"{ends},{relation},{relation},{len(one.sources)},{records}\n"
+
+
+def _quoted(text: str) -> str:
+    return '"' + _well_formed(text).replace('"', '""') + '"'
+
+
+def cypher(store) -> Iterator[str]:
+    """The same as Cypher statements, one a line: MERGE, so that they may be run again."""
+    yield "CREATE CONSTRAINT entity_id IF NOT EXISTS FOR (e:Entity) REQUIRE e.id IS UNIQUE;\n"
+    names = ({"id": local(iri), "name": name_of(iri)} for iri in entities(store))
+    while rows := list(islice(names, BATCH)):
+        yield f"UNWIND {_cypher(rows)} AS row MERGE (e:Entity {{id: row.id}}) SET e.name = row.name;\n"
+    waiting = defaultdict(list)
+    for one in lines(store):
+        row = {"head": local(one.head), "tail": local(one.tail), "count": len(one.sources), "records": one.records}
+        waiting[one.relation].append(row)
+        if len(waiting[one.relation]) == BATCH:
+            yield _merge(one.relation, waiting.pop(one.relation))
+    for relation in sorted(waiting):
+        yield _merge(relation, waiting[relation])
+
+
+def _merge(relation: str, rows: list[dict]) -> str:
+    name = name_of(relation)
+    return (
+        f"UNWIND {_cypher(rows)} AS row MATCH (a:Entity {{id: row.head}}) MATCH (b:Entity {{id: row.tail}}) "
+        f"MERGE (a)-[r:{backticked(name)}]->(b) SET r.relation = {_cypher(name)}, r.count = row.count, "
+        "r.records = row.records;\n"
+    )
+
+
+def backticked(name: str) -> str:
+    """A name as a relationship type. Neo4j may read \\u0060 as a backtick there: a backslash becomes its own escape."""
+    shown = printable(_well_formed(name)).replace("\\", "\\u005c") if "\\" in name or not name.isprintable() else name
+    return "`" + shown.replace("`", "``") + "`"
+
+
+def _cypher(value) -> str:
+    """A value as a literal of Cypher."""
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_cypher, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_cypher(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, int):
+        return str(value)
+    text = _well_formed(value).replace("\\", "\\\\").replace("'", "\\'")
+    escaped = (c if c.isprintable() or c > "\x9f" else f"\\u{ord(c):04x}" for c in text)
+    return "'" + ("".join(escaped) if not text.isprintable() else text) + "'"
+
+
+FORMATS = {"turtle": turtle, "jsonld": jsonld, "graphml": graphml, "gexf": gexf, "csv": csv}
+NEO4J = {"nodes.csv": neo4j_nodes, "relationships.csv": neo4j_edges, "load.cypher": cypher}
+
+
+def write(store, form: str, out: str | Path, write_text) -> list[Path]:
+    """Write a graph in a form; `write_text(path, pieces)` puts a file in place whole. neo4j: a folder."""
+    files = {Path(out) / name: make for name, make in NEO4J.items()} if form == "neo4j" else {Path(out): FORMATS[form]}
+    for path, make in files.items():
+        write_text(path, make(store))
+    return list(files)
