@@ -40,7 +40,6 @@ TOPICS = {  # topic -> how its heads end, and its relations: how often, how thei
     ),
 }
 LISTS = 200  # different lists of relations that are asked for
-FORMATS = ("turtle", "jsonld", "graphml", "gexf", "csv")
 
 
 def name(number: int, length: int) -> str:
@@ -77,7 +76,8 @@ def records(triples: int, with_kg: bool):
             "id": number,
             "cate": topic,
             "instruction": f"已知候选的关系列表：{draw.choice(asked[topic])}，请你根据关系列表，从以下输入中抽取出"
-            "可能存在的头实体(Subject)与尾实体(Object)，并给出对应的关系三元组。请按照 (Subject,Relation,Object) 的格式回答。",
+            "可能存在的头实体(Subject)与尾实体(Object)，并给出对应的关系三元组。"
+            "请按照 (Subject,Relation,Object) 的格式回答。",
             "input": "，".join(f"{h}的{r}是{t}" for h, r, t in kg) + "。",
             "output": ",".join(f"({h},{r},{t})" for h, r, t in kg),
             "finish_reason": "eos",
@@ -126,10 +126,10 @@ def measure(triples: int, folder: Path) -> None:
     say("pyoxigraph's own loader on the same quads", f"{seconds:.1f} s, {triples / seconds:,.0f} triples/s")
     del plain
 
-    for form in FORMATS:
+    for form in export.TEXTS:
         started = time.perf_counter()
         with open(folder / f"graph.{form}", "w", encoding="utf-8") as out:
-            out.writelines(export.FORMATS[form](store))
+            out.writelines(line + "\n" for line in export.TEXTS[form](store))
         count = sum(1 for _ in store.quads_for_pattern(None, None, None, pyoxigraph.DefaultGraph()))
         say(f"export {form}", f"{count / (time.perf_counter() - started):,.0f} triples/s")
 

@@ -7,6 +7,7 @@ beside it still has the whole name, percent-encoded.
 """
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Iterator
 from itertools import groupby, islice
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.sax.saxutils import quoteattr
 
-from common.files import to_line
+from common.files import check_output, to_line, write_lines
 from kg.breakdown import printable
 from kg.entities import all_entities, find, mentions
 from kg.store import oxigraph
@@ -23,6 +24,10 @@ from kg.tables import as_csv
 from kg.terms import ENTITY, PREFIXES, RELATION, literal, name_of
 
 LABEL = "http://www.w3.org/2000/01/rdf-schema#label"
+GRAPHML_DATA = (
+    *(("node", "label", "string"), ("edge", "relation", "string")),
+    *(("edge", "weight", "int"), ("edge", "records", "string")),
+)
 BATCH = 1000  # rows of one Cypher statement
 MOST_RECORDS = 100  # that are named for one triple; the count is of all
 
@@ -89,21 +94,22 @@ def write_nquads(store, file: Path) -> None:
 
 
 def turtle(store) -> Iterator[str]:
-    """The merged triples, and rdfs:label for all that they name."""
-    yield from (f"@prefix {prefix}: <{PREFIXES[prefix]}> .\n" for prefix in ("e", "r"))
+    """The lines of Turtle: the merged triples, and rdfs:label for all that they name."""
+    yield from (f"@prefix {prefix}: <{PREFIXES[prefix]}> ." for prefix in ("e", "r"))
     yield f"@prefix rdfs: <{LABEL.removesuffix('label')}> .\n"
-    seen = set()
+    named = set()
     for head, group in groupby(find(store, None, None, None, ""), key=lambda quad: quad.subject.value):
         pairs = [(quad.predicate.value, quad.object.value) for quad in group]
-        yield f"\n<{head}>"
-        for relation, tail in pairs:
-            yield f"\n    <{relation}> <{tail}> ;"
-        yield f"\n    rdfs:label {literal(name_of(head))} .\n"
-        seen.add(head)
-        for iri in (part for pair in pairs for part in pair):
-            if iri not in seen and not (iri.startswith(ENTITY) and _is_head(store, iri)):
-                yield f"<{iri}> rdfs:label {literal(name_of(iri))} .\n"
-            seen.add(iri)
+        yield f"<{head}>\n" + "".join(f"    <{relation}> <{tail}> ;\n" for relation, tail in pairs) + _label(head)
+        named.add(head)
+        for iri in dict.fromkeys(part for pair in pairs for part in pair):
+            if iri not in named and not _is_head(store, iri):
+                yield f"<{iri}>{_label(iri)}"
+                named.add(iri)
+
+
+def _label(iri: str) -> str:
+    return f"    rdfs:label {literal(name_of(iri))} ."
 
 
 def _is_head(store, iri: str) -> bool:
@@ -113,15 +119,16 @@ def _is_head(store, iri: str) -> bool:
 def jsonld(store) -> Iterator[str]:
     """The merged triples as JSON-LD 1.1: an object a line for each head."""
     context = {"e": ENTITY, "r": RELATION, "label": LABEL}
-    yield '{"@context": ' + json.dumps(context) + ',\n"@graph": ['
-    comma = "\n"
+    yield '{"@context": ' + json.dumps(context) + ","
+    yield '"@graph": ['
+    comma = ""
     for head, group in groupby(find(store, None, None, None, ""), key=lambda quad: quad.subject.value):
         node = {"@id": head, "label": _well_formed(name_of(head))}
         for quad in group:
             node.setdefault(quad.predicate.value, []).append({"@id": quad.object.value})
         yield comma + to_line(node)
-        comma = ",\n"
-    yield "\n]}\n"
+        comma = ","
+    yield "]}"
 
 
 def _well_formed(text: str) -> str:
@@ -132,47 +139,44 @@ def _well_formed(text: str) -> str:
 def csv(store) -> Iterator[str]:
     """head, relation, tail, how many records say so, and which; a cell that looks like a formula has a ' before it."""
     rows = ([*map(name_of, one[:3]), len(one.sources), "; ".join(one.records)] for one in lines(store))
-    yield from (_well_formed(line) + "\n" for line in as_csv(["head", "relation", "tail", "count", "records"], rows))
+    yield from (_well_formed(line) for line in as_csv(["head", "relation", "tail", "count", "records"], rows))
 
 
 def graphml(store) -> Iterator[str]:
     """GraphML 1.0: nodes with their name, edges with relation, number of records and records."""
-    yield '<?xml version="1.0" encoding="UTF-8"?>\n<graphml xmlns="http://graphml.graphdrawing.org/xmlns">\n'
-    for name, end, kind in (
-        ("label", "node", "string"),
-        *(("relation", "edge", "string"), ("records", "edge", "string")),
-    ):
-        yield f'<key id="{name}" for="{end}" attr.name="{name}" attr.type="{kind}"/>\n'
-    yield '<key id="weight" for="edge" attr.name="weight" attr.type="int"/>\n<graph edgedefault="directed">\n'
+    yield '<?xml version="1.0" encoding="UTF-8"?>\n<graphml xmlns="http://graphml.graphdrawing.org/xmlns">'
+    for end, name, kind in GRAPHML_DATA:
+        yield f'<key id="{name}" for="{end}" attr.name="{name}" attr.type="{kind}"/>'
+    yield '<graph edgedefault="directed">'
     for iri in entities(store):
-        yield f'<node id={_attribute(local(iri))}><data key="label">{_xml(name_of(iri))}</data></node>\n'
+        yield f'<node id={_attribute(local(iri))}><data key="label">{_xml(name_of(iri))}</data></node>'
     for number, one in enumerate(lines(store)):
         ends = f"source={_attribute(local(one.head))} target={_attribute(local(one.tail))}"
         data = f'<data key="relation">{_xml(name_of(one.relation))}</data><data key="weight">{len(one.sources)}</data>'
-        yield f'<edge id="e{number}" {ends}>{data}<data key="records">{_xml("; ".join(one.records))}</data></edge>\n'
-    yield "</graph>\n</graphml>\n"
+        yield f'<edge id="e{number}" {ends}>{data}<data key="records">{_xml("; ".join(one.records))}</data></edge>'
+    yield "</graph>\n</graphml>"
 
 
 def gexf(store) -> Iterator[str]:
     """GEXF 1.3, of Gephi: the relation is an edge's label and its kind, so that parallel edges stay."""
-    yield '<?xml version="1.0" encoding="UTF-8"?>\n<gexf xmlns="http://gexf.net/1.3" version="1.3">\n'
-    yield '<graph defaultedgetype="directed" mode="static">\n<attributes class="edge">\n'
-    yield '<attribute id="records" title="records" type="string"/>\n</attributes>\n<nodes>\n'
+    yield '<?xml version="1.0" encoding="UTF-8"?>\n<gexf xmlns="http://gexf.net/1.3" version="1.3">'
+    yield '<graph defaultedgetype="directed" mode="static">\n<attributes class="edge">'
+    yield '<attribute id="records" title="records" type="string"/>\n</attributes>\n<nodes>'
     for iri in entities(store):
-        yield f"<node id={_attribute(local(iri))} label={_attribute(name_of(iri))}/>\n"
-    yield "</nodes>\n<edges>\n"
+        yield f"<node id={_attribute(local(iri))} label={_attribute(name_of(iri))}/>"
+    yield "</nodes>\n<edges>"
     for number, one in enumerate(lines(store)):
         ends = f"source={_attribute(local(one.head))} target={_attribute(local(one.tail))}"
         said = _attribute(name_of(one.relation))
         yield (
             f'<edge id="{number}" {ends} label={said} kind={said} weight="{len(one.sources)}"><attvalues>'
-            f'<attvalue for="records" value={_attribute("; ".join(one.records))}/></attvalues></edge>\n'
+            f'<attvalue for="records" value={_attribute("; ".join(one.records))}/></attvalues></edge>'
         )
-    yield "</edges>\n</graph>\n</gexf>\n"
+    yield "</edges>\n</graph>\n</gexf>"
 
 
 def _attribute(text: str) -> str:
-    return quoteattr(_xml_text(text), {"\n": "&#10;", "\t": "&#9;", "\r": "&#13;"})
+    return quoteattr(_xml_text(text))
 
 
 def _xml(text: str) -> str:
@@ -189,19 +193,19 @@ def _xml_text(text: str) -> str:
 
 def neo4j_nodes(store) -> Iterator[str]:
     """The nodes for `neo4j-admin database import`."""
-    yield "id:ID,name,:LABEL\n"
+    yield "id:ID,name,:LABEL"
     for iri in entities(store):
-        yield f"{_quoted(local(iri))},{_quoted(name_of(iri))},Entity\n"
+        yield f"{_quoted(local(iri))},{_quoted(name_of(iri))},Entity"
 
 
 def neo4j_edges(store) -> Iterator[str]:
     """The relationships for `neo4j-admin database import`."""
-    yield ":START_ID,:END_ID,:TYPE,relation,count:int,records:string[]\n"
+    yield ":START_ID,:END_ID,:TYPE,relation,count:int,records:string[]"
     for one in lines(store):
         relation = _quoted(name_of(one.relation))
         records = _quoted(";".join(record.replace(";", ",") for record in one.records))
         ends = f"{_quoted(local(one.head))},{_quoted(local(one.tail))}"
-        yield f"{ends},{relation},{relation},{len(one.sources)},{records}\n"
+        yield f"{ends},{relation},{relation},{len(one.sources)},{records}"
 
 
 def _quoted(text: str) -> str:
@@ -210,10 +214,10 @@ def _quoted(text: str) -> str:
 
 def cypher(store) -> Iterator[str]:
     """The same as Cypher statements, one a line: MERGE, so that they may be run again."""
-    yield "CREATE CONSTRAINT entity_id IF NOT EXISTS FOR (e:Entity) REQUIRE e.id IS UNIQUE;\n"
+    yield "CREATE CONSTRAINT entity_id IF NOT EXISTS FOR (e:Entity) REQUIRE e.id IS UNIQUE;"
     names = ({"id": local(iri), "name": name_of(iri)} for iri in entities(store))
     while rows := list(islice(names, BATCH)):
-        yield f"UNWIND {_cypher(rows)} AS row MERGE (e:Entity {{id: row.id}}) SET e.name = row.name;\n"
+        yield f"UNWIND {_cypher(rows)} AS row MERGE (e:Entity {{id: row.id}}) SET e.name = row.name;"
     waiting = defaultdict(list)
     for one in lines(store):
         row = {"head": local(one.head), "tail": local(one.tail), "count": len(one.sources), "records": one.records}
@@ -229,14 +233,21 @@ def _merge(relation: str, rows: list[dict]) -> str:
     return (
         f"UNWIND {_cypher(rows)} AS row MATCH (a:Entity {{id: row.head}}) MATCH (b:Entity {{id: row.tail}}) "
         f"MERGE (a)-[r:{backticked(name)}]->(b) SET r.relation = {_cypher(name)}, r.count = row.count, "
-        "r.records = row.records;\n"
+        "r.records = row.records;"
     )
 
 
 def backticked(name: str) -> str:
     """A name as a relationship type. Neo4j may read \\u0060 as a backtick there: a backslash becomes its own escape."""
-    shown = printable(_well_formed(name)).replace("\\", "\\u005c") if "\\" in name or not name.isprintable() else name
-    return "`" + shown.replace("`", "``") + "`"
+    text = _well_formed(name)
+    shown = (c if c.isprintable() and c != "\\" else _escape(c) for c in text)
+    return "`" + "".join(shown).replace("`", "``") + "`"
+
+
+def _escape(char: str) -> str:
+    """A character as \\uXXXX, or as two of them (UTF-16)."""
+    units = char.encode("utf-16-be")
+    return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
 
 
 def _cypher(value) -> str:
@@ -248,17 +259,27 @@ def _cypher(value) -> str:
     if isinstance(value, int):
         return str(value)
     text = _well_formed(value).replace("\\", "\\\\").replace("'", "\\'")
-    escaped = (c if c.isprintable() or c > "\x9f" else f"\\u{ord(c):04x}" for c in text)
-    return "'" + ("".join(escaped) if not text.isprintable() else text) + "'"
+    return "'" + "".join(c if c.isprintable() else _escape(c) for c in text) + "'"
 
 
-FORMATS = {"turtle": turtle, "jsonld": jsonld, "graphml": graphml, "gexf": gexf, "csv": csv}
+TEXTS = {"turtle": turtle, "jsonld": jsonld, "graphml": graphml, "gexf": gexf, "csv": csv}
 NEO4J = {"nodes.csv": neo4j_nodes, "relationships.csv": neo4j_edges, "load.cypher": cypher}
+FORMATS = ("nquads", *TEXTS, "neo4j")
 
 
-def write(store, form: str, out: str | Path, write_text) -> list[Path]:
-    """Write a graph in a form; `write_text(path, pieces)` puts a file in place whole. neo4j: a folder."""
-    files = {Path(out) / name: make for name, make in NEO4J.items()} if form == "neo4j" else {Path(out): FORMATS[form]}
+def write(store, form: str, out: str | Path) -> list[Path]:
+    """Write a graph in a form, each file whole or not at all; the files. `out` is a folder for neo4j."""
+    if form == "nquads":
+        check_output(out, "--out", beside=(".tmp",))
+        partial = Path(out).with_name(f"{Path(out).name}.tmp")
+        try:
+            Path(out).parent.mkdir(parents=True, exist_ok=True)
+            write_nquads(store, partial)
+            os.replace(partial, out)
+        finally:
+            partial.unlink(missing_ok=True)
+        return [Path(out)]
+    files = {Path(out) / name: make for name, make in NEO4J.items()} if form == "neo4j" else {Path(out): TEXTS[form]}
     for path, make in files.items():
-        write_text(path, make(store))
+        write_lines(path, make(store))
     return list(files)

@@ -20,6 +20,7 @@ FORMULA = (
     "'",
 )  # how a cell begins that a spreadsheet would compute, or that is escaped
 
+END = "\r\n"  # of a line while it is written, so that line ends within cells are quoted
 _NUMBER = re.compile(r"[-+]?\d+(\.\d+)?")
 
 
@@ -41,7 +42,7 @@ def as_csv(titles: list[str], rows: Iterable[list]) -> Iterator[str]:
     that begins with ' itself.
     """
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="")
+    writer = csv.writer(buffer, lineterminator=END)
     yield _written(writer, buffer, titles)
     for row in rows:
         yield _written(writer, buffer, [harmless(_text(cell)) for cell in row])
@@ -55,7 +56,7 @@ def _written(writer, buffer, row) -> str:
     buffer.seek(0)
     buffer.truncate()
     writer.writerow(row)
-    return buffer.getvalue()
+    return buffer.getvalue().removesuffix(END)
 
 
 def as_json(titles: list[str], rows: Iterable[list]) -> Iterator[str]:

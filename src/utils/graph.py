@@ -20,6 +20,7 @@ from common.flags import Range, check_ranges, command, parse_flags
 from data.sources import find_run, read_sources
 from data.submission import listed
 from kg import asking, graph, quality
+from kg import export as exporting
 from kg.merging import MODES
 from kg.relations import read_relations, relations_of
 from kg.store import Settings, open_graph, read_current
@@ -213,6 +214,18 @@ def path(argv: list[str]) -> None:
     _print_triples(store, found, flags.json, range(1, len(found) + 1))
 
 
+def export(argv: list[str]) -> None:
+    """Write a graph for other programs: RDF, Gephi, networkx, Neo4j, spreadsheets."""
+    parser = _parser(export)
+    parser.add_argument("--format", required=True, choices=exporting.FORMATS, help="neo4j: a folder of three files")
+    parser.add_argument("--out", required=True, help="the file; of neo4j the folder")
+    flags = parse_flags(parser, argv)
+    store, _ = open_graph(flags.store)
+    with keeping(lambda: f"{flags.out} is as it was"):
+        for file in exporting.write(store, flags.format, flags.out):
+            say(f"{file}: {file.stat().st_size:,} bytes")
+
+
 def _print_triples(store, triples: list, is_json: bool, numbers) -> None:
     titles = ["hop", "head", "relation", "tail", "sources"]
     sources = (asking.sources_of(store, triple) for triple in triples)
@@ -234,7 +247,7 @@ def _cell(value) -> str:
     return " / ".join(map(str, value[:5])) + (f" … {len(value) - 5} more" if len(value) > 5 else "")
 
 
-COMMANDS = {run.__name__: run for run in (build, remove, merge, merges, stats, check, query, neighbours, path)}
+COMMANDS = {run.__name__: run for run in (build, remove, merge, merges, stats, check, query, neighbours, path, export)}
 
 
 def main(argv=None) -> None:

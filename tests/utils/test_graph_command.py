@@ -7,6 +7,7 @@ from helpers import ROOT, python, rows
 
 from common.errors import UserError
 from data.sources import find_run, source_of
+from kg import export
 from kg.store import open_graph
 from kg.terms import name_of
 from utils import convert, graph
@@ -170,6 +171,16 @@ def test_a_graph_is_asked(tmp_path, capsys):
         said("path", "--from", "毕加索", "--to", "破伤风")
     with pytest.raises(UserError, match="--hops 0: expected"):
         said("neighbours", "--entity", "毕加索", "--hops", "0")
+
+
+@pytest.mark.parametrize("form", export.FORMATS)
+def test_a_graph_is_exported_in_every_format(tmp_path, capsys, form):
+    run("build", tmp_path / "graph", "--pred_path", SAMPLE)
+    run("export", tmp_path / "graph", "--format", form, "--out", tmp_path / "out")
+    assert "bytes" in capsys.readouterr().err
+    files = [tmp_path / "out"] if form != "neo4j" else list((tmp_path / "out").iterdir())
+    assert any("格尔尼卡" in file.read_text(encoding="utf-8") for file in files)
+    assert not list(tmp_path.glob("**/*.tmp"))
 
 
 def test_a_graph_that_was_moved_is_still_one(tmp_path):
