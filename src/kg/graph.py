@@ -17,11 +17,12 @@ from kg.store import Settings, change_graph, oxigraph
 from kg.terms import MERGES, RUN, SOURCE, SOURCES, TERM, encode, identity_text
 
 AT_ONCE = 20_000  # changed triples; of more, the graph of merged triples is made anew, which is faster
+CHUNK = 2**25  # characters of a file that is loaded at a time: what bounds memory
 BATCH = 100_000  # quads that are taken out at a time
 
 
 class Change(NamedTuple):
-    """Lines of N-Quads that a change brings and takes away, in files, and how many triples are among them."""
+    """Lines of N-Quads that a change brings and takes away, in files, and how many triples change (about)."""
 
     added: Path
     removed: Path
@@ -77,12 +78,65 @@ def bring(
     at_once: int = AT_ONCE,
 ) -> Counter:
     """As `build`, into an open store. `scratch`: a folder for files; `anew`: merge all anew, by new settings."""
-    is_new, counts = not store, Counter()
-    change = _compare(store, sources, run, collection, with_text, changed_texts, scratch, counts)
+    counts = Counter()
+    sources = _each_once(sources, counts)
+    if not store:
+        _fill(store, sources, run, settings, scratch, collection, with_text)
+        counts["added"] = counts["records"]
+    else:
+        change = _compare(store, sources, run, scratch, collection, with_text, changed_texts, counts)
+        _apply(store, change, settings, scratch, anew or change.triples > at_once)
     if not counts["records"]:
         raise UserError("there is no record to build a graph from")
-    _apply(store, change, settings, scratch, is_new, anew or change.triples > at_once)
     return counts
+
+
+def _each_once(sources: Iterable[Source], counts: Counter) -> Iterator[Source]:
+    """Count sources and triples. UserError for an id that comes twice."""
+    seen = set()
+    for source in sources:
+        identity = identity_text(source.identity)
+        if identity in seen:
+            raise UserError(f"id {identity} comes twice; convert.py --dedupe keeps the last of each")
+        seen.add(identity)
+        counts["records"] += 1
+        counts["triples"] += len(source.triples)
+        yield source
+
+
+def _fill(store, sources: Iterable[Source], run: Run, settings: Settings, scratch: Path, collection, with_text) -> None:
+    """Bring sources into an empty store: read, loaded and merged at the same time, through files of limited size."""
+
+    def pieces():
+        for source in sources:
+            graph = iri_of(source, run, collection)
+            yield "".join(triple_lines(source, graph) + detail_lines(source, graph, run, collection, with_text))
+        yield "".join(run_lines(run))
+
+    with ThreadPoolExecutor(1) as loading:  # which needs no Python
+        loads = []
+
+        def load(file: Path) -> None:
+            loads.append(loading.submit(_bulk_load, store, file))
+
+        said = _spool(pieces(), scratch, "said", load)
+        _spool(_derived(settings, said), scratch, "derived", load)
+        for one in loads:
+            one.result()
+
+
+def _spool(pieces: Iterable[str], folder: Path, name: str, done=lambda file: None) -> list[Path]:
+    """Write pieces of text to files of about CHUNK characters; `done` is called with each that is whole. The files."""
+    pieces, files = iter(pieces), []
+    while (piece := next(pieces, None)) is not None:
+        files.append(folder / f"{name}-{len(files)}.nq")
+        with open(files[-1], "w", encoding="utf-8") as file:
+            size = 0
+            while piece is not None:
+                size += file.write(piece)
+                piece = next(pieces, None) if size < CHUNK else None
+        done(files[-1])
+    return files
 
 
 def remove(directory: str | Path, chosen: Callable[[object], list[str]]) -> Counter:
@@ -107,7 +161,7 @@ def take(store, graphs: list[str], settings: Settings, scratch: Path) -> Counter
             counts["removed"] += 1
             counts["triples"] += sum(line.endswith(f" <{graph}> .\n") for line in lines)
             file.writelines(lines)
-    _apply(store, Change(added, removed, counts["triples"]), settings, scratch, False, counts["triples"] > AT_ONCE)
+    _apply(store, Change(added, removed, counts["triples"]), settings, scratch, counts["triples"] > AT_ONCE)
     _drop_runs(store)
     return counts
 
@@ -131,52 +185,37 @@ def sources_of_run(store, name: str) -> list[str]:
 def remerge(directory: str | Path, settings: Settings) -> None:
     """Make the merged triples anew from what the sources say, by other settings."""
 
-    def work(store, found: Settings):
+    def work(store, _):
         with tempfile.TemporaryDirectory(dir=directory, prefix="generation-tmp") as folder:
-            scratch = Path(folder)
-            _bulk_load(store, _derive(settings, _clear(store, scratch), scratch))
+            _merge_anew(store, settings, Path(folder))
         return None, settings
 
     change_graph(directory, "--store", None, work)
 
 
-def _compare(store, sources, run: Run, collection, with_text, changed_texts, folder: Path, counts: Counter) -> Change:
-    """Write what the sources bring and take away to files of `folder`; count them and their triples."""
+def _compare(store, sources, run: Run, folder: Path, collection, with_text, changed_texts, counts: Counter) -> Change:
+    """Write what the sources bring and take away to files of `folder`; count what becomes of them."""
     ox = oxigraph()
-    is_new, seen = not store, set()
-    added, removed = folder / "added.nq", folder / "removed.nq"
+    added, removed, changed = folder / "added.nq", folder / "removed.nq", 0
     with open(added, "w", encoding="utf-8") as new, open(removed, "w", encoding="utf-8") as old:
         for source in sources:
             graph = iri_of(source, run, collection)
-            if graph in seen:
-                raise UserError(
-                    f"id {identity_text(source.identity)} comes twice; convert.py --dedupe keeps the last of each"
-                )
-            seen.add(graph)
-            counts["records"] += 1
-            counts["triples"] += len(source.triples)
-            triples = triple_lines(source, graph)
-            details = detail_lines(source, graph, run, collection, with_text)
-            before = [] if is_new else [*find(store, graph, None, None, SOURCES)]
+            lines = triple_lines(source, graph) + detail_lines(source, graph, run, collection, with_text)
+            before = list(find(store, graph, None, None, SOURCES))
             if not before:
                 counts["added"] += 1
-                counts["lines"] += len(triples)
-                new.writelines(triples)
-                new.writelines(details)
+                changed += len(source.triples)
+                new.writelines(lines)
                 continue
             _check_text(source, before, changed_texts)
             there = {*before, *_said_by(store, graph)}
-            now = set(ox.parse("".join(triples + details).encode(), ox.RdfFormat.N_QUADS, lenient=True))
-            if there == now:
-                counts["unchanged"] += 1
-                continue
-            counts["replaced"] += 1
-            for file, quads in ((new, now - there), (old, there - now)):
-                lines = sorted(map(_line, quads))
-                counts["lines"] += sum(f" <{graph}> .\n" in line for line in lines)
-                file.writelines(lines)
+            now = set(ox.parse("".join(lines).encode(), ox.RdfFormat.N_QUADS, lenient=True))
+            counts["unchanged" if there == now else "replaced"] += 1
+            changed += len(there ^ now)
+            new.writelines(sorted(map(_line, now - there)))
+            old.writelines(sorted(map(_line, there - now)))
         _compare_run(store, run, new, old)
-    return Change(added, removed, counts.pop("lines", 0))
+    return Change(added, removed, changed)
 
 
 def _compare_run(store, run: Run, new, old) -> None:
@@ -210,19 +249,12 @@ def _line(quad) -> str:
     return f"{quad.subject} {quad.predicate} {quad.object} {quad.graph_name} .\n"
 
 
-def _apply(store, change: Change, settings: Settings, scratch: Path, is_new: bool, anew: bool) -> None:
-    """Bring a change into the graphs of sources, and the merged triples up to date with it."""
-    if is_new or anew:
+def _apply(store, change: Change, settings: Settings, scratch: Path, anew: bool) -> None:
+    """Bring a change into the graphs of sources, and the merged triples up to date with it, or all of them `anew`."""
+    if anew:
         _take_out(store, _parse(change.removed))
-        if not is_new:
-            _bulk_load(store, change.added)
-            _bulk_load(store, _derive(settings, _clear(store, scratch), scratch))
-            return
-        with ThreadPoolExecutor(1) as loading:  # which needs no Python
-            loaded = loading.submit(_bulk_load, store, change.added)
-            derived = _derive(settings, change.added, scratch)
-            loaded.result()
-        _bulk_load(store, derived)
+        _bulk_load(store, change.added)
+        _merge_anew(store, settings, scratch)
         return
     gone, come = list(_parse(change.removed)), list(_parse(change.added))
     _take_out(store, gone)
@@ -253,43 +285,38 @@ def _mention(quad) -> Mention | None:
     return (quad.subject.value, quad.predicate.value, quad.object.value, graph) if is_one else None
 
 
-def _clear(store, scratch: Path) -> Path:
-    """Take out what follows from the graphs of sources; a file with the lines of their triples."""
+def _merge_anew(store, settings: Settings, scratch: Path) -> None:
+    """Take out what follows from the graphs of sources, and make it again."""
     ox = oxigraph()
     store.clear_graph(ox.DefaultGraph())
     store.clear_graph(ox.NamedNode(MERGES))
     while parts := list(islice(find(store, None, known.IS), BATCH)):
         _take_out(store, parts)
-    said = scratch / "said.nq"
-    with open(said, "w", encoding="utf-8") as file:
-        file.writelines(
-            f"<{head}> <{relation}> <{tail}> <{graph}> .\n" for head, relation, tail, graph in mentions(store)
-        )
-    return said
+    said = _spool((f"<{h}> <{r}> <{t}> <{graph}> .\n" for h, r, t, graph in mentions(store)), scratch, "said")
+    for file in _spool(_derived(settings, said), scratch, "derived"):
+        _bulk_load(store, file)
 
 
-def _derive(settings: Settings, said: Path, scratch: Path) -> Path:
-    """A file with the lines of all that follows from the triples of sources, which are among the lines of `said`."""
+def _derived(settings: Settings, said: list[Path]) -> Iterator[str]:
+    """The lines of all that follows from the triples of sources, which are among the lines of the files `said`."""
     found, forms = known.resolve_all(lambda: _mentions_in(said), settings, relations_of(settings.relations))
     moved = found.same.keys() | found.parts.keys()
-    derived = scratch / "derived.nq"
-    with open(derived, "w", encoding="utf-8") as file:
-        file.writelines(known.entity_lines(found, forms))
-        for mention in _mentions_in(said):
-            head, relation, tail = mention[:3]
-            if head in moved or tail in moved:
-                head, relation, tail = found.merged(mention)
-            file.write(f"<{head}> <{relation}> <{tail}> .\n")
-    return derived
+    yield from known.entity_lines(found, forms)
+    for mention in _mentions_in(said):
+        head, relation, tail = mention[:3]
+        if head in moved or tail in moved:
+            head, relation, tail = found.merged(mention)
+        yield f"<{head}> <{relation}> <{tail}> .\n"
 
 
-def _mentions_in(lines: Path) -> Iterator[Mention]:
+def _mentions_in(files: list[Path]) -> Iterator[Mention]:
     start = f"<{known.ENTITY}"
-    with open(lines, encoding="utf-8", newline="\n") as file:
-        for line in file:
-            if line.startswith(start):
-                head, relation, tail, source, _ = line.split(" ")
-                yield head[1:-1], relation[1:-1], tail[1:-1], source[1:-1]
+    for path in files:
+        with open(path, encoding="utf-8", newline="\n") as file:
+            for line in file:
+                if line.startswith(start):
+                    head, relation, tail, source, _ = line.split(" ")
+                    yield head[1:-1], relation[1:-1], tail[1:-1], source[1:-1]
 
 
 def _update(store, gone: list[Mention], come: list[Mention], settings: Settings) -> None:

@@ -15,11 +15,11 @@ if __name__ == "__main__":
     begin_script()
 
 from common.errors import keeping
-from common.files import to_line
+from common.files import check_output, to_line, write_lines
 from common.flags import Range, check_ranges, command, parse_flags
 from data.sources import find_run, read_sources
 from data.submission import listed
-from kg import asking, graph, quality
+from kg import asking, drawing, graph, quality
 from kg import export as exporting
 from kg.merging import MODES
 from kg.relations import read_relations, relations_of
@@ -226,6 +226,37 @@ def export(argv: list[str]) -> None:
             say(f"{file}: {file.stat().st_size:,} bytes")
 
 
+def show(argv: list[str]) -> None:
+    """Draw a graph, or what is around an entity, as one HTML file that needs no network."""
+    parser = _parser(show)
+    parser.add_argument("--out", help="the HTML file")
+    parser.add_argument("--png", help="a picture as well, of a small graph")
+    parser.add_argument("--entity", help="draw what is around this one; left out: the entities in most triples")
+    parser.add_argument("--hops", type=int, default=2, help="how far around it")
+    parser.add_argument("--limit", type=int, default=500, help="most triples")
+    flags = parse_flags(parser, argv)
+    check_ranges(flags, RANGES | {"limit": Range(1, 20_000)})
+    if flags.out is None and flags.png is None:
+        raise UserError("show: give --out FILE.html, or --png FILE.png")
+    for flag, path in (("--out", flags.out), ("--png", flags.png)):
+        if path is not None:
+            check_output(path, flag)
+    store, _ = open_graph(flags.store)
+    if flags.entity is None:
+        triples, more = drawing.choose_triples(store, flags.limit)
+    else:
+        found, more = asking.neighbours(store, asking.find_entities(store, flags.entity), flags.hops, flags.limit)
+        triples = [triple for _, triple in found]
+    what = f"{len(triples)} triples" + (", a part of the graph (--limit)" if more else "")
+    data = drawing.as_data(store, triples, f"{what} · {flags.store}")
+    if flags.out is not None:
+        write_lines(flags.out, [drawing.page(data)])
+        say(f"{flags.out}: {what}; open it in a browser")
+    if flags.png is not None:
+        drawing.draw(data, Path(flags.png))
+        say(f"{flags.png}: {what}")
+
+
 def _print_triples(store, triples: list, is_json: bool, numbers) -> None:
     titles = ["hop", "head", "relation", "tail", "sources"]
     sources = (asking.sources_of(store, triple) for triple in triples)
@@ -247,7 +278,9 @@ def _cell(value) -> str:
     return " / ".join(map(str, value[:5])) + (f" … {len(value) - 5} more" if len(value) > 5 else "")
 
 
-COMMANDS = {run.__name__: run for run in (build, remove, merge, merges, stats, check, query, neighbours, path, export)}
+COMMANDS = {
+    run.__name__: run for run in (build, remove, merge, merges, stats, check, query, neighbours, path, export, show)
+}
 
 
 def main(argv=None) -> None:

@@ -183,6 +183,18 @@ def test_a_graph_is_exported_in_every_format(tmp_path, capsys, form):
     assert not list(tmp_path.glob("**/*.tmp"))
 
 
+def test_a_graph_is_drawn_whole_or_around_an_entity(tmp_path, capsys):
+    run("build", tmp_path / "graph", "--pred_path", SAMPLE)
+    run("show", tmp_path / "graph", "--out", tmp_path / "all.html")
+    run(
+        "show", tmp_path / "graph", "--out", tmp_path / "part.html", "--entity", "毕加索", "--hops", "1", "--limit", "1"
+    )
+    assert "1 triples, a part of the graph (--limit); open it in a browser" in capsys.readouterr().err
+    assert "格尔尼卡" in (tmp_path / "all.html").read_text(encoding="utf-8")
+    with pytest.raises(UserError, match="show: give --out FILE.html, or --png FILE.png"):
+        run("show", tmp_path / "graph")
+
+
 def test_a_graph_that_was_moved_is_still_one(tmp_path):
     run("build", tmp_path / "graph", "--pred_path", SAMPLE)
     shutil.move(tmp_path / "graph", tmp_path / "moved")
