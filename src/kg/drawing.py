@@ -88,24 +88,44 @@ def draw(data: dict, file: Path) -> None:
     graph = networkx.MultiDiGraph()
     graph.add_nodes_from(range(len(data["nodes"])))
     graph.add_edges_from((edge["head"], edge["tail"]) for edge in data["edges"])
-    places = networkx.spring_layout(networkx.Graph(graph), k=1.6 / max(1, len(graph)) ** 0.5, iterations=300, seed=1)
+    places = _places(networkx, networkx.Graph(graph))
     colours = {one["name"]: f"C{number % 10}" for number, one in enumerate(data["relations"])}
     with pyplot.rc_context({"font.family": [*fonts, "DejaVu Sans"]}):
-        size = 6 + len(graph) ** 0.5
-        figure, axes = pyplot.subplots(figsize=(size * 1.4, size))
+        extent = [max(place[axis] for place in places.values()) for axis in (0, 1)]
+        figure, axes = pyplot.subplots(figsize=[max(3, side) for side in extent])
         axes.axis("off")
+        said = {}
         for edge in data["edges"]:
-            ends = {"xy": places[edge["tail"]], "xytext": places[edge["head"]]}
-            colour = colours[edge["relation"]]
+            said.setdefault((edge["head"], edge["tail"]), []).append(edge["relation"])
+        for (head, tail), relations in said.items():
+            ends, colour = {"xy": places[tail], "xytext": places[head]}, colours[relations[0]]
             line = {"arrowstyle": "-|>", "color": colour, "shrinkA": 6, "shrinkB": 8, "lw": 1}
             axes.annotate("", **ends, arrowprops=line)
             middle = [(a + b) / 2 for a, b in zip(*ends.values(), strict=True)]
-            axes.text(*middle, _plain(edge["relation"]), size=7, color=colour, ha="center", va="center")
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+            text = " / ".join(map(_plain, relations))
+            axes.text(*middle, text, size=7, color=colour, ha="center", va="center", bbox=box)
         for number, node in enumerate(data["nodes"]):
             axes.scatter(*places[number], s=40 + 25 * node["degree"], color="#7f93a8", zorder=3)
             axes.text(*places[number], _plain(node["name"]), size=9, ha="center", va="bottom", zorder=4)
-        figure.savefig(file, dpi=150, bbox_inches="tight", format="png")
+        figure.savefig(file, dpi=100, bbox_inches="tight", format="png")
         pyplot.close(figure)
+
+
+def _places(networkx, graph) -> dict[int, tuple[float, float]]:
+    """Where each entity is drawn, in inches: what hangs together by springs, the parts beside and below each other."""
+    places, left, top, below = {}, 0.0, 0.0, 0.0
+    parts = sorted(map(sorted, networkx.connected_components(graph)), key=lambda part: (-len(part), part))
+    radii = [1.1 * len(part) ** 0.5 for part in parts]
+    width = max(2 * radii[0], 1.6 * sum(4 * radius**2 for radius in radii) ** 0.5) if radii else 0
+    for part, radius in zip(parts, radii, strict=True):
+        if left and left + 2 * radius > width:
+            left, top, below = 0.0, below, below
+        found = networkx.spring_layout(graph.subgraph(part), k=2.5 / len(part) ** 0.5, iterations=300, seed=1)
+        for one, (x, y) in found.items():
+            places[one] = (left + radius * (1 + 0.8 * x), top + radius * (1 + 0.8 * y))
+        left, below = left + 2 * radius, max(below, top + 2 * radius)
+    return places
 
 
 def _plain(name: str) -> str:

@@ -18,7 +18,7 @@ from xml.sax.saxutils import quoteattr
 
 from common.files import check_output, to_line, write_lines
 from kg.breakdown import printable
-from kg.entities import all_entities, find, mentions
+from kg.entities import all_entities, find
 from kg.store import oxigraph
 from kg.tables import as_csv
 from kg.terms import ENTITY, PREFIXES, RELATION, literal, name_of
@@ -49,41 +49,35 @@ class Line(NamedTuple):
 def lines(store) -> Iterator[Line]:
     """The merged triples with their sources, relation by relation.
 
-    Mentions are read in the store's order, in which those of one triple come together; only the mentions of names that
-    are merged, or several entities, are held in memory.
+    Mentions are read in the store's order, in which those of one triple come together; only those of names that others
+    are merged into, or that are several entities, are held in memory, of one relation at a time.
     """
     known = all_entities(store)
-    moved = known.same.keys() | known.parts.keys()
-    others = defaultdict(lambda: defaultdict(list))
-    for name in sorted(moved):
-        for mention in {*mentions(store, name), *mentions(store, None, None, name)}:
-            if name == (mention[0] if mention[0] in moved else mention[2]):  # each once
-                head, relation, tail = known.merged(mention)
-                others[relation][head, tail].append(mention[3])
+    special = {*known.same, *known.parts, *(main for main, _ in known.same.values())}
     for relation in sorted(row[0].value for row in store.query("SELECT DISTINCT ?r { ?h ?r ?t }")):
-        waiting = others.pop(relation, {})
+        held = defaultdict(list)
         said = store.query(f"SELECT ?h ?t ?g {{ GRAPH ?g {{ ?h <{relation}> ?t }} }}")
         pairs = ((row[0].value, row[1].value, row[2].value) for row in said)
         for (head, tail), group in groupby(pairs, key=itemgetter(0, 1)):
-            if head not in moved and tail not in moved:
-                sources = sorted([pair[2] for pair in group] + waiting.pop((head, tail), []))
-                yield Line(head, relation, tail, sources)
-        for (head, tail), sources in sorted(waiting.items()):
+            sources = [pair[2] for pair in group]
+            if head not in special and tail not in special:
+                yield Line(head, relation, tail, sorted(sources))
+                continue
+            for source in sources:
+                merged = known.merged((head, relation, tail, source))
+                held[merged[0], merged[2]].append(source)
+        for (head, tail), sources in sorted(held.items()):
             yield Line(head, relation, tail, sorted(sources))
 
 
 def entities(store) -> Iterator[str]:
     """The entities of the merged triples, each once."""
-    seen = set()
-    for quad in find(store, None, None, None, ""):
-        for iri in (quad.subject.value, quad.object.value):
-            if iri not in seen:
-                seen.add(iri)
-                yield iri
+    for row in store.query("SELECT DISTINCT ?e { { ?e ?r ?t } UNION { ?h ?r ?e } }"):
+        yield row[0].value
 
 
 def local(iri: str) -> str:
-    """The id of an entity: its name, percent-encoded where it holds more than letters, digits and _."""
+    """The id of an entity: its name, percent-encoded where it holds what could end an id anywhere."""
     return iri.removeprefix(ENTITY)
 
 
@@ -149,9 +143,9 @@ def graphml(store) -> Iterator[str]:
         yield f'<key id="{name}" for="{end}" attr.name="{name}" attr.type="{kind}"/>'
     yield '<graph edgedefault="directed">'
     for iri in entities(store):
-        yield f'<node id={_attribute(local(iri))}><data key="label">{_xml(name_of(iri))}</data></node>'
+        yield f'<node id="{local(iri)}"><data key="label">{_xml(name_of(iri))}</data></node>'
     for number, one in enumerate(lines(store)):
-        ends = f"source={_attribute(local(one.head))} target={_attribute(local(one.tail))}"
+        ends = f'source="{local(one.head)}" target="{local(one.tail)}"'
         data = f'<data key="relation">{_xml(name_of(one.relation))}</data><data key="weight">{len(one.sources)}</data>'
         yield f'<edge id="e{number}" {ends}>{data}<data key="records">{_xml("; ".join(one.records))}</data></edge>'
     yield "</graph>\n</graphml>"
@@ -163,10 +157,10 @@ def gexf(store) -> Iterator[str]:
     yield '<graph defaultedgetype="directed" mode="static">\n<attributes class="edge">'
     yield '<attribute id="records" title="records" type="string"/>\n</attributes>\n<nodes>'
     for iri in entities(store):
-        yield f"<node id={_attribute(local(iri))} label={_attribute(name_of(iri))}/>"
+        yield f'<node id="{local(iri)}" label={_attribute(name_of(iri))}/>'
     yield "</nodes>\n<edges>"
     for number, one in enumerate(lines(store)):
-        ends = f"source={_attribute(local(one.head))} target={_attribute(local(one.tail))}"
+        ends = f'source="{local(one.head)}" target="{local(one.tail)}"'
         said = _attribute(name_of(one.relation))
         yield (
             f'<edge id="{number}" {ends} label={said} kind={said} weight="{len(one.sources)}"><attvalues>'
@@ -176,10 +170,14 @@ def gexf(store) -> Iterator[str]:
 
 
 def _attribute(text: str) -> str:
+    if text.isalnum():
+        return f'"{text}"'
     return quoteattr(_xml_text(text))
 
 
 def _xml(text: str) -> str:
+    if text.isalnum():
+        return text
     return _xml_text(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\r", "&#13;")
 
 
