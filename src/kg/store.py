@@ -64,7 +64,7 @@ def open_graph(directory: str | Path):
     for _ in range(5):
         current = read_current(directory)
         if current is None:
-            raise UserError(f"{directory}: no graph; python src/utils/graph.py build makes one")
+            raise UserError(_missing(directory))
         try:
             return oxigraph().Store.read_only(str(_generation(directory, current[0]))), current[1]
         except OSError as error:  # it was replaced just now
@@ -83,7 +83,7 @@ def change_graph(directory: str | Path, flag: str, new: Settings | None, work):
     directory = Path(directory)
     current = read_current(directory)
     if current is None and new is None:
-        raise UserError(f"{directory}: no graph; python src/utils/graph.py build makes one")
+        raise UserError(_missing(directory))
     refusal = f"{flag} {directory}: another process is changing this graph; wait for it, then repeat the command"
     with hold_file(directory / LOCK, f"{flag} {directory}", refusal), naming(directory):
         number, settings = read_current(directory) or (0, new)
@@ -133,6 +133,11 @@ def _remove_others(directory: Path, number: int) -> None:
     for folder in directory.glob(f"{GENERATION}*"):
         if folder.name != f"{GENERATION}{number}":
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _missing(directory: str | Path) -> str:
+    what = "no graph in it" if Path(directory).exists() else "no such folder"
+    return f"{directory}: {what}; python src/utils/graph.py build makes a graph there"
 
 
 def _generation(directory: str | Path, number: int) -> Path:

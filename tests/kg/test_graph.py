@@ -239,7 +239,7 @@ def test_a_build_that_is_killed_leaves_no_graph_and_the_next_one_makes_it(tmp_pa
     process.stdout.readline()
     process.kill()
     process.wait()
-    with pytest.raises(UserError, match="no graph"):
+    with pytest.raises(UserError, match="no graph in it; python src/utils/graph.py build"):
         look(tmp_path / "new")
     assert build(tmp_path / "new", Source(2, [("丙", "位于", "乙")]))["added"] == 1
 

@@ -140,7 +140,7 @@ def test_the_command_says_what_it_can_and_what_is_wrong(tmp_path):
     assert unknown.returncode == 2
     assert "'biuld': no command; expected one of build, remove" in unknown.stderr
     nowhere = python(script, "remove", "--store", tmp_path / "none", "--run", "x")
-    assert "no graph; python src/utils/graph.py build makes one" in nowhere.stderr
+    assert "no such folder; python src/utils/graph.py build makes a graph there" in nowhere.stderr
     assert not (tmp_path / "none").exists()
 
 
