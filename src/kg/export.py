@@ -28,6 +28,12 @@ GRAPHML_DATA = (
     *(("node", "label", "string"), ("edge", "relation", "string")),
     *(("edge", "weight", "int"), ("edge", "records", "string")),
 )
+CONSTRAINT = "CREATE CONSTRAINT entity_id IF NOT EXISTS FOR (e:Entity) REQUIRE e.id IS UNIQUE"
+MERGE_NODES = "MERGE (e:Entity {id: row.id}) SET e.name = row.name"
+MERGE_EDGES = (
+    "MATCH (a:Entity {{id: row.head}}) MATCH (b:Entity {{id: row.tail}}) MERGE (a)-[r:{}]->(b) "
+    "SET r.relation = row.relation, r.count = row.count, r.records = row.records"
+)
 BATCH = 1000  # rows of one Cypher statement
 MOST_RECORDS = 100  # that are named for one triple; the count is of all
 
@@ -212,27 +218,32 @@ def _quoted(text: str) -> str:
 
 def cypher(store) -> Iterator[str]:
     """The same as Cypher statements, one a line: MERGE, so that they may be run again."""
-    yield "CREATE CONSTRAINT entity_id IF NOT EXISTS FOR (e:Entity) REQUIRE e.id IS UNIQUE;"
-    names = ({"id": local(iri), "name": name_of(iri)} for iri in entities(store))
+    yield f"{CONSTRAINT};"
+    names = node_rows(store)
     while rows := list(islice(names, BATCH)):
-        yield f"UNWIND {_cypher(rows)} AS row MERGE (e:Entity {{id: row.id}}) SET e.name = row.name;"
+        yield f"UNWIND {_cypher(rows)} AS row {MERGE_NODES};"
     waiting = defaultdict(list)
     for one in lines(store):
-        row = {"head": local(one.head), "tail": local(one.tail), "count": len(one.sources), "records": one.records}
-        waiting[one.relation].append(row)
+        waiting[one.relation].append(row(one))
         if len(waiting[one.relation]) == BATCH:
             yield _merge(one.relation, waiting.pop(one.relation))
     for relation in sorted(waiting):
         yield _merge(relation, waiting[relation])
 
 
+def node_rows(store) -> Iterator[dict]:
+    """The entities as rows of MERGE_NODES."""
+    return ({"id": local(iri), "name": _well_formed(name_of(iri))} for iri in entities(store))
+
+
+def row(one: Line) -> dict:
+    """A triple as a row of MERGE_EDGES."""
+    ends = {"head": local(one.head), "tail": local(one.tail), "relation": _well_formed(name_of(one.relation))}
+    return ends | {"count": len(one.sources), "records": [_well_formed(record) for record in one.records]}
+
+
 def _merge(relation: str, rows: list[dict]) -> str:
-    name = name_of(relation)
-    return (
-        f"UNWIND {_cypher(rows)} AS row MATCH (a:Entity {{id: row.head}}) MATCH (b:Entity {{id: row.tail}}) "
-        f"MERGE (a)-[r:{backticked(name)}]->(b) SET r.relation = {_cypher(name)}, r.count = row.count, "
-        "r.records = row.records;"
-    )
+    return f"UNWIND {_cypher(rows)} AS row {MERGE_EDGES.format(backticked(name_of(relation)))};"
 
 
 def backticked(name: str) -> str:

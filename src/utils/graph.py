@@ -21,6 +21,7 @@ from data.sources import find_run, read_sources
 from data.submission import listed
 from kg import asking, drawing, graph, quality
 from kg import export as exporting
+from kg import push as pushing
 from kg.merging import MODES
 from kg.relations import read_relations, relations_of
 from kg.store import Settings, open_graph, read_current
@@ -224,6 +225,29 @@ def export(argv: list[str]) -> None:
     with keeping(lambda: f"{flags.out} is as it was"):
         for file in exporting.write(store, flags.format, flags.out):
             say(f"{file}: {file.stat().st_size:,} bytes")
+
+
+def push(argv: list[str]) -> None:
+    """Send the merged triples to an RDF store by SPARQL 1.1, or to Neo4j; the password is read from GRAPH_PASSWORD."""
+    parser = _parser(push)
+    parser.add_argument("--endpoint", help="URL of the server's graph store, or with --protocol update of its updates")
+    parser.add_argument("--protocol", choices=pushing.PROTOCOLS, default="store", help="of SPARQL 1.1")
+    parser.add_argument("--graph", default=pushing.GRAPH, help="IRI of the server's graph that is replaced")
+    parser.add_argument("--neo4j", help="address of Neo4j, such as bolt://localhost:7687, in place of --endpoint")
+    parser.add_argument("--user", default="", help="who pushes; left out: nobody is asked for")
+    flags = parse_flags(parser, argv)
+    if (flags.endpoint is None) == (flags.neo4j is None):
+        raise UserError("push: give either --endpoint URL or --neo4j ADDRESS")
+    store, _ = open_graph(flags.store)
+    with keeping(lambda: "a part may be there already; the same command pushes it again, whole"):
+        if flags.neo4j is None:
+            lines = pushing.triple_lines(store)
+            sent = pushing.push_sparql(lines, flags.endpoint, flags.protocol, flags.graph, flags.user)
+            say(f"{flags.endpoint}: {sent} lines in the graph {flags.graph}")
+            return
+        with pushing.open_neo4j(flags.neo4j, flags.user) as driver:
+            sent = pushing.push_neo4j(store, lambda text, **values: driver.execute_query(text, values))
+        say(f"{flags.neo4j}: {sent} triples")
 
 
 def show(argv: list[str]) -> None:
