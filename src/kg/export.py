@@ -8,8 +8,10 @@ beside it still has the whole name, percent-encoded.
 
 import json
 import os
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
@@ -60,12 +62,10 @@ def lines(store) -> Iterator[Line]:
     """
     known = all_entities(store)
     special = {*known.same, *known.parts, *(main for main, _ in known.same.values())}
-    for relation in sorted(row[0].value for row in store.query("SELECT DISTINCT ?r { ?h ?r ?t }")):
+    for relation, mentions in groupby(_mentions(store), key=itemgetter(0)):
         held = defaultdict(list)
-        said = store.query(f"SELECT ?h ?t ?g {{ GRAPH ?g {{ ?h <{relation}> ?t }} }}")
-        pairs = ((row[0].value, row[1].value, row[2].value) for row in said)
-        for (head, tail), group in groupby(pairs, key=itemgetter(0, 1)):
-            sources = [pair[2] for pair in group]
+        for (head, tail), group in groupby(mentions, key=itemgetter(1, 2)):
+            sources = [mention[3] for mention in group]
             if head not in special and tail not in special:
                 yield Line(head, relation, tail, sorted(sources))
                 continue
@@ -74,6 +74,33 @@ def lines(store) -> Iterator[Line]:
                 held[merged[0], merged[2]].append(source)
         for (head, tail), sources in sorted(held.items()):
             yield Line(head, relation, tail, sorted(sources))
+
+
+def _mentions(store) -> Iterator[tuple[str, str, str, str]]:
+    """(relation, head, tail, source) of all that sources say, relation by relation.
+
+    The store writes those of the next relation to a file, which needs no Python, while these are worked on.
+    """
+    relations = sorted(row[0].value for row in store.query("SELECT DISTINCT ?r { ?h ?r ?t }"))
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as reading:
+
+        def read(number: int) -> Path:
+            file = Path(folder) / str(number)
+            rows = store.query(f"SELECT ?h ?t ?g {{ GRAPH ?g {{ ?h <{relations[number]}> ?t }} }}")
+            rows.serialize(str(file), oxigraph().QueryResultsFormat.TSV)
+            return file
+
+        coming = [reading.submit(read, 0)] if relations else []
+        for number, relation in enumerate(relations):
+            file = coming.pop().result()
+            if number + 1 < len(relations):
+                coming.append(reading.submit(read, number + 1))
+            with open(file, encoding="utf-8", newline="\n") as rows:
+                next(rows)  # the names of the columns
+                for row in rows:
+                    head, tail, source = row.rstrip("\n").split("\t")
+                    yield relation, head[1:-1], tail[1:-1], source[1:-1]
+            file.unlink()
 
 
 def entities(store) -> Iterator[str]:
