@@ -117,16 +117,16 @@ def _fill(store, sources: Iterable[Source], run: Run, settings: Settings, scratc
         loads = []
 
         def load(file: Path) -> None:
-            loads.append(loading.submit(_bulk_load, store, file))
+            loads.append(loading.submit(bulk_load, store, file))
 
-        said = _spool(pieces(), scratch, "said", load)
-        _spool(_derived(settings, said), scratch, "derived", load)
+        said = spool(pieces(), scratch, "said", load)
+        spool(_derived(settings, said), scratch, "derived", load)
         for one in loads:
             one.result()
 
 
-def _spool(pieces: Iterable[str], folder: Path, name: str, done=lambda file: None) -> list[Path]:
-    """Write pieces of text to files of about CHUNK characters; `done` is called with each that is whole. The files."""
+def spool(pieces: Iterable[str], folder: Path, name: str, done=lambda file: None, chunk: int = CHUNK) -> list[Path]:
+    """Write pieces of text to files of about `chunk` characters; `done` is called with each that is whole. The files."""
     pieces, files = iter(pieces), []
     while (piece := next(pieces, None)) is not None:
         files.append(folder / f"{name}-{len(files)}.nq")
@@ -134,7 +134,7 @@ def _spool(pieces: Iterable[str], folder: Path, name: str, done=lambda file: Non
             size = 0
             while piece is not None:
                 size += file.write(piece)
-                piece = next(pieces, None) if size < CHUNK else None
+                piece = next(pieces, None) if size < chunk else None
         done(files[-1])
     return files
 
@@ -253,7 +253,7 @@ def _apply(store, change: Change, settings: Settings, scratch: Path, anew: bool)
     """Bring a change into the graphs of sources, and the merged triples up to date with it, or all of them `anew`."""
     if anew:
         _take_out(store, _parse(change.removed))
-        _bulk_load(store, change.added)
+        bulk_load(store, change.added)
         _merge_anew(store, settings, scratch)
         return
     gone, come = list(_parse(change.removed)), list(_parse(change.added))
@@ -269,7 +269,8 @@ def _parse(file: Path) -> Iterator:
     )
 
 
-def _bulk_load(store, file: Path) -> None:
+def bulk_load(store, file: Path) -> None:
+    """Load a file of N-Quads that were made here."""
     if file.stat().st_size:
         store.bulk_load(path=str(file), format=oxigraph().RdfFormat.N_QUADS, lenient=True)
 
@@ -292,9 +293,9 @@ def _merge_anew(store, settings: Settings, scratch: Path) -> None:
     store.clear_graph(ox.NamedNode(MERGES))
     while parts := list(islice(find(store, None, known.IS), BATCH)):
         _take_out(store, parts)
-    said = _spool((f"<{h}> <{r}> <{t}> <{graph}> .\n" for h, r, t, graph in mentions(store)), scratch, "said")
-    for file in _spool(_derived(settings, said), scratch, "derived"):
-        _bulk_load(store, file)
+    said = spool((f"<{h}> <{r}> <{t}> <{graph}> .\n" for h, r, t, graph in mentions(store)), scratch, "said")
+    for file in spool(_derived(settings, said), scratch, "derived"):
+        bulk_load(store, file)
 
 
 def _derived(settings: Settings, said: list[Path]) -> Iterator[str]:

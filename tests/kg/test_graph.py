@@ -282,3 +282,13 @@ def test_a_large_change_is_the_same_as_many_small_ones(tmp_path):
         graph.bring(opened, [Source(99, [])], RUN, ALIAS, tmp_path)
         graph.bring(opened, many, RUN, ALIAS, tmp_path, at_once=at_once)
     assert content(small) == content(large)
+
+
+def test_what_is_loaded_in_pieces_is_whole(tmp_path):
+    done = []
+    pieces = [f"line {number}\n" for number in range(10)]
+    files = graph.spool(iter(pieces), tmp_path, "piece", done.append, chunk=20)
+    assert len(files) == 4
+    assert done == files
+    assert "".join(file.read_text() for file in files) == "".join(pieces)
+    assert graph.spool([], tmp_path, "none", done.append) == []
