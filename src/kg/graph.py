@@ -126,7 +126,7 @@ def _fill(store, sources: Iterable[Source], run: Run, settings: Settings, scratc
 
 
 def spool(pieces: Iterable[str], folder: Path, name: str, done=lambda file: None, chunk: int = CHUNK) -> list[Path]:
-    """Write pieces of text to files of about `chunk` characters; `done` is called with each that is whole. The files."""
+    """Write pieces of text to files of about `chunk` characters; `done` is called with each that is whole."""
     pieces, files = iter(pieces), []
     while (piece := next(pieces, None)) is not None:
         files.append(folder / f"{name}-{len(files)}.nq")

@@ -302,9 +302,8 @@ def _cell(value) -> str:
     return " / ".join(map(str, value[:5])) + (f" … {len(value) - 5} more" if len(value) > 5 else "")
 
 
-COMMANDS = {
-    run.__name__: run for run in (build, remove, merge, merges, stats, check, query, neighbours, path, export, show)
-}
+RUN = (build, remove, merge, merges, stats, check, query, neighbours, path, export, push, show)
+COMMANDS = {run.__name__: run for run in RUN}
 
 
 def main(argv=None) -> None:

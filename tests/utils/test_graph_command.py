@@ -199,3 +199,14 @@ def test_a_graph_that_was_moved_is_still_one(tmp_path):
     run("build", tmp_path / "graph", "--pred_path", SAMPLE)
     shutil.move(tmp_path / "graph", tmp_path / "moved")
     assert len(merged(tmp_path / "moved")) > 200
+
+
+def test_push_wants_one_server_and_names_one_that_is_not_there(tmp_path):
+    run("build", tmp_path / "graph", "--pred_path", SAMPLE)
+    for flags in ((), ("--endpoint", "http://127.0.0.1:9/store", "--neo4j", "bolt://127.0.0.1:9")):
+        with pytest.raises(UserError, match="push: give either --endpoint URL or --neo4j ADDRESS"):
+            run("push", tmp_path / "graph", *flags)
+    with pytest.raises(UserError, match=r"--endpoint http://127.0.0.1:9/store\?graph=.*is the server running"):
+        run("push", tmp_path / "graph", "--endpoint", "http://127.0.0.1:9/store")
+    with pytest.raises(UserError, match="--neo4j"):
+        run("push", tmp_path / "graph", "--neo4j", "bolt://127.0.0.1:9")
