@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from base64 import b64encode
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import groupby, islice
 from urllib.parse import quote, urlsplit
 from uuid import uuid4
@@ -76,20 +77,22 @@ def _send(url: str, body: str, kind: str, method: str, user: str) -> None:
         raise UserError(f"--endpoint {url}: {reason}; is the server running, and is this its address?") from None
 
 
+@contextmanager
 def open_neo4j(address: str, user: str):
-    """A driver for Neo4j; UserError without its package or its server."""
+    """A function that runs a statement, with values, in Neo4j; UserError without its package, its server or its yes."""
     try:
         import neo4j
     except ImportError:
         raise UserError("--neo4j needs the package neo4j; pip install neo4j") from None
     try:
-        driver = neo4j.GraphDatabase.driver(address, auth=(user, os.environ.get(PASSWORD, "")) if user else None)
-        driver.verify_connectivity()
-    except (neo4j.exceptions.DriverError, neo4j.exceptions.Neo4jError, ValueError, OSError) as error:
-        raise UserError(
-            f"--neo4j {address}: {error}; is the server running, and are --user and {PASSWORD} right?"
-        ) from None
-    return driver
+        secret = (user, os.environ.get(PASSWORD, "")) if user else None
+        with neo4j.GraphDatabase.driver(address, auth=secret) as driver:
+            driver.verify_connectivity()
+            yield lambda statement, **values: driver.execute_query(statement, values)
+    except (neo4j.exceptions.DriverError, neo4j.exceptions.Neo4jError, neo4j.exceptions.ConfigurationError) as error:
+        said = str(error).strip().split("\n")[0]
+        advice = f"is the server running, and are --user and {PASSWORD} right?"
+        raise UserError(f"--neo4j {address}: {said}; {advice}") from None
 
 
 def push_neo4j(store, run, batch: int = BATCH) -> int:

@@ -245,8 +245,8 @@ def push(argv: list[str]) -> None:
             sent = pushing.push_sparql(lines, flags.endpoint, flags.protocol, flags.graph, flags.user)
             say(f"{flags.endpoint}: {sent} lines in the graph {flags.graph}")
             return
-        with pushing.open_neo4j(flags.neo4j, flags.user) as driver:
-            sent = pushing.push_neo4j(store, lambda text, **values: driver.execute_query(text, values))
+        with pushing.open_neo4j(flags.neo4j, flags.user) as run:
+            sent = pushing.push_neo4j(store, run)
         say(f"{flags.neo4j}: {sent} triples")
 
 

@@ -205,5 +205,29 @@ def test_the_csv_for_neo4j_is_loaded(tmp_path, property_graph):
     assert property_graph.execute("MATCH (e:Entity) RETURN count(*)").get_all()[0][0] == len(names) - 1
 
 
+ANY = st.text(st.characters(), min_size=1, max_size=6).filter(str.strip)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(ANY, ANY, ANY), min_size=1, max_size=3, unique=True))
+def test_any_name_is_stored_and_exported_as_data(tmp_path, triples):
+    store = pyoxigraph.Store()
+    graph.bring(store, [Source(1, triples, "".join(triples[0]))], RUN, Settings("none", {}), tmp_path)
+    assert merged(store) == set(triples)
+    for form, kind in (("turtle", "TURTLE"), ("jsonld", "JSON_LD")):
+        again = pyoxigraph.Store()
+        again.load(input=text(store, form).encode(), format=getattr(pyoxigraph.RdfFormat, kind))
+        assert merged(again) == set(triples)
+    rows = csv.reader(io.StringIO(text(store, "csv"), newline=""))
+    found = {tuple(cell[cell.startswith("'") :] for cell in row[:3]) for row in list(rows)[1:]}
+    assert found == {tuple(map(shown, triple)) for triple in triples}
+    for form in ("graphml", "gexf"):
+        root = ElementTree.fromstring(text(store, form).encode())
+        edges = [one for one in root.iter() if one.tag.endswith("}edge")]
+        ends = {(name_of(f"urn:kg:e:{one.get('source')}"), name_of(f"urn:kg:e:{one.get('target')}")) for one in edges}
+        assert ends == {(head, tail) for head, _, tail in triples}
+    assert all(line.count("\n") == 0 for line in export.cypher(store))
+
+
 def test_jsonld_is_json(hostile):
     assert len(json.loads(text(hostile, "jsonld"))["@graph"]) == len(HOSTILE)
