@@ -16,7 +16,7 @@ from typing import NamedTuple
 from common.errors import UserError
 from common.files import read_json, to_line, write_lines
 from common.locks import hold_file
-from common.refusals import naming
+from common.refusals import ADVICE, naming
 
 CURRENT, LOCK, GENERATION = "current.json", "lock", "generation-"
 FORMAT = 1
@@ -103,7 +103,16 @@ def change_graph(directory: str | Path, flag: str, new: Settings | None, work):
 
 def _work_on(folder: Path, work, settings: Settings):
     """The store is closed when this returns: nothing else refers to it."""
-    return work(oxigraph().Store(str(folder)), settings)
+    try:
+        return work(oxigraph().Store(str(folder)), settings)
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        # The store says in words alone what the system refused.
+        number = next((number for number in ADVICE if os.strerror(number) in str(error)), None)
+        if number is None:
+            raise UserError(f"{folder.parent}: the store cannot be written ({error})") from None
+        raise OSError(number, os.strerror(number)) from None
 
 
 def _publish(directory: Path, folder: Path, number: int, settings: Settings) -> None:

@@ -1,5 +1,6 @@
 """The graph: built, changed and cut back; after any change it is what a build of the same records is."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -292,3 +293,19 @@ def test_what_is_loaded_in_pieces_is_whole(tmp_path):
     assert done == files
     assert "".join(file.read_text() for file in files) == "".join(pieces)
     assert graph.spool([], tmp_path, "none", done.append) == []
+
+
+@pytest.mark.parametrize(
+    ("said", "number"), [("IO error: No space left on device: While appending", errno.ENOSPC), ("Corruption: x", None)]
+)
+def test_what_the_system_refuses_the_store_is_told_with_its_number(tmp_path, said, number):
+    build(tmp_path, Source(1, [("甲", "位于", "乙")]))
+
+    def refused():
+        yield Source(2, [("丙", "位于", "乙")])
+        raise OSError(said)
+
+    with pytest.raises(OSError if number else UserError) as caught:
+        graph.build(tmp_path, refused(), RUN, ALIAS)
+    assert getattr(caught.value, "errno", None) == number
+    assert len(merged(look(tmp_path))) == 1
