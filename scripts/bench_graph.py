@@ -20,7 +20,7 @@ import pyoxigraph
 
 from kg import asking, export, graph
 from kg.evidence import Run, Source
-from kg.store import open_graph, size_on_disk
+from kg.store import open_graph, read_current, size_on_disk
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -102,8 +102,7 @@ def build(file: Path, store: Path) -> tuple[float, float, float]:
     return time.perf_counter() - started, busy, after.ru_maxrss / 2**20
 
 
-def measure(triples: int, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+def measure_building(folder: Path, triples: int) -> None:
     for with_kg, what in ((False, "predictions, parsed"), (True, "a submission, with kg")):
         file = folder / f"{triples}-{with_kg}.json"
         with open(file, "w", encoding="utf-8") as out:
@@ -114,29 +113,30 @@ def measure(triples: int, folder: Path) -> None:
             f"{triples / seconds:,.0f} triples/s, {seconds:.1f} s ({busy:.1f} s of cores), {memory:.2f} GiB",
         )
     say("on disk", f"{size_on_disk(folder / 'graph') / 2**20:,.0f} MiB")
-    store, _ = open_graph(folder / "graph")
 
+
+def measure_loading(folder: Path, triples: int) -> None:
+    store, _ = open_graph(folder / "graph")
     started = time.perf_counter()
     export.write_nquads(store, folder / "all.nq")
     say("export nquads", f"{len(store) / (time.perf_counter() - started):,.0f} quads/s ({len(store):,} quads)")
-    shutil.rmtree(folder / "plain", ignore_errors=True)
+    for name in ("whole", "pieces"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+        (folder / name).mkdir()
     started = time.perf_counter()
-    plain = pyoxigraph.Store(str(folder / "plain"))
-    plain.bulk_load(path=str(folder / "all.nq"), format=pyoxigraph.RdfFormat.N_QUADS, lenient=True)
+    graph.bulk_load(pyoxigraph.Store(str(folder / "whole")), folder / "all.nq")
     seconds = time.perf_counter() - started
     say("pyoxigraph's own loader on the same quads", f"{seconds:.1f} s, {triples / seconds:,.0f} triples/s")
-    del plain
-
-    shutil.rmtree(folder / "pieces", ignore_errors=True)
-    (folder / "pieces").mkdir()
     started = time.perf_counter()
     load = partial(graph.bulk_load, pyoxigraph.Store(str(folder / "pieces" / "store")))
     with open(folder / "all.nq", encoding="utf-8") as quads:
         graph.spool(quads, folder / "pieces", "piece", load)
     again = time.perf_counter() - started
     say("the same in the pieces that build loads", f"{again:.1f} s, {again / seconds:.2f} times as long")
-    del load
 
+
+def measure_exports(folder: Path, _) -> None:
+    store, _ = open_graph(folder / "graph")
     count = sum(1 for _ in store.quads_for_pattern(None, None, None, pyoxigraph.DefaultGraph()))
     for form in export.TEXTS:
         started = time.perf_counter()
@@ -144,10 +144,13 @@ def measure(triples: int, folder: Path) -> None:
             out.writelines(line + "\n" for line in export.TEXTS[form](store))
         say(f"export {form}", f"{count / (time.perf_counter() - started):,.0f} triples/s")
 
+
+def measure_questions(folder: Path, _) -> None:
+    store, _ = open_graph(folder / "graph")
     most = "SELECT ?e { ?h ?r ?e } GROUP BY ?e ORDER BY DESC(COUNT(*)) LIMIT 1"
     hub = next(asking.query(store, most, as_iris=True).rows)[0]
     head = next(store.quads_for_pattern(None, None, pyoxigraph.NamedNode(hub), pyoxigraph.DefaultGraph())).subject.value
-    for what, iri in (("of some entity", head), ("of the entity in most triples", hub)):
+    for what, iri in (("some entity", head), ("that in most triples", hub)):
         started = time.perf_counter()
         found, _ = asking.neighbours(store, [iri], 2, 1000)
         say(
@@ -157,20 +160,17 @@ def measure(triples: int, folder: Path) -> None:
         text = f"SELECT (COUNT(*) AS ?n) {{ {{ <{iri}> ?r ?b }} UNION {{ ?b ?r <{iri}> }} ?b ?s ?c }}"
         rows = list(asking.query(store, text).rows)
         say(f"SPARQL, 2 hops, {what}", f"{time.perf_counter() - started:.3f} s ({int(rows[0][0]):,} counted)")
-    del store
 
+
+def measure_changes(folder: Path, _) -> None:
     for at in range(3):
         started = time.perf_counter()
-        source = Source(
-            f"new {at}", [(f"新站{at}", "位于", name(1, 4)), (name(2, 4) + "站", "类型", name(3, 3))], "新站"
-        )
-        settings = open_graph(folder / "graph")[1]
-        graph.build(folder / "graph", [source], Run("new"), settings)
+        source = Source(f"new {time.time()}", [(f"新{at}塔", "位于", "北安市"), ("成大塔", "类型", "德东式")], "新")
+        graph.build(folder / "graph", [source], Run("new"), read_current(folder / "graph")[1])
         say("one record added", f"{time.perf_counter() - started:.3f} s")
-    merge_rows(folder)
 
 
-def merge_rows(folder: Path, most: int = 1000) -> None:
+def measure_merge(folder: Path, _, most: int = 1000) -> None:
     """The same triples by MERGE one by one into an embedded property graph, if ladybug is installed."""
     try:
         import ladybug
@@ -191,9 +191,21 @@ def merge_rows(folder: Path, most: int = 1000) -> None:
     say("MERGE row by row (ladybug, no sources)", f"{len(kg) / (time.perf_counter() - started):,.0f} triples/s")
 
 
+PARTS = {
+    "building": measure_building,
+    "loading": measure_loading,
+    "exports": measure_exports,
+    "questions": measure_questions,
+    "changes": measure_changes,
+    "merge": measure_merge,
+}
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--triples", type=int, default=1_000_000)
-    parser.add_argument("--folder", type=Path, default=Path("results/bench_graph"))
+    parser.add_argument("--folder", type=Path, default=Path("results/bench_graph"), help="what is made stays there")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="building comes first, once")
     arguments = parser.parse_args()
-    measure(arguments.triples, arguments.folder)
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    for part in arguments.parts:
+        PARTS[part](arguments.folder, arguments.triples)
