@@ -27,7 +27,7 @@ def read_sources(path: str | Path, bad: list[str] | None = None) -> Iterator[Sou
         stream_records(path, bad), desc="reading", unit=" records", delay=3, mininterval=1, leave=False
     ):
         try:
-            yield source_of(record)
+            yield source_of(record)._replace(where=f"{path}:{line}")
         except UserError as error:
             if bad is None:
                 raise UserError(f"{path}:{line}: {error}") from None

@@ -25,7 +25,9 @@ class Run(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A record's answer. `triples`: (head, relation, tail), each once; `unasked`: relations that were not asked for."""
+    """A record's answer. `triples`: (head, relation, tail), each once; `unasked`: relations that were not asked for;
+    `where`: what errors call it, FILE:LINE.
+    """
 
     identity: object
     triples: list[tuple]
@@ -34,6 +36,12 @@ class Source(NamedTuple):
     confidence: float | None = None
     finish_reason: str = ""
     unasked: tuple[str, ...] = ()
+    where: str = ""
+
+    @property
+    def name(self) -> str:
+        identity = f"id {identity_text(self.identity)}"
+        return f"{self.where}: {identity}" if self.where else identity
 
 
 def places(source: Source) -> dict[str, list[int] | None]:

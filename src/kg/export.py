@@ -86,8 +86,8 @@ def _mentions(store) -> Iterator[tuple[str, str, str, str]]:
 
         def read(number: int) -> Path:
             file = Path(folder) / str(number)
-            rows = store.query(f"SELECT ?h ?t ?g {{ GRAPH ?g {{ ?h <{relations[number]}> ?t }} }}")
-            rows.serialize(str(file), oxigraph().QueryResultsFormat.TSV)
+            text = f"SELECT ?h ?t ?g {{ GRAPH ?g {{ ?h <{relations[number]}> ?t }} }}"
+            store.query(text).serialize(str(file), oxigraph().QueryResultsFormat.TSV)  # no name: freed in this thread
             return file
 
         coming = [reading.submit(read, 0)] if relations else []

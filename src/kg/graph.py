@@ -97,7 +97,7 @@ def _each_once(sources: Iterable[Source], counts: Counter) -> Iterator[Source]:
     for source in sources:
         identity = identity_text(source.identity)
         if identity in seen:
-            raise UserError(f"id {identity} comes twice; convert.py --dedupe keeps the last of each")
+            raise UserError(f"{source.name} comes twice; convert.py --dedupe keeps the last of each")
         seen.add(identity)
         counts["records"] += 1
         counts["triples"] += len(source.triples)
@@ -236,7 +236,7 @@ def _check_text(source: Source, before, changed_texts: bool) -> None:
     old = detail_of(before).get("text")
     if not changed_texts and old and source.text and old != text_digest(source.text):
         raise UserError(
-            f"id {identity_text(source.identity)} is in the graph with another text; --changed_texts replaces it, "
+            f"{source.name} is in the graph with another text; --changed_texts replaces it, "
             "--collection NAME keeps records of another file with the same ids apart"
         )
 

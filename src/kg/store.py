@@ -10,6 +10,7 @@ reading needs no lock, and two processes never change one graph.
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,20 +85,27 @@ def change_graph(directory: str | Path, flag: str, new: Settings | None, work):
     current = read_current(directory)
     if current is None and new is None:
         raise UserError(_missing(directory))
-    refusal = f"{flag} {directory}: another process is changing this graph; wait for it, then repeat the command"
-    with hold_file(directory / LOCK, f"{flag} {directory}", refusal), naming(directory):
-        number, settings = read_current(directory) or (0, new)
-        _remove_others(directory, number)
-        made = _generation(directory, number + 1)
-        try:
-            if number:
-                _link_files(_generation(directory, number), made)
-            result, settings = _work_on(made, work, settings)
-            if settings is not None:
-                _publish(directory, made, number + 1, settings)
-                number += 1
-        finally:
+    made_now = [folder for folder in (directory, *directory.parents) if not folder.exists()]
+    try:
+        refusal = f"{flag} {directory}: another process is changing this graph; wait for it, then repeat the command"
+        with hold_file(directory / LOCK, f"{flag} {directory}", refusal), naming(directory):
+            number, settings = read_current(directory) or (0, new)
             _remove_others(directory, number)
+            made = _generation(directory, number + 1)
+            try:
+                if number:
+                    _link_files(_generation(directory, number), made)
+                result, settings = _work_on(made, work, settings)
+                if settings is not None:
+                    _publish(directory, made, number + 1, settings)
+                    number += 1
+            finally:
+                _remove_others(directory, number)
+    except BaseException:
+        for folder in made_now:  # nothing is in them
+            with suppress(OSError):
+                folder.rmdir()
+        raise
     return result
 
 

@@ -79,6 +79,13 @@ def test_a_submission_has_the_run_of_its_predictions(tmp_path):
 # the commands
 
 
+def test_errors_about_records_name_file_and_line(tmp_path):
+    pred = save(tmp_path / "pred.json", *({"id": 7, "kg": [["甲", "位于", "乙"]]} for _ in range(2)))
+    with pytest.raises(UserError, match=r"pred.json:2: id 7 comes twice; convert.py --dedupe keeps the last"):
+        run("build", tmp_path / "new" / "graph", "--pred_path", pred)
+    assert not (tmp_path / "new").exists()
+
+
 def test_the_sample_becomes_a_graph(tmp_path, capsys):
     run("build", tmp_path / "graph", "--pred_path", SAMPLE)
     assert "108 records, 281 triples, 108 added, 0 replaced, 0 unchanged" in capsys.readouterr().err
