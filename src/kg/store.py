@@ -4,24 +4,26 @@
     DIR/generation-N/   an Oxigraph (RocksDB) store; while it counts, nothing writes to it
 
 A change is made in a new generation that shares the old one's data files (hard links, for RocksDB never rewrites one),
-and counts once current.json is replaced, in one step. So whatever ends a change, the graph is as before or after it;
-reading needs no lock, and two processes never change one graph.
+and counts once current.json is replaced, in one step. So whatever ends a change, the graph is as before or after it.
+Two processes never change one graph; who reads it goes on reading the generation that was there.
 """
 
 import os
 import shutil
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from common.errors import UserError
 from common.files import read_json, to_line, write_lines
-from common.locks import hold_file
+from common.locks import hold_file, take_lock
 from common.refusals import ADVICE, naming
 
 CURRENT, LOCK, GENERATION = "current.json", "lock", "generation-"
+READERS = "readers"  # of a generation: who reads it shares a lock on this file, and it is not removed
 FORMAT = 1
-LEFT_BEHIND = ("LOCK", "LOG")  # of RocksDB; log files are named LOG, LOG.old.N
+LEFT_BEHIND = ("LOCK", "LOG", READERS)  # of RocksDB (log files are named LOG, LOG.old.N), and of the readers
+_reading = {}  # folder of a graph -> the open file whose lock keeps the generation that this process reads
 
 
 class Settings(NamedTuple):
@@ -61,17 +63,33 @@ def read_current(directory: str | Path) -> tuple[int, Settings] | None:
 
 
 def open_graph(directory: str | Path):
-    """The store that counts now, to read, and its settings. UserError where there is none."""
+    """The store that counts now, to read, and its settings. UserError where there is none.
+
+    It stays as it is, whatever others change, until this process opens the graph again, lets it go or ends.
+    """
     for _ in range(5):
         current = read_current(directory)
         if current is None:
             raise UserError(_missing(directory))
+        folder = _generation(directory, current[0])
         try:
-            return oxigraph().Store.read_only(str(_generation(directory, current[0]))), current[1]
+            file = open(folder / READERS, "rb")  # noqa: SIM115 - open while it is read
+            if not take_lock(file.fileno(), shared=True):
+                raise OSError("it is being removed")
+            store = oxigraph().Store.read_only(str(folder))
+            _reading[str(Path(directory).resolve())] = file  # that of an earlier opening is closed
+            return store, current[1]
         except OSError as error:  # it was replaced just now
             if read_current(directory) == current:
                 raise UserError(f"{directory}: the graph cannot be opened ({error}); build it anew") from None
     raise UserError(f"{directory}: another process goes on changing the graph; try again")
+
+
+def let_go(directory: str | Path) -> None:
+    """The store of an earlier `open_graph` is read no more: what it holds on disk may be removed by the next change."""
+    file = _reading.pop(str(Path(directory).resolve()), None)
+    if file is not None:
+        file.close()
 
 
 def change_graph(directory: str | Path, flag: str, new: Settings | None, work):
@@ -124,6 +142,7 @@ def _work_on(folder: Path, work, settings: Settings):
 
 
 def _publish(directory: Path, folder: Path, number: int, settings: Settings) -> None:
+    (folder / READERS).touch()
     for file in folder.iterdir():  # on disk before it counts
         with open(file, "rb") as stream:
             os.fsync(stream.fileno())
@@ -146,9 +165,15 @@ def _link_files(old: Path, new: Path) -> None:
 
 
 def _remove_others(directory: Path, number: int) -> None:
-    """What changes that were broken off left, and the generation before."""
+    """What changes that were broken off left, and generations before that nobody reads any more."""
     for folder in directory.glob(f"{GENERATION}*"):
-        if folder.name != f"{GENERATION}{number}":
+        if folder.name == f"{GENERATION}{number}":
+            continue
+        with ExitStack() as held:
+            with suppress(FileNotFoundError):
+                file = held.enter_context(open(folder / READERS, "rb"))
+                if not take_lock(file.fileno()):
+                    continue
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -230,6 +230,7 @@ def test_killed_at_any_moment_the_graph_is_as_before_or_after(tmp_path, delay):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert len(merged(look(tmp_path))) in (1, 6001)
+    store.let_go(tmp_path)
     assert build(tmp_path, Source(2, [("丙", "位于", "乙")]))["added"] == 1
     assert len(merged(look(tmp_path))) in (2, 6002)
     assert len(list(tmp_path.iterdir())) == 2  # the one generation and current.json: nothing is left behind
@@ -254,6 +255,32 @@ def test_a_second_process_is_refused_and_reading_is_not(tmp_path):
     assert len(merged(look(tmp_path))) == 1
     process.kill()
     process.wait()
+
+
+READING = """
+import sys
+from kg import store
+opened, _ = store.open_graph(sys.argv[1])
+print("here", flush=True)
+sys.stdin.readline()
+print(len(set(opened)), flush=True)
+"""
+
+
+def test_who_reads_goes_on_reading_what_was_there(tmp_path):
+    build(tmp_path, *(Source(n, [(f"甲{n}", "位于", "乙")]) for n in range(50)))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", READING, str(tmp_path)]
+    reader = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    reader.stdout.readline()
+    count = len(look(tmp_path))
+    store.let_go(tmp_path)
+    for change in range(3):
+        build(tmp_path, Source(f"new {change}", [("丙", "位于", f"丁{change}")]))
+    assert len(list(tmp_path.glob("generation-*"))) == 2
+    assert reader.communicate("\n")[0] == f"{count}\n"
+    build(tmp_path, Source("last", []))
+    assert len(list(tmp_path.glob("generation-*"))) == 1
 
 
 def test_an_error_while_reading_leaves_the_graph_as_it_was(tmp_path):
