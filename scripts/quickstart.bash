@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole product in one command: set up, take an embedded base, fine-tune, predict, convert, score.
+# The whole product in one command: set up, take an embedded base, fine-tune, predict, convert, score, draw the graph.
 # A second run skips what is done; a half-finished one goes on. QUICKSTART_STEPS=4 shortens it for a try.
 # QUICKSTART_BASE=smollm2 takes the base under Apache-2.0 instead of Gemma, which has terms of its own.
 set -euo pipefail
@@ -78,9 +78,13 @@ fi
 python src/utils/convert.py --pred_path "$RESULTS/valid.json" --tgt_path "$RESULTS/submission.json"
 echo
 python src/utils/score.py --pred "$RESULTS/submission.json" --gold "$DATA/valid_gold.json" --json "$RESULTS/score.json" --show 3
+rm -rf "$RESULTS/graph" # small, and made anew from the submission
+python src/utils/graph.py build --pred_path "$RESULTS/submission.json" --store "$RESULTS/graph"
+python src/utils/graph.py show --store "$RESULTS/graph" --out "$RESULTS/graph.html"
 trained=$(python -c 'import json, sys; print(round(json.load(open(sys.argv[1]))["results"]["seconds"]))' "$ADAPTER/run.json")
 echo "time         $(($(date +%s) - start)) s for this run; its adapter was trained for $STEPS steps, the last part in $trained s"
 echo "base         $BASE"
 echo "adapter      $ADAPTER (run.json says how it was made, curve.png how it learnt)"
 echo "predictions  $RESULTS/valid.json"
 echo "submission   $RESULTS/submission.json"
+echo "graph        $RESULTS/graph.html (open it in a browser)"

@@ -16,7 +16,7 @@ from transformers import HfArgumentParser
 
 from common.errors import UserError
 from models import families
-from utils import args, args_predict, args_pt, convert, gguf_to_hf, score, weight_diff
+from utils import args, args_predict, args_pt, convert, gguf_to_hf, graph, score, weight_diff
 
 READMES = ("README.md", "README_CN.md")
 WEIGHTS = ("docs/weights.md", "docs/weights_CN.md")
@@ -29,8 +29,9 @@ PTUNING = ("docs/ptuning.md", "docs/ptuning_CN.md")
 MEMORY = ("docs/memory.md", "docs/memory_CN.md")
 MANY_CARDS = ("docs/many_cards.md", "docs/many_cards_CN.md")
 PREDICTION = ("docs/prediction.md", "docs/prediction_CN.md")
+GRAPH = ("docs/graph.md", "docs/graph_CN.md")
 ARCHITECTURE = ("docs/architecture.md", "docs/architecture_CN.md")
-PAIRS = [READMES, WEIGHTS, PTUNING, MEMORY, MANY_CARDS, PREDICTION, ARCHITECTURE, *MODELS]
+PAIRS = [READMES, WEIGHTS, PTUNING, MEMORY, MANY_CARDS, PREDICTION, GRAPH, ARCHITECTURE, *MODELS]
 PAGES = [name for pair in PAIRS for name in pair]
 TEXT = {name: (ROOT / name).read_text(encoding="utf-8") for name in PAGES}
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.bash"))
@@ -47,6 +48,7 @@ PARSERS = {
 COMMANDS_OF_FILES = {
     "src/utils/convert.py": convert.main,
     "src/utils/score.py": score.main,
+    "src/utils/graph.py": graph.main,
     "src/utils/weight_diff.py": weight_diff.main,
 }
 PTUNING_ARGUMENTS = (args_pt.TunedModelArguments, args_pt.PtuningArguments)
@@ -151,7 +153,8 @@ def actions(parser):
 
 
 @pytest.mark.parametrize(
-    ("pair", "least"), [(READMES, 10), *((pair, 5) for pair in (WEIGHTS, PTUNING, MANY_CARDS, PREDICTION, *MODELS))]
+    ("pair", "least"),
+    [(READMES, 10), *((pair, 5) for pair in (WEIGHTS, PTUNING, MANY_CARDS, PREDICTION, GRAPH, *MODELS))],
 )
 def test_both_have_the_same_headings_and_code_blocks(pair, least):
     levels = [re.findall(r"^(#+) ", prose(TEXT[name]), re.MULTILINE) for name in pair]
@@ -263,7 +266,7 @@ def test_every_flag_in_the_prose_exists(name, capsys):
     known |= {"--help", "--help_all", "--master_port", "--nocheck"}  # of torchrun, and fire's way to say --check False
     known |= {"--nproc_per_node", "--nnodes", "--node_rank", "--master_addr"}  # of torchrun, too
     known |= {"--include", "--num_gpus"}  # of deepspeed
-    for main in (convert.main, score.main):
+    for main in (convert.main, score.main, *graph.COMMANDS.values()):
         with pytest.raises(SystemExit):
             main(["--help"])
     for command in weight_diff.COMMANDS:

@@ -35,12 +35,14 @@ def hold_file(path: Path, what: str, refusal: str):
                 path.unlink(missing_ok=True)
 
 
-def take_lock(file: int) -> bool:
-    """Lock an open file; False when another process has it. Where files cannot be locked, nobody has."""
+def take_lock(file: int, shared: bool = False) -> bool:
+    """Lock an open file, `shared` with others that do so; False when another process has it. Where files cannot be
+    locked, nobody has.
+    """
     if fcntl is None:
         return True
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:

@@ -85,8 +85,8 @@ def shorten(path) -> str:
 
 
 def _number_of(error: BaseException) -> int | None:
-    """The system's number of an error; libraries in Rust (safetensors, tokenizers) give it as text."""
-    if isinstance(error, OSError):
+    """The system's number of an error; libraries in Rust (safetensors, tokenizers, pyoxigraph) give it as text."""
+    if isinstance(error, OSError) and error.errno is not None:
         return error.errno
     found = re.search(r"\(os error (\d+)\)", str(error))
     return int(found[1]) if found else None

@@ -18,6 +18,7 @@ if __name__ == "__main__":
 
 from common.files import check_output, write_lines
 from common.flags import Range, check_flags, check_ranges, command
+from common.manifest import run_file_of
 from data.submission import check_submission, last_of_each, listed, sort_key, spool
 
 
@@ -63,6 +64,10 @@ def main(argv=None) -> None:
                 yield file.readline().decode().rstrip("\n")
 
         write_lines(target, lines())
+
+    run = run_file_of(arguments.pred_path)
+    if run.is_file() and run != run_file_of(target):  # how the answers were made, beside the submission too
+        write_lines(run_file_of(target), run.read_text(encoding="utf-8").splitlines())
 
     if again and not arguments.dedupe:
         say(f"warning: {again} rows have an id that came before; --dedupe keeps the last row of each id")
