@@ -174,7 +174,7 @@ class Constrain(LogitsProcessor):
         self.walks, self.numbers = walks, numbers
 
     def __call__(self, input_ids, scores):
-        best, tokens = scores.max(-1)
+        (best, tokens), changed = scores.max(-1), None
         tokens = tokens.masked_fill(~best.isfinite(), -1).tolist()
         for row, (number, token) in enumerate(zip(self.numbers, tokens, strict=True)):
             if token < 0 or number in self.walks.ended:
@@ -184,6 +184,7 @@ class Constrain(LogitsProcessor):
                 (likeliest,) = order(scores[row : row + 1])
                 taken = self.walks.take(number, [self.walks.choose(number, likeliest, scores[row])])
             if taken != [token]:
-                scores[row] = -torch.inf
-                scores[row, taken[0]] = 0.0
-        return scores
+                changed = scores.clone() if changed is None else changed  # others look at the model's own logits, too
+                changed[row] = -torch.inf
+                changed[row, taken[0]] = 0.0
+        return scores if changed is None else changed
