@@ -56,8 +56,12 @@ def choose_engine(asked: str, serving: Serving) -> Decision:
             f"{flag}: not for family {family.name}, whose own generation is greedy or a beam search, with a penalty "
             "of 1 or more; drop it"
         )
-    if not family.draws and rules.constrain:
-        raise UserError(f"--constrain: not for family {family.name}, whose own generation takes no rules; drop it")
+    for flag, given, lacks in (
+        ("--constrain", rules.constrain, "takes no rules"),
+        ("--confidence", rules.confidence, "does not tell how likely its tokens are"),
+    ):
+        if given and not family.draws:
+            raise UserError(f"{flag}: not for family {family.name}, whose own generation {lacks}; drop it")
     if asked == "auto":
         return _fastest(serving)
     if asked not in family.engines:

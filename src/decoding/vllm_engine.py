@@ -49,6 +49,7 @@ def check(serving: Serving) -> None:
     flags = {
         f"--num_beams {beams}": (beams > 1, "beam search is for the engine batch"),
         "--constrain": (serving.rules.constrain is not None, "it is for the engines batch and fast"),
+        "--confidence": (serving.rules.confidence, "it is for the engines batch and fast"),
         "--merge_lora": (serving.merge, "vLLM applies the adapter as it runs"),
         f"--bits {bits}": (
             "vllm" not in QUANTISATIONS[bits].engines,

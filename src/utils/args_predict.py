@@ -65,7 +65,8 @@ class AnswerArguments(AskedFlags, PrecisionFlags):
     constrain: str | None = option(
         None,
         "answers hold only relations that were asked for, no triple twice, and are well-formed; text: heads and tails "
-        "stand in the record's text too, head: heads alone; default: answers may hold anything",
+        "stand in the record's text too, head: heads alone (also with --answer_order tail); default: answers may hold "
+        "anything",
         nargs="?",
         const="relations",
         choices=list(BOUND),

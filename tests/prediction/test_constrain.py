@@ -10,6 +10,7 @@ from helpers_prediction import RECORDS, VALID, flags
 import inference
 from common.errors import UserError
 from common.manifest import run_file_of
+from data.asking import Asking
 from decoding import batch_engine
 from decoding.answers import Rules
 from decoding.engines import choose_engine
@@ -52,15 +53,28 @@ def test_records_that_are_exempt_are_not_bound_to_their_text(tmp_path):
 def test_each_question_is_bound_to_its_own_window_and_to_what_the_tokenizer_makes_of_it():
     rules = Rules(9, constrain="text", constrain_exempt="任意")
     codec = SimpleNamespace(text_ids=lambda text: text, decode=lambda text: text.replace("Ａ", "A"))
-    plan = SimpleNamespace(serving=SimpleNamespace(rules=rules), codec=codec)
-    records = [{"instruction": "关系列表：['位于', '别名']"}, {"instruction": "任意的关系"}]
-    questions = [Question(0, "甲在Ａ", [1]), Question(0, "丙", [1]), Question(1, "乙", [1]), Question(1, "丁", [])]
-    asked = permit(plan, records, questions)
+    plan = SimpleNamespace(serving=SimpleNamespace(rules=rules), codec=codec, asking=Asking())
+    listed, free = {"instruction": "关系列表：['位于', '别名']"}, {"instruction": "任意的关系"}
+    questions = [Question(0, "甲在Ａ", [1], **listed), Question(0, "丙", [1], **listed)]
+    questions += [Question(1, "乙", [1], **free), Question(1, "丁", [], **free)]
+    asked = permit(plan, questions)
     assert [asked[n].relations for n in asked] == [("位于", "别名"), ("位于", "别名"), ()]
     assert [asked[n].tails for n in asked] == [True, True, False]
     for number, head in ((0, "甲"), (0, "Ａ"), (0, "A"), (1, "丙")):
         assert say(asked[number], State(), f"({head},位")
     assert say(asked[0], State(), "(丙") is None
+
+
+@pytest.mark.parametrize(("tail_first", "permitted"), [(False, "(甲,位于,丁)"), (True, "(丁,位于,甲)")])
+def test_heads_are_bound_to_the_text_wherever_they_stand_in_a_triple(tail_first, permitted):
+    plan = SimpleNamespace(
+        serving=SimpleNamespace(rules=Rules(9, constrain="head")),
+        codec=SimpleNamespace(text_ids=lambda text: text, decode=lambda text: text),
+        asking=Asking(tail_first=tail_first),
+    )
+    asked = permit(plan, [Question(0, "甲在乙", [1], instruction="关系列表：['位于']")])[0]
+    triples = ("(甲,位于,丁)", "(丁,位于,甲)")
+    assert [text for text in triples if say(asked, State(), text)] == [permitted]
 
 
 def test_answers_of_other_limits_are_not_mixed(tmp_path, monkeypatch):
@@ -88,14 +102,20 @@ def test_what_does_not_go_together_is_said(typed, message):
     assert message in str(error.value)
 
 
-def test_vllm_refuses(tmp_path):
-    with pytest.raises(
-        UserError, match="--engine vllm and --constrain do not go together: it is for the engines batch"
-    ):
-        inference.main(flags(tmp_path / "out.json", "--constrain", engine="vllm", lora_weights=None, input_file=VALID))
+@pytest.mark.parametrize("flag", ["--constrain", "--confidence"])
+def test_vllm_refuses(tmp_path, flag):
+    with pytest.raises(UserError, match=f"--engine vllm and {flag} do not go together: it is for the engines batch"):
+        inference.main(flags(tmp_path / "out.json", flag, engine="vllm", lora_weights=None, input_file=VALID))
 
 
-def test_a_family_that_generates_by_itself_refuses():
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        (Rules(9, constrain="relations"), "--constrain: not for family cpm-bee, whose own generation takes no rules"),
+        (Rules(9, confidence=True), "--confidence: not for family cpm-bee, whose own generation does not tell how"),
+    ],
+)
+def test_a_family_that_generates_by_itself_refuses(rules, message):
     family = next(one for one in FAMILIES if not one.draws)
-    with pytest.raises(UserError, match="--constrain: not for family cpm-bee, whose own generation takes no rules"):
-        choose_engine("auto", SimpleNamespace(family=family, rules=Rules(9, constrain="relations")))
+    with pytest.raises(UserError, match=message):
+        choose_engine("auto", SimpleNamespace(family=family, rules=rules))
