@@ -56,7 +56,7 @@ def convert_record(record: dict, strict: bool = False, surest: float = 0) -> tup
     triples, dropped = parse_with_rest(record["output"], asked, record.get("input"))
     unasked = [triple for triple in triples if asked and triple.relation not in asked]
     confidence = read_confidence(record, len(triples))
-    if surest and confidence is None:
+    if surest and confidence is None and triples:
         raise UserError("--min_confidence: the row has no confidence; predict with --confidence or --votes")
     kept = [
         number

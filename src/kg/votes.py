@@ -1,7 +1,7 @@
 """How much triples are to be believed: several answers to one question, and the words of one. No torch."""
 
 from kg.breakdown import rates
-from kg.triples import Triple
+from kg.triples import Triple, parse, render
 
 
 def count_votes(answers: list[list[Triple]], least: float) -> list[tuple[Triple, float]]:
@@ -16,6 +16,19 @@ def count_votes(answers: list[list[Triple]], least: float) -> list[tuple[Triple,
     return [(triple, share) for triple, share in shares if share >= least - 1e-9]
 
 
+def write_scored(
+    scored: list[tuple[Triple, float]], schema: list[str] | None, source: str | None
+) -> tuple[str, list[Triple], list[float]]:
+    """The text of triples with their confidences, the triples that it is read as, and theirs, four digits each.
+
+    A few texts are read as other triples (kg.triples): these are as sure as the least sure that was written.
+    """
+    known = dict(scored)
+    text, least = render(known), min(known.values(), default=0.0)
+    triples = parse(text, schema, source)
+    return text, triples, [round(known.get(triple, least), 4) for triple in triples]
+
+
 def mean_probabilities(triples: list[Triple], text: str, tokens: list[tuple[int, float]]) -> list[float]:
     """For each triple of an answer the mean probability of the tokens that say it, 0 to 1.
 
@@ -25,7 +38,8 @@ def mean_probabilities(triples: list[Triple], text: str, tokens: list[tuple[int,
     found, at = [], 0
     for triple in triples:
         start = text.find(triple.head, at)
-        end = text.find(triple.tail, start + len(triple.head)) if start >= 0 else -1
+        between = text.find(triple.relation, start + len(triple.head)) if start >= 0 else -1
+        end = text.find(triple.tail, between + len(triple.relation)) if between >= 0 else -1
         if end >= 0:
             at = end = end + len(triple.tail)
             found.append(_mean(tokens, start, end))

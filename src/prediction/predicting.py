@@ -262,11 +262,12 @@ def say_result(task: Task, results: dict) -> None:
 
 def report_failed(task: Task, failed: dict[int, str]) -> None:
     """Name the records that failed; UserError unless they may."""
-    for number, reason in sorted(failed.items())[:FAILED_SHOWN]:
-        index = task.questions[number].record
+    about = ((task.questions[number].record, reason) for number, reason in sorted(failed.items()))
+    different = list(dict.fromkeys(about))  # of many windows or votes the reason is mostly the same
+    for index, reason in different[:FAILED_SHOWN]:
         say(f"failed: {name_of(task.records[index], index)}: {reason}")
-    if len(failed) > FAILED_SHOWN:
-        say(f"failed: {len(failed) - FAILED_SHOWN} more")
+    if len(different) > FAILED_SHOWN:
+        say(f"failed: {len(different) - FAILED_SHOWN} more")
     count = len({task.questions[number].record for number in failed})
     what = f"{count} of {len(task.records)} records failed, for the reasons above"
     if task.skip_failed:

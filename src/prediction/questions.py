@@ -13,13 +13,16 @@ from data.windows import windows
 from kg.permitted import BOUND, Asked, ask
 from kg.schema import read_schema
 from kg.triples import parse, render
-from kg.votes import count_votes
+from kg.votes import count_votes, write_scored
 from prediction.opening import Opening
 from tokens.codec import why_too_long
 from tokens.ptuning_rows import encode_question
 
 # Finish reasons: of several questions about a record, the first that one of them has.
 WORST = ("error", "length", "loop", "eos")
+# Fields of a record that its row has anew, or not at all: the right triples of a labelled one, which would pass as
+# predicted, and what an earlier prediction said of its own answers.
+NOT_KEPT = ("kg", "confidence", "windows", "schema_parts")
 
 
 class Question(NamedTuple):
@@ -146,7 +149,7 @@ def permit(plan: Opening, questions: list[Question]) -> dict[int, Asked]:
         exempted = exempt and exempt.search(question.instruction)
         bound, text = "relations" if exempted else rules.constrain, question.text
         spelt = codec.decode(codec.text_ids(text)).strip() if any(BOUND[bound]) else None
-        found[number] = ask(read_schema(question.instruction), text, bound, spelt)
+        found[number] = ask(read_schema(question.instruction), text, bound, spelt, plan.asking.tail_first)
     return found
 
 
@@ -168,14 +171,14 @@ def make_rows(
     rows = []
     for index, (record, asked) in enumerate(zip(records, of_record, strict=True)):
         parts, reason = 1 + asked[-1][0].part, min((answer["finish_reason"] for _, answer in asked), key=WORST.index)
-        row = {**record, "output": asked[0][1]["output"], "finish_reason": reason}
+        kept = {name: value for name, value in record.items() if name not in NOT_KEPT}
+        row = {**kept, "output": asked[0][1]["output"], "finish_reason": reason}
         if len(asked) > 1 or asking.votes > 1 or asking.tail_first:
             row |= merge(record, asked, asking)
         elif "confidence" in asked[0][1]:
             row["confidence"] = asked[0][1]["confidence"]
         row |= {"windows": windows[index]} if windows[index] > 1 else {}
         row |= {"schema_parts": parts} if parts > 1 else {}
-        row.pop("kg", None)  # the right triples of a labelled record: scored, they would pass as predicted
         rows.append(row)
     return rows
 
@@ -190,21 +193,20 @@ def merge(record: dict, asked: list[tuple[Question, dict]], asking: Asking) -> d
         merge_answers(record, [(one.text, made["output"]) for one, made in vote], in_list_order, asking.tail_first)
         for vote in votes
     ]
+    names = read_schema(record["instruction"])
     if asking.votes > 1:
-        counted = count_votes(found, asking.share)
-        return {
-            "output": render(triple for triple, _ in counted),
-            "confidence": [round(share, 4) for _, share in counted],
-        }
-    known, names = {}, read_schema(record["instruction"])
+        output, _, confidence = write_scored(count_votes(found, asking.share), names, record["input"])
+        return {"output": output, "confidence": confidence}
+    known = {}
     for question, answer in asked:
         triples = parse(answer["output"], names, question.text)
         for triple, chance in zip(triples, answer.get("confidence", ()), strict=False):
             triple = turn(triple) if asking.tail_first else triple
             known[triple] = max(chance, known.get(triple, 0))
-    confidence = [known[triple] for triple in found[0] if triple in known]
-    scored = any("confidence" in answer for _, answer in asked)
-    return {"output": render(found[0]), **({"confidence": confidence} if scored else {})}
+    if not any("confidence" in answer for _, answer in asked):
+        return {"output": render(found[0])}
+    output, _, confidence = write_scored([(triple, known.get(triple, 0)) for triple in found[0]], names, record["input"])
+    return {"output": output, "confidence": confidence}
 
 
 def ask_all(plan: Opening, records: list[dict], window: int | None) -> list[Question]:

@@ -99,6 +99,7 @@ def settings_of(serving: Serving, template: dict, input_file: str, window: int |
         "window": window,
         **asking.settings,  # nothing where nothing is drawn or divided, as in files from before there were the flags
         **({"asking_seed": asking.seed} if asking.shuffle or asking.lists > 1 else {}),
-        **{name: value for name, value in serving.rules._asdict().items() if name != "batch_size"},
+        **{name: value for name, value in serving.rules._asdict().items() if name not in ("batch_size", "confidence")},
+        **({"confidence": True} if serving.rules.confidence else {}),
         **trained,
     }

@@ -38,7 +38,9 @@ class AskedFlags:
     )
     min_votes: int | None = option(None, "with --votes: answers that must have a triple; default: more than half")
     confidence: bool = option(
-        False, "write for each triple how likely its words were: the mean probability of their tokens"
+        False,
+        "write for each triple how likely its words were: the mean probability of their tokens; with --votes the share "
+        "of the answers stands there instead",
     )
 
     def check_votes(self) -> None:

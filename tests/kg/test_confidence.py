@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kg.breakdown import rates
-from kg.triples import Triple
-from kg.votes import count_votes, mean_probabilities, threshold_curve
+from kg.triples import Triple, parse
+from kg.votes import count_votes, mean_probabilities, threshold_curve, write_scored
 
 A, B, C = (Triple("甲", "位于", tail) for tail in "乙丙丁")
 
@@ -24,6 +24,18 @@ def test_a_triple_has_the_mean_of_the_tokens_that_say_it():
     assert mean_probabilities([A, B], text, tokens) == pytest.approx([(0.5) / 1, (0.2) / 1])
     assert mean_probabilities([C], text, tokens) == pytest.approx([2.7 / 5])  # not in the text: of the whole answer
     assert mean_probabilities([A], text, []) == [0.0]
+    said = "(甲,乙地,乙)"  # the tail stands in the relation, too
+    assert mean_probabilities([Triple("甲", "乙地", "乙")], said, [(4, 1.0), (6, 1.0), (7, 0.4)]) == pytest.approx([0.8])
+
+
+def test_there_is_a_confidence_for_each_triple_that_the_written_text_is_read_as():
+    text, triples, confidence = write_scored([(A, 0.75), (B, 0.5)], ["位于"], "甲")
+    assert (text, triples, confidence) == ("(甲,位于,乙),(甲,位于,丙)", [A, B], [0.75, 0.5])
+    odd = Triple("甲", "别名", "乙),(丙,位于,丁")
+    text, triples, confidence = write_scored([(A, 0.75), (odd, 0.5)], ["位于"], None)
+    assert triples == parse(text, ["位于"]) != [A, odd]
+    assert confidence == [0.75, 0.5, 0.5]
+    assert write_scored([], None, None) == ("", [], [])
 
 
 def test_a_curve_by_hand():

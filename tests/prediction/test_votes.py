@@ -13,9 +13,12 @@ from data.prompts import load_template, make_prompt
 from decoding import fast_engine
 from decoding.answers import Rules
 from decoding.batch_engine import generate
+from decoding.constrained import make_limits
+from kg.permitted import ask
 from kg.schema import read_schema
 from prediction.questions import make_questions, make_rows
 from tokens.codec import Codec
+from tokens.pieces import token_bytes
 from utils.args_predict import parse_inference
 
 NAMES = ["位于", "别名", "国籍"]
@@ -60,12 +63,23 @@ def test_answers_that_begin_with_the_tail_are_turned_and_keep_their_confidence()
         turn_records([{**RECORD, "output": "甲 位于 乙 (甲,位于,乙)"}], "training")
 
 
-def test_both_engines_say_alike_how_likely_each_token_was(tiny_answers):
+def test_what_an_earlier_prediction_said_of_a_record_does_not_stay_in_its_row():
+    questions = make_questions([{**RECORD, "confidence": [0.9, 0.8], "windows": 3, "cate": "人物"}], lambda one: [7])
+    earlier = [{**RECORD, "confidence": [0.9, 0.8], "windows": 3, "cate": "人物"}]
+    (row,) = make_rows(earlier, questions, {0: {"output": "(甲,位于,乙)", "finish_reason": "eos"}})
+    assert row == {**RECORD, "cate": "人物", "output": "(甲,位于,乙)", "finish_reason": "eos"}
+
+
+@pytest.mark.parametrize("bound", [None, "text"])  # of random weights: all that is said was not the likeliest
+def test_both_engines_say_alike_how_likely_each_token_was(tiny_answers, bound):
     model, codec, prompts = tiny_answers
-    rules = Rules(10, batch_size=3, confidence=True)
-    alone = [generate(model, codec, [ids], rules)[0] for ids in prompts]
+    rules, limits = Rules(10, batch_size=3, confidence=True), None
+    if bound:
+        asked = {number: ask(NAMES, one["input"], bound) for number, one in enumerate((RECORD, ONE))}
+        limits = make_limits(token_bytes(codec), codec.eos_id, asked)
+    alone = [generate(model, codec, [ids], rules, [number], limits)[0] for number, ids in enumerate(prompts)]
     made = {}
-    for group in fast_engine.answers(model, codec, dict(enumerate(prompts)), rules):
+    for group in fast_engine.answers(model, codec, dict(enumerate(prompts)), rules, limits=limits):
         made |= group
     for number, one in enumerate(alone):
         assert made[number].text == one.text
@@ -73,7 +87,8 @@ def test_both_engines_say_alike_how_likely_each_token_was(tiny_answers):
         assert one.sure[-1][0] == len(codec.decode(codec.text_ids(one.text)))
         chances = [chance for _, chance in one.sure]
         assert [chance for _, chance in made[number].sure] == pytest.approx(chances, abs=2e-4)
-        assert all(0 < chance <= 1 for chance in chances)
+        assert all(0 <= chance <= 1 for chance in chances)
+        assert bound is None or min(chances) < 0.1
 
 
 @pytest.fixture(scope="module")

@@ -25,11 +25,25 @@ def test_files_vote(tmp_path, capsys):
     first, second = rows(tmp_path / "out.json")
     assert (first["output"], first["confidence"]) == ("(甲,位于,乙)", [1.0])
     assert (second["kg"], second["confidence"]) == ([["甲", "别名", "丙"]], [0.6667])
-    assert "2 rows, 2 triples that 2 or more of 3 files have" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "2 rows, 2 triples that 2 or more of 3 files have" in said
+    assert f"warning: {files[1]} lacks 1 of the 2 records of {files[0]}" in said
+    assert "left out" not in said
     with pytest.raises(UserError, match="two or more"):
         vote.main(["--pred", str(files[0]), "--tgt_path", str(tmp_path / "x.json")])
     with pytest.raises(UserError, match="--min_votes 4"):
         vote.main(["--pred", *map(str, files), "--tgt_path", str(tmp_path / "x.json"), "--min_votes", "4"])
+
+
+def test_a_file_has_one_vote_and_says_which_of_its_records_have_none(tmp_path, capsys):
+    one, other, link = (tmp_path / name for name in ("a.json", "b.json", "link.json"))
+    write_rows(one, [row(1, "(甲,位于,乙)")])
+    write_rows(other, [row(1, "(甲,位于,乙)"), row("1", "(甲,别名,丙)")])
+    vote.main(["--pred", str(one), str(other), "--tgt_path", str(tmp_path / "out.json")])
+    assert f"warning: {other} has 1 records that {one} lacks: they are left out" in capsys.readouterr().err
+    link.symlink_to(one)
+    with pytest.raises(UserError, match="link.json: is given twice"):
+        vote.main(["--pred", str(one), str(other), str(link), "--tgt_path", str(tmp_path / "out.json")])
 
 
 def test_a_submission_leaves_out_what_is_less_sure(tmp_path):
@@ -47,6 +61,9 @@ def test_a_submission_leaves_out_what_is_less_sure(tmp_path):
     write_rows(predicted, [row(1, "(甲,位于,乙)")])
     with pytest.raises(UserError, match="p.json:1: --min_confidence: the row has no confidence"):
         convert.main([*words, "--min_confidence", "0.5"])
+    write_rows(predicted, [row(1, "", finish_reason="error")])  # it failed, so nothing was said of it
+    convert.main([*words, "--min_confidence", "0.5"])
+    assert rows(target)[0]["kg"] == []
 
 
 def test_a_score_says_which_threshold_is_best(tmp_path, capsys):
