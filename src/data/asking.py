@@ -133,18 +133,27 @@ def ask_all_parts(records: list[dict], asking: Asking, what: str = "records") ->
 def ask_all_votes(records: list[dict], asking: Asking) -> list[list[list[dict]]]:
     """For every record its votes, each as the records that it is predicted as (`ask_parts`).
 
-    An order that was asked already, as of a list of one relation, is not asked again: its answer would be the same.
+    An order that was asked already, as of a list of one relation, is not asked again: its answer would be the same. Nor
+    are the same questions in another order, as of a list that is asked relation by relation.
     """
     votes = [[parts] for parts in ask_all_parts(records, asking)]
     for number, (record, mine) in enumerate(zip(records, votes, strict=True)):
-        for vote in range(1, asking.votes):
-            parts = mine[0] if asking.lists == 1 else ask_parts(record, number, asking, vote)
-            if parts and (asking.lists == 1 or parts not in mine):
+        if asking.lists == 1:
+            mine += mine[:1] * (asking.draws - 1)
+        asked = {_questions_of(mine[0])}
+        for vote in range(1, asking.lists):
+            parts = ask_parts(record, number, asking, vote)
+            if parts and _questions_of(parts) not in asked:
+                asked.add(_questions_of(parts))
                 mine.append(parts)
     if asking.votes > 1:
         counts = Counter(map(len, votes))
         say(f"votes: {', '.join(f'{of} records are asked {count} times' for count, of in sorted(counts.items()))}")
     return votes
+
+
+def _questions_of(parts: list[dict]) -> frozenset[str]:
+    return frozenset(part["instruction"] for part in parts)
 
 
 def say_unchanged(count: int, of: int, what: str) -> None:

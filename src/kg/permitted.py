@@ -70,12 +70,10 @@ class State(NamedTuple):
     pending: bytes = b""  # of half a character
 
 
-def ask(
-    relations, source: str, bound: str = "relations", spelt: str | None = None, tail_first: bool = False
-) -> Asked:
+def ask(relations, source: str, bound: str = "relations", spelt: str | None = None, tail_first: bool = False) -> Asked:
     """What may be said about a text: `relations` as `kg.schema.read_schema` gives them (None or empty: any), `bound` a
-    key of BOUND. `spelt`: the text as a tokenizer gives it back, where names may stand as well. `tail_first`: answers are
-    `(tail,relation,head)`, so that what Asked says of heads holds for the tails, and the other way round.
+    key of BOUND. `spelt`: the text as a tokenizer gives it back, where names may stand as well. `tail_first`: answers
+    say `(tail,relation,head)`, so that what Asked says of heads holds for the tails, and the other way round.
     """
     heads, tails = reversed(BOUND[bound]) if tail_first else BOUND[bound]
     names = tuple(name for name in relations or () if name.strip())

@@ -205,7 +205,9 @@ def merge(record: dict, asked: list[tuple[Question, dict]], asking: Asking) -> d
             known[triple] = max(chance, known.get(triple, 0))
     if not any("confidence" in answer for _, answer in asked):
         return {"output": render(found[0])}
-    output, _, confidence = write_scored([(triple, known.get(triple, 0)) for triple in found[0]], names, record["input"])
+    output, _, confidence = write_scored(
+        [(triple, known.get(triple, 0)) for triple in found[0]], names, record["input"]
+    )
     return {"output": output, "confidence": confidence}
 
 

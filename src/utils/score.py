@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.errors import UserError, begin_script, run_script
+from common.errors import UserError, begin_script, run_script, say
 
 if __name__ == "__main__":
     begin_script()
@@ -64,16 +64,19 @@ def main(argv=None) -> None:
 
 def make_curve(pairs: list[tuple[dict | None, dict | None]], rows: list[Row]) -> list[dict]:
     """The figures of all thresholds of `confidence` (kg.votes.threshold_curve); empty where a prediction has none."""
-    scored = []
+    scored, lacking = [], []
     for (prediction, _), row in zip(pairs, rows, strict=True):
         try:
             confidence = read_confidence(prediction or {}, len(row.predicted))
         except UserError as error:
             raise UserError(f"--pred: id {row.id}: {error}") from None
-        if confidence is None and row.predicted:
-            return []
-        scored.append((list(zip(row.predicted, confidence or [], strict=True)), set(row.gold)))
-    return threshold_curve(scored)
+        lacking += [row.id] if confidence is None and row.predicted else []
+        scored.append((list(zip(row.predicted, confidence or [0] * len(row.predicted), strict=True)), set(row.gold)))
+    if not lacking:
+        return threshold_curve(scored)
+    if any("confidence" in (prediction or {}) for prediction, _ in pairs):
+        say(f"warning: {len(lacking)} predictions have no confidence, e.g. id {lacking[0]}: no thresholds are compared")
+    return []
 
 
 def curve_text(curve: list[dict]) -> list[str]:

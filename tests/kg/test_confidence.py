@@ -25,7 +25,9 @@ def test_a_triple_has_the_mean_of_the_tokens_that_say_it():
     assert mean_probabilities([C], text, tokens) == pytest.approx([2.7 / 5])  # not in the text: of the whole answer
     assert mean_probabilities([A], text, []) == [0.0]
     said = "(甲,乙地,乙)"  # the tail stands in the relation, too
-    assert mean_probabilities([Triple("甲", "乙地", "乙")], said, [(4, 1.0), (6, 1.0), (7, 0.4)]) == pytest.approx([0.8])
+    assert mean_probabilities([Triple("甲", "乙地", "乙")], said, [(4, 1.0), (6, 1.0), (7, 0.4)]) == pytest.approx(
+        [0.8]
+    )
 
 
 def test_there_is_a_confidence_for_each_triple_that_the_written_text_is_read_as():

@@ -34,6 +34,7 @@ def test_votes_ask_for_the_relations_in_other_orders_and_never_twice_in_one(caps
     assert alone == [[ONE]]
     assert ask_all_votes([RECORD], Asking(lists=4)) == [asked]
     assert ask_all_votes([RECORD, ONE], Asking(draws=3)) == [[[RECORD]] * 3, [[ONE]] * 3]
+    assert list(map(len, ask_all_votes([RECORD], Asking(lists=4, batch=1)))) == [1]  # whatever comes first
     assert "1 records are asked 1 times" in capsys.readouterr().err
 
 

@@ -77,4 +77,9 @@ def test_a_score_says_which_threshold_is_best(tmp_path, capsys):
     assert [line["threshold"] for line in curve] == [0.3, 0.9]
     write_rows(predicted, [row(1, "(甲,位于,乙)"), row(2, "")])
     score.main(words)
-    assert "confidence" not in capsys.readouterr().out
+    assert "confidence" not in "".join(capsys.readouterr())
+    write_rows(predicted, [row(1, "(甲,位于,乙)"), row(2, "(甲,位于,乙)", confidence=[0.5])])
+    score.main(words)
+    said = capsys.readouterr()
+    assert "warning: 1 predictions have no confidence, e.g. id 1: no thresholds are compared" in said.err
+    assert "confidence" not in said.out
