@@ -48,7 +48,10 @@ for seed in ${SEEDS//,/ }; do
             [ ! -f "$file" ] || files+=("$file")
         done
     done
-    [ ${#files[@]} = 3 ] || continue
+    if [ ${#files[@]} != 3 ]; then # some row was left out, or OUT has rows of several settings
+        echo "seed $seed: no agreement of three adapters, for $OUT has ${#files[@]} predictions of best, shuffle and tail" >&2
+        continue
+    fi
     echo -e "\n## agreement of three adapters, seed $seed"
     python src/utils/vote.py --pred "${files[@]}" --min_votes 2 --tgt_path "$OUT/agreed-$seed.json"
     python src/utils/score.py --pred "$OUT/agreed-$seed.json" --gold "$OUT/best/valid.json" | head -2

@@ -4,6 +4,9 @@ from kg.breakdown import rates
 from kg.triples import Triple, parse, render
 
 
+BETWEEN = 5  # characters that stand between a head and its relation, at most: a comma, blanks, quotation marks
+
+
 def count_votes(answers: list[list[Triple]], least: float) -> list[tuple[Triple, float]]:
     """The triples that a share of `least` or more of the answers (0 to 1) have, each with its share, in the order in
     which they first appear. An answer that says a triple twice has one vote.
@@ -38,8 +41,10 @@ def mean_probabilities(triples: list[Triple], text: str, tokens: list[tuple[int,
     found, at = [], 0
     for triple in triples:
         start = text.find(triple.head, at)
-        between = text.find(triple.relation, start + len(triple.head)) if start >= 0 else -1
-        end = text.find(triple.tail, between + len(triple.relation)) if between >= 0 else -1
+        behind = start + len(triple.head)
+        relation = text.find(triple.relation, behind, behind + BETWEEN + len(triple.relation))
+        behind = relation + len(triple.relation) if relation >= 0 else behind  # which may hold the tail, too
+        end = text.find(triple.tail, behind) if start >= 0 else -1
         if end >= 0:
             at = end = end + len(triple.tail)
             found.append(_mean(tokens, start, end))
