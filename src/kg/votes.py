@@ -3,8 +3,7 @@
 from kg.breakdown import rates
 from kg.triples import Triple, parse, render
 
-
-BETWEEN = 5  # characters that stand between a head and its relation, at most: a comma, blanks, quotation marks
+NEAR_HEAD = 5  # characters that stand between a head and its relation, at most: a comma, blanks, quotation marks
 
 
 def count_votes(answers: list[list[Triple]], least: float) -> list[tuple[Triple, float]]:
@@ -42,7 +41,7 @@ def mean_probabilities(triples: list[Triple], text: str, tokens: list[tuple[int,
     for triple in triples:
         start = text.find(triple.head, at)
         behind = start + len(triple.head)
-        relation = text.find(triple.relation, behind, behind + BETWEEN + len(triple.relation))
+        relation = text.find(triple.relation, behind, behind + NEAR_HEAD + len(triple.relation))
         behind = relation + len(triple.relation) if relation >= 0 else behind  # which may hold the tail, too
         end = text.find(triple.tail, behind) if start >= 0 else -1
         if end >= 0:
