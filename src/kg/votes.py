@@ -39,7 +39,8 @@ def mean_probabilities(triples: list[Triple], text: str, tokens: list[tuple[int,
     """
     found, at = [], 0
     for triple in triples:
-        start = text.find(triple.head, at)
+        opened = text.find(f"({triple.head}", at)  # before it, too, the head's words may stand
+        start = opened + 1 if opened >= 0 else text.find(triple.head, at)
         behind = start + len(triple.head)
         relation = text.find(triple.relation, behind, behind + NEAR_HEAD + len(triple.relation))
         behind = relation + len(triple.relation) if relation >= 0 else behind  # which may hold the tail, too

@@ -142,14 +142,18 @@ def permit(plan: Opening, questions: list[Question]) -> dict[int, Asked]:
     A text stands as it is, and as the tokenizer gives it back, which is what a model sees and copies.
     """
     rules, codec, found = plan.serving.rules, plan.codec, {}
-    exempt = rules.constrain_exempt and re.compile(rules.constrain_exempt)
+    exempt, free = rules.constrain_exempt and re.compile(rules.constrain_exempt), set()
     for number, question in enumerate(questions):
         if not question.ids:
             continue
         exempted = exempt and exempt.search(question.instruction)
+        free |= {question.record} if exempted else set()
         bound, text = "relations" if exempted else rules.constrain, question.text
         spelt = codec.decode(codec.text_ids(text)).strip() if any(BOUND[bound]) else None
         found[number] = ask(read_schema(question.instruction), text, bound, spelt, plan.asking.tail_first)
+    if exempt:
+        count = len({question.record for question in questions})
+        say(f"constrain_exempt: {len(free)} of {count} records may name what is not in their text")
     return found
 
 

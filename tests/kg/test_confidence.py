@@ -24,6 +24,8 @@ def test_a_triple_has_the_mean_of_the_tokens_that_say_it():
     assert mean_probabilities([A, B], text, tokens) == pytest.approx([(0.5) / 1, (0.2) / 1])
     assert mean_probabilities([C], text, tokens) == pytest.approx([2.7 / 5])  # not in the text: of the whole answer
     assert mean_probabilities([A], text, []) == [0.0]
+    said = "关系：(系,位于,乙)"  # what stands before the triple is not meant
+    assert mean_probabilities([Triple("系", "位于", "乙")], said, [(3, 0.1), (4, 0.2), (11, 1.0)]) == [1.0]
     said = "(甲,乙地,乙)"  # the tail stands in the relation, too
     assert mean_probabilities([Triple("甲", "乙地", "乙")], said, [(4, 1.0), (6, 1.0), (7, 0.4)]) == pytest.approx(
         [0.8]

@@ -50,7 +50,7 @@ def test_records_that_are_exempt_are_not_bound_to_their_text(tmp_path):
     assert permitted(made[0], "relations")
 
 
-def test_each_question_is_bound_to_its_own_window_and_to_what_the_tokenizer_makes_of_it():
+def test_each_question_is_bound_to_its_own_window_and_to_what_the_tokenizer_makes_of_it(capsys):
     rules = Rules(9, constrain="text", constrain_exempt="任意")
     codec = SimpleNamespace(text_ids=lambda text: text, decode=lambda text: text.replace("Ａ", "A"))
     plan = SimpleNamespace(serving=SimpleNamespace(rules=rules), codec=codec, asking=Asking())
@@ -58,6 +58,7 @@ def test_each_question_is_bound_to_its_own_window_and_to_what_the_tokenizer_make
     questions = [Question(0, "甲在Ａ", [1], **listed), Question(0, "丙", [1], **listed)]
     questions += [Question(1, "乙", [1], **free), Question(1, "丁", [], **free)]
     asked = permit(plan, questions)
+    assert "constrain_exempt: 1 of 2 records may name what is not in their text" in capsys.readouterr().err
     assert [asked[n].relations for n in asked] == [("位于", "别名"), ("位于", "别名"), ()]
     assert [asked[n].tails for n in asked] == [True, True, False]
     for number, head in ((0, "甲"), (0, "Ａ"), (0, "A"), (1, "丙")):
