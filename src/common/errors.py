@@ -8,7 +8,7 @@ import sys
 from contextlib import contextmanager, suppress
 
 from common import stopping, threads
-from common.processes import this_process
+from common.processes import this_process, why_odd
 from common.refusals import NOWHERE, naming, stands_somewhere, why_refused
 
 KEPT = "what was finished before is kept"
@@ -24,8 +24,8 @@ def begin_script() -> None:
     """
     stopping.watch_signals()
     threads.bound_waiting()
-    if not stands_somewhere():
-        _say_error(NOWHERE)
+    if wrong := (None if stands_somewhere() else NOWHERE) or why_odd():
+        _say_error(wrong)
         sys.exit(2)
 
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 # What a launcher sets, and what a process that starts others of its own must take away.
 LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+NUMBERS = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}  # in the order of Process -> if unset
 
 
 class Process(NamedTuple):
@@ -16,15 +17,20 @@ class Process(NamedTuple):
 
 
 def this_process() -> Process:
-    """Which process of its run this is."""
+    """Which process of its run this is; of a variable that is no number (`why_odd`), as if it were not there."""
+    found = {name: os.environ.get(name, "") for name in NUMBERS}
+    numbers = (int(found[name]) if _is_number(found[name]) else default for name, default in NUMBERS.items())
+    return Process(*numbers, bool(found["RANK"]))
 
-    def number(name: str, default: str) -> int:
-        return int(os.environ.get(name, default))
 
-    return Process(
-        number("RANK", "0"),
-        number("WORLD_SIZE", "1"),
-        number("LOCAL_RANK", "0"),
-        number("LOCAL_WORLD_SIZE", "1"),
-        "RANK" in os.environ,
-    )
+def why_odd() -> str | None:
+    """Why a launcher's variables cannot be believed, and what to do; None: they can."""
+    for name in NUMBERS:
+        value = os.environ.get(name, "")
+        if value and not _is_number(value):
+            return f"the environment has {name}={value:.40}; expected a whole number, as torchrun sets it: unset {name}"
+    return None
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and len(text) < 10

@@ -1,10 +1,11 @@
 import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, python
 from safetensors import SafetensorError
 
 from common.errors import UserError, keeping, run_script
@@ -124,3 +125,11 @@ def test_a_closed_pipe_ends_the_script_without_a_word():
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert done.stdout == "line\n"
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(("value", "why"), [("x", "RANK=x; expected a whole number"), ("", "no such")])
+def test_a_launcher_variable_that_is_no_number_is_named(value, why, tmp_path):
+    done = python("src/utils/convert.py", "--pred_path", tmp_path / "none.json", env={**os.environ, "RANK": value})
+    assert done.returncode == 2
+    assert why in done.stderr
+    assert "Traceback" not in done.stderr
