@@ -13,8 +13,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from kg.loops import loops
-from kg.triples import CLOSE
+from kg.loops import CLOSE, loops
 
 LOOK_EVERY = 8  # tokens between two looks for a loop
 PIECES = 4  # tokens that a character may be spread over

@@ -1,13 +1,16 @@
 """Answers that go round in circles: the same triple, said again and again. Pure functions of the standard library."""
 
-from kg.triples import CLOSE, COMMAS, OPEN
+from kg import triples
+from kg.triples import COMMAS
+
+OPEN, CLOSE = triples.OPEN + "{", triples.CLOSE + "}"  # of triples as text, and as objects
 
 
 def loop_end(text: str, times: int) -> int | None:
     """Where the `times`-th occurrence of one triple ends in an answer (an index into `text`); None: none is that often.
 
-    A triple is what stands in a pair of brackets with two commas or more between them; blanks do not count. The time
-    is linear in the text but for brackets within brackets.
+    A triple is what stands in a pair of brackets, or braces, with two commas or more between them; blanks do not count.
+    The time is linear in the text but for brackets within brackets.
     """
     opened, seen = [], {}  # of every open bracket: its index, and the commas since that no other bracket holds
     for index, character in enumerate(text):

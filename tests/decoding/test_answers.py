@@ -127,6 +127,9 @@ def test_loops_are_found_in_every_bracket_and_nowhere_else():
     assert loop_end(once * 3, 3) == 3 * len(once)
     assert loop_end(f"答：{once}，{once}(丁,位于,丙){once}{once}", 3) == len(f"答：{once}，{once}(丁,位于,丙){once}")
     assert loop_end("（甲，位于，乙）\n（ 甲，位于，乙）", 2) == len("（甲，位于，乙）\n（ 甲，位于，乙）")
+    one, other = (json.dumps({"head": "甲", "relation": "位于", "tail": tail}) for tail in "乙丙")
+    assert loop_end(f'{{"triples": [{one}, {other}, {one}, {other}', 2) == len(f'{{"triples": [{one}, {other}, {one}')
+    assert loop_end(f"[{one}, {other}]", 2) is None
     assert loop_end("[(a,b,c),(a,b,c)]", 2) == len("[(a,b,c),(a,b,c)")
     assert loop_end("((a,b,c)(a,b,c)", 2) == len("((a,b,c)(a,b,c)")
     assert loop_end("(甲,乙)" * 9, 2) is None
