@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import pyoxigraph
 
-from kg import asking, export, graph
+from kg import export, graph, queries
 from kg.evidence import Run, Source
 from kg.store import open_graph, read_current, size_on_disk
 
@@ -148,17 +148,17 @@ def measure_exports(folder: Path, _) -> None:
 def measure_questions(folder: Path, _) -> None:
     store, _ = open_graph(folder / "graph")
     most = "SELECT ?e { ?h ?r ?e } GROUP BY ?e ORDER BY DESC(COUNT(*)) LIMIT 1"
-    hub = next(asking.query(store, most, as_iris=True).rows)[0]
+    hub = next(queries.query(store, most, as_iris=True).rows)[0]
     head = next(store.quads_for_pattern(None, None, pyoxigraph.NamedNode(hub), pyoxigraph.DefaultGraph())).subject.value
     for what, iri in (("some entity", head), ("that in most triples", hub)):
         started = time.perf_counter()
-        found, _ = asking.neighbours(store, [iri], 2, 1000)
+        found, _ = queries.neighbours(store, [iri], 2, 1000)
         say(
             f"neighbours, 2 hops, {what}", f"{time.perf_counter() - started:.3f} s ({len(found)} triples, 1000 at most)"
         )
         started = time.perf_counter()
         text = f"SELECT (COUNT(*) AS ?n) {{ {{ <{iri}> ?r ?b }} UNION {{ ?b ?r <{iri}> }} ?b ?s ?c }}"
-        rows = list(asking.query(store, text).rows)
+        rows = list(queries.query(store, text).rows)
         say(f"SPARQL, 2 hops, {what}", f"{time.perf_counter() - started:.3f} s ({int(rows[0][0]):,} counted)")
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.files import to_line
-from kg import asking
-from kg.asking import Triple
+from kg import queries
 from kg.entities import find
+from kg.queries import Triple
 from kg.terms import name_of
 
 HERE = Path(__file__).parent
@@ -25,7 +25,7 @@ def choose_triples(store, most: int) -> tuple[list[Triple], bool]:
         degrees.update((quad.subject.value, quad.object.value))
     chosen = {}
     for iri in sorted(degrees, key=lambda one: (-degrees[one], one)):
-        for triple in asking.around(store, iri, most + 1):
+        for triple in queries.around(store, iri, most + 1):
             if len(chosen) == most and triple not in chosen:
                 return list(chosen), True
             chosen[triple] = None
@@ -38,7 +38,7 @@ def as_data(store, triples: list[Triple], note: str = "") -> dict:
     numbers = {iri: number for number, iri in enumerate(degrees)}
     edges = []
     for head, relation, tail in triples:
-        sources = asking.sources_of(store, (head, relation, tail))
+        sources = queries.sources_of(store, (head, relation, tail))
         ends = {"head": numbers[head], "tail": numbers[tail], "relation": name_of(relation)}
         edges.append(ends | {"count": len(sources), "sources": sources[:MOST_SOURCES]})
     relations = Counter(edge["relation"] for edge in edges)

@@ -3,9 +3,9 @@
 import json
 from collections import Counter, defaultdict
 
-from kg.asking import relation, source
 from kg.entities import APART, SAME, find
 from kg.merging import contradict
+from kg.queries import relation, source
 from kg.relations import Relations
 from kg.terms import MERGES, RELATION, SOURCES, TERM, encode, name_of
 

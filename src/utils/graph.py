@@ -19,7 +19,7 @@ from common.files import check_output, to_line, write_lines
 from common.flags import Range, check_ranges, command, parse_flags
 from data.sources import find_run, read_sources
 from data.submission import listed
-from kg import asking, drawing, graph, quality
+from kg import drawing, graph, quality, queries
 from kg import export as exporting
 from kg import push as pushing
 from kg.merging import MODES
@@ -177,7 +177,7 @@ def query(argv: list[str]) -> None:
     flags = parse_flags(parser, argv)
     check_ranges(flags, RANGES)
     store, _ = open_graph(flags.store)
-    answer = asking.query(store, asking.read_sparql(flags.sparql), flags.iri)
+    answer = queries.query(store, queries.read_sparql(flags.sparql), flags.iri)
     _print_rows(answer.columns, answer.rows, flags.format, flags.limit)
 
 
@@ -191,8 +191,8 @@ def neighbours(argv: list[str]) -> None:
     flags = parse_flags(parser, argv)
     check_ranges(flags, RANGES)
     store, _ = open_graph(flags.store)
-    starts = asking.find_entities(store, flags.entity)
-    found, more = asking.neighbours(store, starts, flags.hops, flags.limit)
+    starts = queries.find_entities(store, flags.entity)
+    found, more = queries.neighbours(store, starts, flags.hops, flags.limit)
     _print_triples(store, [triple for _, triple in found], flags.json, [hop for hop, _ in found])
     if more:
         say(f"there are more than {flags.limit} triples; --limit shows more of them")
@@ -203,13 +203,13 @@ def path(argv: list[str]) -> None:
     parser = _parser(path)
     parser.add_argument("--from", dest="start", required=True, help="name of an entity")
     parser.add_argument("--to", dest="goal", required=True, help="name of another")
-    parser.add_argument("--hops", type=int, default=asking.MOST_HOPS, help="most triples on the way")
+    parser.add_argument("--hops", type=int, default=queries.MOST_HOPS, help="most triples on the way")
     parser.add_argument("--json", action="store_true", help="as JSON, with all sources of each triple")
     flags = parse_flags(parser, argv)
     check_ranges(flags, RANGES)
     store, _ = open_graph(flags.store)
-    ends = (asking.find_entities(store, name) for name in (flags.start, flags.goal))
-    found = asking.path(store, *ends, flags.hops)
+    ends = (queries.find_entities(store, name) for name in (flags.start, flags.goal))
+    found = queries.path(store, *ends, flags.hops)
     if found is None:
         raise UserError(f"there is no way of at most {flags.hops} triples from {flags.start} to {flags.goal}")
     _print_triples(store, found, flags.json, range(1, len(found) + 1))
@@ -269,7 +269,7 @@ def show(argv: list[str]) -> None:
     if flags.entity is None:
         triples, more = drawing.choose_triples(store, flags.limit)
     else:
-        found, more = asking.neighbours(store, asking.find_entities(store, flags.entity), flags.hops, flags.limit)
+        found, more = queries.neighbours(store, queries.find_entities(store, flags.entity), flags.hops, flags.limit)
         triples = [triple for _, triple in found]
     what = f"{len(triples)} triples" + (", a part of the graph (--limit)" if more else "")
     data = drawing.as_data(store, triples, f"{what} · {flags.store}")
@@ -283,8 +283,8 @@ def show(argv: list[str]) -> None:
 
 def _print_triples(store, triples: list, is_json: bool, numbers) -> None:
     titles = ["hop", "head", "relation", "tail", "sources"]
-    sources = (asking.sources_of(store, triple) for triple in triples)
-    rows = ([hop, *asking.as_names(t), s] for hop, t, s in zip(numbers, triples, sources, strict=True))
+    sources = (queries.sources_of(store, triple) for triple in triples)
+    rows = ([hop, *queries.as_names(t), s] for hop, t, s in zip(numbers, triples, sources, strict=True))
     if not is_json:
         rows = ([*row[:-1], _cell(sorted({str(one["id"]) for one in row[-1]}))] for row in rows)
     _print_rows(titles, rows, "json" if is_json else "table", len(triples))

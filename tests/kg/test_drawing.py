@@ -5,7 +5,7 @@ import pyoxigraph
 import pytest
 
 from common.errors import UserError
-from kg import asking, drawing, graph
+from kg import drawing, graph, queries
 from kg.evidence import Run, Source
 from kg.relations import read_relations
 from kg.store import Settings
@@ -55,7 +55,7 @@ def test_the_data_has_nodes_edges_and_their_sources(opened):
 def test_of_a_large_graph_the_entities_with_most_triples_are_drawn(opened):
     store = opened([("甲", "位于", f"乙{n}") for n in range(5)] + [("丙", "位于", "丁")])
     triples, more = drawing.choose_triples(store, 5)
-    assert {asking.as_names(triple)[0] for triple in triples} == {"甲"}
+    assert {queries.as_names(triple)[0] for triple in triples} == {"甲"}
     assert more
     assert drawing.choose_triples(store, 6)[1] is False
 

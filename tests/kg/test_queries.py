@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from kg import asking, graph, quality
+from kg import graph, quality, queries
 from kg.evidence import Run, Source
 from kg.relations import own_relations, read_relations
 from kg.store import Settings
@@ -35,11 +35,11 @@ CHAIN = [("甲", "位于", "乙"), ("丙", "位于", "乙"), ("丙", "属于", "
 
 
 def named(triples):
-    return [tuple(asking.as_names(triple)) for triple in triples]
+    return [tuple(queries.as_names(triple)) for triple in triples]
 
 
 def find(store, name):
-    return asking.find_entities(store, name)
+    return queries.find_entities(store, name)
 
 
 # query
@@ -48,10 +48,10 @@ def find(store, name):
 def test_a_query_answers_in_names_or_iris(opened):
     store = opened(CHAIN)
     question = "SELECT ?a ?none { ?a r:位于 e:乙 } ORDER BY ?a"
-    assert list(asking.query(store, question).rows) == [["丙", None], ["甲", None]]
-    assert next(asking.query(store, question, as_iris=True).rows) == ["urn:kg:e:丙", None]
-    assert list(asking.query(store, "ASK { e:甲 r:位于 e:乙 }").rows) == [[True]]
-    made = asking.query(store, "CONSTRUCT { ?b r:有 ?a } WHERE { ?a r:位于 ?b FILTER(?a = e:甲) }")
+    assert list(queries.query(store, question).rows) == [["丙", None], ["甲", None]]
+    assert next(queries.query(store, question, as_iris=True).rows) == ["urn:kg:e:丙", None]
+    assert list(queries.query(store, "ASK { e:甲 r:位于 e:乙 }").rows) == [[True]]
+    made = queries.query(store, "CONSTRUCT { ?b r:有 ?a } WHERE { ?a r:位于 ?b FILTER(?a = e:甲) }")
     assert (made.columns, list(made.rows)) == (["head", "relation", "tail"], [["乙", "有", "甲"]])
 
 
@@ -59,26 +59,26 @@ def test_a_query_answers_in_names_or_iris(opened):
 def test_what_is_no_query_is_refused_and_changes_nothing(opened, text):
     store = opened(CHAIN)
     with pytest.raises(UserError, match="--sparql: not a SPARQL query"):
-        asking.query(store, text)
+        queries.query(store, text)
     assert len(quality.stats(store)["by_relation"]) == 2
 
 
 def test_a_query_may_stand_in_a_file(tmp_path):
     (tmp_path / "q.rq").write_text("\ufeffASK {}", encoding="utf-8")
-    assert asking.read_sparql(str(tmp_path / "q.rq")) == "ASK {}"
-    assert asking.read_sparql("ASK { ?a ?b ?c }") == "ASK { ?a ?b ?c }"
+    assert queries.read_sparql(str(tmp_path / "q.rq")) == "ASK {}"
+    assert queries.read_sparql("ASK { ?a ?b ?c }") == "ASK { ?a ?b ?c }"
     with pytest.raises(UserError, match="no such file, and no query"):
-        asking.read_sparql("nowhere.rq")
+        queries.read_sparql("nowhere.rq")
 
 
 # neighbours, path, sources
 
 
 def test_neighbours_are_found_by_hop_in_both_directions(opened):
-    found, more = asking.neighbours(opened(CHAIN), ["urn:kg:e:甲"], 2, 10)
-    assert [(hop, tuple(asking.as_names(triple))) for hop, triple in found] == [(1, CHAIN[0]), (2, CHAIN[1])]
+    found, more = queries.neighbours(opened(CHAIN), ["urn:kg:e:甲"], 2, 10)
+    assert [(hop, tuple(queries.as_names(triple))) for hop, triple in found] == [(1, CHAIN[0]), (2, CHAIN[1])]
     assert not more
-    found, more = asking.neighbours(opened(CHAIN), ["urn:kg:e:甲"], 9, 3)
+    found, more = queries.neighbours(opened(CHAIN), ["urn:kg:e:甲"], 9, 3)
     assert (len(found), more) == (3, True)
 
 
@@ -86,12 +86,12 @@ def test_a_path_is_a_shortest_one_whatever_the_directions(opened):
     store = opened(
         CHAIN, [("甲", "x", "己"), ("己", "x", "庚"), ("庚", "x", "辛"), ("辛", "x", "壬"), ("壬", "x", "戊")]
     )
-    assert named(asking.path(store, find(store, "甲"), find(store, "戊"))) == CHAIN
-    assert named(asking.path(store, find(store, "戊"), find(store, "甲"))) == CHAIN[::-1]
-    assert asking.path(store, find(store, "甲"), find(store, "戊"), 3) is None
-    assert asking.path(store, find(store, "甲"), find(store, "甲")) == []
+    assert named(queries.path(store, find(store, "甲"), find(store, "戊"))) == CHAIN
+    assert named(queries.path(store, find(store, "戊"), find(store, "甲"))) == CHAIN[::-1]
+    assert queries.path(store, find(store, "甲"), find(store, "戊"), 3) is None
+    assert queries.path(store, find(store, "甲"), find(store, "甲")) == []
     apart = opened(CHAIN, [("子", "x", "丑")])
-    assert asking.path(apart, find(apart, "甲"), find(apart, "丑")) is None
+    assert queries.path(apart, find(apart, "甲"), find(apart, "丑")) is None
 
 
 @given(
@@ -111,7 +111,7 @@ def test_no_path_is_longer_than_it_must_be(edges, start, goal):
                 if one == here and other not in far:
                     far[other] = far[here] + 1
                     edge.append(other)
-    found = asking.path(store, [f"urn:kg:e:{start}"], [f"urn:kg:e:{goal}"])
+    found = queries.path(store, [f"urn:kg:e:{start}"], [f"urn:kg:e:{goal}"])
     assert (None if found is None else len(found)) == far.get(goal)
 
 
@@ -127,15 +127,15 @@ def test_an_entity_is_found_by_any_of_its_names(opened):
 
 def test_entities_kept_apart_are_both_found(opened):
     store = opened([("李娜", "出生日期", "1963年"), ("李娜", "职业", "歌手")], [("李娜", "出生日期", "1982年")])
-    assert {asking.name_of(iri) for iri in find(store, "李娜")} == {"李娜 [出生日期 1963年]", "李娜 [出生日期 1982年]"}
-    [triple] = asking.around(store, find(store, "李娜")[1])
-    assert [one["id"] for one in asking.sources_of(store, triple)] == [1]
+    assert {queries.name_of(iri) for iri in find(store, "李娜")} == {"李娜 [出生日期 1963年]", "李娜 [出生日期 1982年]"}
+    [triple] = queries.around(store, find(store, "李娜")[1])
+    assert [one["id"] for one in queries.sources_of(store, triple)] == [1]
 
 
 def test_a_triple_says_where_it_comes_from(opened):
     store = opened([("《京沪高铁》", "位于", "中国")], [("京沪高铁", "位于", "中国")], text="京沪高铁", confidence=0.5)
-    [triple] = asking.around(store, "urn:kg:e:京沪高铁")
-    first, second = asking.sources_of(store, triple)
+    [triple] = queries.around(store, "urn:kg:e:京沪高铁")
+    first, second = queries.sources_of(store, triple)
     assert first["head"] == {"said": "《京沪高铁》", "place": None}
     assert second == {
         "id": 1,
