@@ -10,6 +10,7 @@ Two processes never change one graph; who reads it goes on reading the generatio
 
 import os
 import shutil
+import traceback
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -128,9 +129,9 @@ def change_graph(directory: str | Path, flag: str, new: Settings | None, work):
 
 
 def _work_on(folder: Path, work, settings: Settings):
-    """The store is closed when this returns: nothing else refers to it."""
+    """The store is closed when this returns or raises: nothing else refers to it."""
     try:
-        return work(oxigraph().Store(str(folder)), settings)
+        return _call_and_let_go(work, folder, settings)
     except OSError as error:
         if error.errno is not None:
             raise
@@ -139,6 +140,14 @@ def _work_on(folder: Path, work, settings: Settings):
         if number is None:
             raise UserError(f"{folder.parent}: the store cannot be written ({error})") from None
         raise OSError(number, os.strerror(number)) from None
+
+
+def _call_and_let_go(work, folder: Path, settings: Settings):
+    try:
+        return work(oxigraph().Store(str(folder)), settings)
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)  # they refer to the store, which would write while it is removed
+        raise
 
 
 def _publish(directory: Path, folder: Path, number: int, settings: Settings) -> None:

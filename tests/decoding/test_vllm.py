@@ -17,6 +17,7 @@ import inference
 from common.errors import UserError
 from data.prompts import load_template, make_prompt
 from decoding import vllm_engine
+from decoding.answers import Answer
 from decoding.choosing import seed_of
 from decoding.engines import ENGINES
 from decoding.serving import Serving
@@ -191,7 +192,7 @@ def test_the_token_that_ended_an_answer_counts_even_if_vllm_keeps_it(tmp_path):
     rules = SimpleNamespace(max_repeats=0)
     for given in (ids, [*ids, 2]):
         answer = vllm_engine.read_answer(SimpleNamespace(token_ids=given, finish_reason="stop"), codec, rules)
-        assert answer == ("(a,b,c)", "eos", len(ids) + 1)
+        assert answer == Answer("(a,b,c)", "eos", len(ids) + 1)
     answer = vllm_engine.read_answer(SimpleNamespace(token_ids=ids * 3, finish_reason="length"), codec, rules)
     assert answer.finish_reason == "length"
 
