@@ -1,6 +1,6 @@
 """Predictions or labelled records -> a knowledge graph: merged, stored, asked, exported.
 
-python src/utils/graph.py build --pred_path results/quickstart-200/submission.json --store results/quickstart-200/graph
+python src/utils/graph.py build --pred_path results/quickstart-400/submission.json --store results/quickstart-400/graph
 python src/utils/graph.py COMMAND --help
 """
 
