@@ -6,6 +6,10 @@ cards=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
 if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then cards=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c . || true); fi
 
 processes=${NPROC:-$((cards > 1 ? cards : 1))}
+if [[ ! "$processes" =~ ^[1-9][0-9]*$ ]]; then
+    echo "error: NPROC=$processes: expected how many processes are to train, a whole number from 1 on" >&2
+    exit 2
+fi
 start=(python)
 [ "$processes" -gt 1 ] && start=(torchrun --nproc_per_node="$processes" --master_port="${PORT:-1331}")
 command=("${start[@]}" src/test_finetune.py
@@ -23,6 +27,10 @@ if [ -n "${DRY_RUN:-}" ]; then
     printf '%q ' "${command[@]}"
     echo
     exit 0
+fi
+if [ "$processes" -gt 1 ] && [ ! -d "$model_path" ]; then # or each process would say it, and torchrun after them
+    echo "error: $model_path: no such folder; give the base's, MODEL=FOLDER" >&2
+    exit 2
 fi
 source scripts/logged.bash
 run_logged "$output_dir" "${command[@]}"

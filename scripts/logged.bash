@@ -10,13 +10,12 @@ run_logged() {
     above=$(dirname "$output")
     mkdir -p "$above"
     log=$(mktemp "$above/.train-log.XXXXXX")
-    trap "rm -f '$log'; rmdir '$above' 2>/dev/null || true" EXIT
     (
         until [ -f "$output/run.json" ]; do
-            sleep 1
-            [ -f "$log" ] || exit 0 # the run is over
+            read -rt 1 <> <(:) || true # a sleep that is no process of its own
         done
         ln -f "$log" "$output/train.log"
     ) &
+    trap "kill $! 2>/dev/null || true; wait $! 2>/dev/null || true; rm -f '$log'; rmdir '$above' 2>/dev/null || true" EXIT
     "$@" 2>&1 | tee -i "$log"
 }

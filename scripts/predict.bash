@@ -4,6 +4,10 @@
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [ -d .venv ] && export PATH="$PWD/.venv/bin:$PATH"
 
+if [[ ! "${NPROC:-1}" =~ ^[1-9][0-9]*$ ]]; then
+    echo "error: NPROC=$NPROC: expected how many processes are to predict, a whole number from 1 on" >&2
+    exit 2
+fi
 start=(python)
 [ "${NPROC:-1}" -gt 1 ] && start=(torchrun --nproc_per_node="$NPROC" --master_port="${PORT:-1331}")
 command=("${start[@]}" src/inference.py --model_name_or_path "$model_path" --model_name "$model_name"

@@ -135,3 +135,18 @@ def test_engines_are_compared_on_the_records_of_gold_alone(tmp_path, asked):
     files = ["--input_file", tmp_path / "ask.json", "--gold", tmp_path / "gold.json", "--output_dir", tmp_path / "out"]
     with pytest.raises(UserError, match="expected the same ids in both, each once"):
         compare_engines.main(list(map(str, ["--lora_weights", "x", *files])))
+
+
+@pytest.mark.parametrize(
+    ("script", "more", "why"),
+    [
+        ("fine_llama", {"NPROC": "x"}, "NPROC=x: expected how many processes"),
+        ("fine_llama", {"NPROC": "2", "MODEL": "nowhere"}, "nowhere: no such folder"),
+        ("infer_llama", {"NPROC": "0"}, "NPROC=0: expected how many processes"),
+    ],
+)
+def test_what_a_script_cannot_start_is_one_line(project, script, more, why):
+    done = bash(project, f"{project}/scripts/{script}.bash", **more)
+    assert done.returncode == 2
+    assert why in done.stderr
+    assert len(done.stderr.splitlines()) == 1

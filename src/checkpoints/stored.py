@@ -252,9 +252,19 @@ def is_there(file: Path) -> bool:
 
 
 def read_record(folder: str | Path) -> dict:
-    """What weight_diff.json says; {} when there is none."""
+    """What weight_diff.json says; {} when there is none. UserError for numbers that are none of torch's."""
     file = Path(folder) / RECORD
-    return read_json(file) if is_there(file) else {}
+    record = read_json(file) if is_there(file) else {}
+    dtypes = record.get("dtypes", {}) if isinstance(record, dict) else None
+    if not isinstance(dtypes, dict):
+        raise UserError(f"{file}: expected an object with dtypes, tensor -> numbers; take the file that came with it")
+    for name, dtype in dtypes.items():
+        if not isinstance(dtype, str) or not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise UserError(
+                f"{file}: dtypes: {name} is {dtype!r:.40}; expected float16, bfloat16 or float32: take the file that "
+                "came with the delta"
+            )
+    return record
 
 
 def _size(shape, dtype) -> int:

@@ -85,11 +85,14 @@ def shorten(path) -> str:
 
 
 def _number_of(error: BaseException) -> int | None:
-    """The system's number of an error; libraries in Rust (safetensors, tokenizers, pyoxigraph) give it as text."""
+    """The system's number of an error; libraries in Rust (safetensors, tokenizers, pyoxigraph) give it as text, and
+    torch's sockets its name.
+    """
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
     found = re.search(r"\(os error (\d+)\)", str(error))
-    return int(found[1]) if found else None
+    named = re.search(r"name: (E[A-Z]+)", str(error))
+    return int(found[1]) if found else getattr(errno, named[1], None) if named else None
 
 
 def _where(*errors: BaseException) -> str | None:

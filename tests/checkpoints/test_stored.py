@@ -213,3 +213,10 @@ def test_the_golden_checkpoint_is_read_by_its_index():
     index, files = whole_files(GOLDEN / "checkpoint", "model_name_or_path")
     assert len(files) == 4
     assert {file.name for file in files} == set(index.values())
+
+
+@pytest.mark.parametrize("dtype", [3, None, "x", "nn", {"a": 1}])
+def test_numbers_of_a_delta_that_are_none_of_torchs_are_named(tmp_path, dtype):
+    (tmp_path / "weight_diff.json").write_text(json.dumps({"dtypes": {"lm_head.weight": dtype}}), encoding="utf-8")
+    with pytest.raises(UserError, match=r"weight_diff.json: dtypes: lm_head.weight is .*; expected float16"):
+        read_record(tmp_path)
