@@ -55,7 +55,7 @@ def _settings_of(path: Path) -> dict | None:
         settings = json.loads(first) if first.endswith("\n") else None
     except FileNotFoundError:
         return None
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):
         settings = first
     if not isinstance(settings, dict | None):
         raise UserError(f"{path}:1: not a partial file of predictions; delete it, or give another --output_file")
@@ -98,7 +98,7 @@ def read_finished(output: str | Path) -> dict[int, dict]:
                 for question, row in json.loads(line or b"{}").items():
                     if row.get("budget", 0) >= rows.get(int(question), row).get("budget", 0):
                         rows[int(question)] = row
-            except (ValueError, AttributeError):
+            except (ValueError, AttributeError, RecursionError):
                 raise UserError(f"{path}:{number}: damaged; delete this line: its answers are made again") from None
     return rows
 

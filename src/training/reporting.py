@@ -17,10 +17,20 @@ from kg.metrics import CURVE
 
 
 def keep_log(file: Path, step: int) -> None:
-    """Drop the rows that a resumed run will write again, those after `step`, and one that a kill cut in half."""
+    """Drop the rows that a resumed run will write again, those after `step`, and what is no row: one that a kill cut in
+    half, a damaged line.
+    """
     if file.is_file():
-        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-        write_rows(file, [row for row in map(json.loads, lines) if row["step"] <= step])
+        rows = map(_read_row, file.read_text(encoding="utf-8", errors="replace").splitlines())
+        write_rows(file, [row for row in rows if row and row["step"] <= step])
+
+
+def _read_row(line: str) -> dict | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
 def draw_curve(history: list[dict], file: Path) -> None:
@@ -71,7 +81,7 @@ class Log:
             tqdm.write(line, file=sys.stderr)
 
     def rows(self) -> list[dict]:
-        return [json.loads(line) for line in self.file.read_text(encoding="utf-8").splitlines()]
+        return list(filter(None, map(_read_row, self.file.read_text(encoding="utf-8", errors="replace").splitlines())))
 
 
 def make_run(base: str | Path, chosen, template_name: str, template: dict, args, data: dict, training: dict, **own):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.errors import UserError, begin_script, keeping, run_script, say
+from common.errors import UserError, begin_script, keeping, reason_of, run_script, say
 
 if __name__ == "__main__":
     begin_script()
@@ -51,7 +51,11 @@ def convert(parts: list[Path], base: EmbeddedBase, out: Path) -> None:
         joined = partial / f"{out.name}.gguf"
         if len(parts) > 1:
             join_files(parts, joined)
-        convert_into(partial, joined if len(parts) > 1 else parts[0], base)
+        gguf = joined if len(parts) > 1 else parts[0]
+        try:
+            convert_into(partial, gguf, base)
+        except (ValueError, KeyError, IndexError, EOFError) as error:  # of the libraries that read it
+            raise UserError(f"{gguf}: no whole GGUF file of a model ({reason_of(error)}); get it again") from None
         joined.unlink(missing_ok=True)
         for notice in notices:
             shutil.copyfile(notice, partial / notice.name)

@@ -9,6 +9,7 @@ from helpers import ROOT, python
 from safetensors import SafetensorError
 
 from common.errors import UserError, keeping, run_script
+from common.processes import NUMBERS, why_odd
 from common.refusals import naming
 
 SRC = ROOT / "src"
@@ -133,3 +134,13 @@ def test_a_launcher_variable_that_is_no_number_is_named(value, why, tmp_path):
     assert done.returncode == 2
     assert why in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("odd", [{"WORLD_SIZE": "0"}, {"RANK": "2", "WORLD_SIZE": "2"}, {"LOCAL_WORLD_SIZE": "0"}])
+def test_a_launcher_whose_numbers_contradict_each_other_is_named(odd, monkeypatch):
+    for name in NUMBERS:
+        monkeypatch.delenv(name, raising=False)
+    assert why_odd() is None
+    for name, value in odd.items():
+        monkeypatch.setenv(name, value)
+    assert "expected a number below" in why_odd()

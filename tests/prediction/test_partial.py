@@ -172,7 +172,7 @@ def test_what_another_run_finished_is_not_begun_anew(output):
 def test_a_damaged_line_is_named(output):
     path = interrupted(output)
     settings, first, second = path.read_bytes().splitlines(keepends=True)
-    for line in (first[:-20] + b"\n", b"3\n", b"\xe4\n"):
+    for line in (first[:-20] + b"\n", b"3\n", b"\xe4\n", b"[" * 10**5 + b"\n"):
         path.write_bytes(settings + second + line)
         with pytest.raises(UserError, match="partial:3: damaged; delete this line"):
             partial.resume_partial(output, SETTINGS)

@@ -188,6 +188,16 @@ def test_one_file_of_another_package_is_taken_as_it_is(tmp_path, monkeypatch, wh
     assert not (tmp_path / "out" / "GEMMA_TERMS.html").exists()
 
 
+@pytest.mark.parametrize("damage", [lambda file: b"no GGUF" * 99, lambda file: file[: len(file) // 2]])
+def test_a_damaged_file_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch, whole, damage):
+    (tmp_path / "site" / "odd_tiny").mkdir(parents=True)
+    (tmp_path / "site" / "odd_tiny" / "any.gguf").write_bytes(damage(whole))
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    with pytest.raises(UserError, match="any.gguf: no whole GGUF file of a model .*get it again"):
+        gguf_to_hf.main(["--base", "gemma3-270m", "--package", "odd_tiny", "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("name", BASES)
 def test_what_pip_installs_is_pinned_and_holds_the_files(name, capsys):
     gguf_to_hf.main(["--base", name, "--requirements"])
