@@ -9,6 +9,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [ -d .venv ] && export PATH="$PWD/.venv/bin:$PATH"
 
 cards=${CARDS:-0}
+if [[ ! "$cards" =~ ^[0-9]+(,[0-9]+)*$ ]]; then
+    echo "error: CARDS=$cards: expected the numbers of cards, like 0 or 0,1" >&2
+    exit 2
+fi
 start=(python)
 if [[ "$cards" == *,* ]]; then
     start=(deepspeed --include "localhost:$cards" --master_port "${PORT:-29500}")
