@@ -59,7 +59,7 @@ LAYERS = {"layer_types": ["sliding_attention", "full_attention", "sliding_attent
 
 
 @pytest.mark.parametrize("window", [3, 40])  # tokens; the prompts have more
-@pytest.mark.parametrize("model_type", ["mistral", "qwen2", "qwen3", "gemma3_text"])
+@pytest.mark.parametrize("model_type", ["mistral", "gemma3_text"])
 def test_layers_that_see_only_the_last_tokens_answer_as_one_at_a_time(tiny, model_type, window):
     base, codec, prompts = tiny
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -71,10 +71,11 @@ def test_layers_that_see_only_the_last_tokens_answer_as_one_at_a_time(tiny, mode
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.3)
     model.generation_config.eos_token_id, model.config._attn_implementation = codec.eos_id, "sdpa"
-    alone = [generate(model, codec, [ids], Rules(12))[0] for ids in prompts]
+    prompts = prompts[:4]
+    alone = [generate(model, codec, [ids], Rules(8))[0] for ids in prompts]
     assert len({answer.text for answer in alone}) > 1 or window == 3  # the last three are the template's
-    for size, shared in ((1, 1), (3, 16), (7, 1)):
-        assert fast(model, codec, prompts, Rules(12, batch_size=size), shared=shared) == alone
+    for size, shared in ((1, 1), (3, 16)):
+        assert fast(model, codec, prompts, Rules(8, batch_size=size), shared=shared) == alone
 
 
 @pytest.mark.parametrize("ahead", [1, 5, 30])
