@@ -15,8 +15,6 @@ from common.errors import UserError
 from common.files import to_line, write_rows
 from common.refusals import advice_for
 
-MOST_NAMED = 6  # settings of another command that are named
-
 
 def partial_path(output: str | Path, rank: int = 0) -> Path:
     """Where a process keeps what is finished of `output`."""
@@ -71,8 +69,6 @@ def check_partial(output: str | Path, settings: dict) -> None:
         names = sorted({*there, *settings} - {"batch_size"})  # which decides when an answer is made, not what it is
         found = {name: (there.get(name), settings.get(name)) for name in names}
         other = [f"{name}: {_short(old)} there, {_short(new)} now" for name, (old, new) in found.items() if old != new]
-        if len(other) > MOST_NAMED:
-            other = [*other[:MOST_NAMED], f"and {len(other) - MOST_NAMED} more"]
         if other:
             raise UserError(
                 f"{path} holds the unfinished predictions of another command ({'; '.join(other)}); repeat "
