@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 
 from common import stopping, threads
 from common.processes import this_process, why_odd
-from common.refusals import NOWHERE, naming, stands_somewhere, why_refused
+from common.refusals import NOWHERE, naming, shorten, stands_somewhere, why_refused
 
 KEPT = "what was finished before is kept"
 LONG_WORD = re.compile(r"\S{500,}")  # paths are shorter, as a rule
@@ -107,12 +107,7 @@ def _close_bars() -> None:
 
 def _say_error(message: str) -> None:
     with suppress(OSError):
-        print(f"error: {LONG_WORD.sub(_shorten, message)}", file=sys.stderr, flush=True)
-
-
-def _shorten(word: re.Match) -> str:
-    """The ends of what was found, of which nobody reads the middle."""
-    return f"{word[0][:100]}…{word[0][-100:]}"
+        print(f"error: {LONG_WORD.sub(lambda word: shorten(word[0]), message)}", file=sys.stderr, flush=True)
 
 
 def _flush() -> None:

@@ -188,8 +188,7 @@ def turn_records(records: list[dict], what: str) -> list[dict]:
     """
     turned = []
     for record in records:
-        triples = parse(record["output"], read_schema(record["instruction"]), record["input"])
-        style = next((style for style in BETWEEN if render(triples, style) == record["output"]), None)
+        triples, style = _read_output(record, read_schema(record["instruction"]))
         if not triples:
             turned.append(record)
         elif style is not None:
@@ -212,14 +211,19 @@ def _divide_output(record: dict, parts: list[list[str]], nothing: str) -> list[s
     """The output's triples by the part that asks for their relation, in its own notation; None where that is another
     than the three that `render` writes, or none of the parts asks for a relation.
     """
-    triples = parse(record["output"], [name for part in parts for name in part], record["input"])
-    style = next((style for style in BETWEEN if render(triples, style) == record["output"]), None)
+    triples, style = _read_output(record, [name for part in parts for name in part])
     if triples and style is None:
         return None
     shares = [[one for one in triples if one[1] in part] for part in parts]
     if sum(map(len, shares)) < len(triples):
         return None
     return [render(share, style) if share else nothing for share in shares]
+
+
+def _read_output(record: dict, names: list[str] | None) -> tuple[list[Triple], str | None]:
+    """The output's triples, and in which style of `render` they stand there; None: in none."""
+    triples = parse(record["output"], names, record["input"])
+    return triples, next((style for style in BETWEEN if render(triples, style) == record["output"]), None)
 
 
 def _topic(record: dict) -> str:

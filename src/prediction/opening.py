@@ -39,6 +39,7 @@ class Opening:
     decided: dict[str, Decision]
     context: int | None  # tokens that the base has positions for, or was trained on; None: not known
     asking: Asking
+    pieces: list[bytes | None] | None  # of each token its bytes, where answers are limited (--constrain)
     max_src_len: int | None = None  # most tokens of a question, with a prefix
 
 
@@ -160,7 +161,7 @@ def _plan(serving: Serving, template: dict, name: str, engine: str, decided: dic
         how = serving.family, serving.precision, serving.merge, serving.trust
         check_adapter(serving.adapter, serving.base, *how)
     codec = load_codec(serving.base, serving.family, serving.trust)
-    if serving.rules.constrain:
-        token_bytes(codec)  # which may refuse
+    pieces = token_bytes(codec) if serving.rules.constrain else None  # which may refuse
     context = codec.context or read_context(serving.base, serving.family)
-    return Opening(serving, template, codec, engine.value, name, {**decided, "engine": engine}, context, asking)
+    decided = {**decided, "engine": engine}
+    return Opening(serving, template, codec, engine.value, name, decided, context, asking, pieces)

@@ -24,7 +24,6 @@ from prediction import partial
 from prediction.opening import Opening, open_model
 from prediction.questions import Question, make_rows, permit
 from prediction.settings import settings_of
-from tokens.pieces import token_bytes
 
 FAILED_SHOWN = 20  # records that failed, of which the reason is printed
 
@@ -163,9 +162,8 @@ def answer_share(model, task: Task, settings: dict, ranks: Ranks) -> Share:
 
 def _limit(task: Task) -> Limits:
     """What the answers to the questions may hold (--constrain)."""
-    codec = task.plan.codec
-    asked = permit(task.plan, task.questions)
-    return make_limits(token_bytes(codec), codec.eos_id, asked)
+    plan = task.plan
+    return make_limits(plan.pieces, plan.codec.eos_id, permit(plan, task.questions))
 
 
 def row_of(task: Task, number: int, answer: Answer, rules: Rules) -> dict:

@@ -201,14 +201,14 @@ def merge(record: dict, asked: list[tuple[Question, dict]], asking: Asking) -> d
     if asking.votes > 1:
         output, _, confidence = write_scored(count_votes(found, asking.share), names, record["input"])
         return {"output": output, "confidence": confidence}
+    if not any("confidence" in answer for _, answer in asked):
+        return {"output": render(found[0])}
     known = {}
     for question, answer in asked:
         triples = parse(answer["output"], names, question.text)
         for triple, chance in zip(triples, answer.get("confidence", ()), strict=False):
             triple = turn(triple) if asking.tail_first else triple
             known[triple] = max(chance, known.get(triple, 0))
-    if not any("confidence" in answer for _, answer in asked):
-        return {"output": render(found[0])}
     output, _, confidence = write_scored(
         [(triple, known.get(triple, 0)) for triple in found[0]], names, record["input"]
     )
