@@ -13,17 +13,19 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if __name__ == "__main__":
     begin_script()
 
-from common.machine import join
-from data.records import load_records
-from prediction.opening import plan_adapter
-from prediction.predicting import Task, answer_file
-from prediction.questions import ask_all
 from utils.args_predict import parse_inference
 
 
 def main(argv=None) -> None:
     started = time.time()
     model_args, args = parse_inference(argv)
+    # Imported behind the flags, since torch takes seconds: --help and a wrong flag are answered at once.
+    from common.machine import join
+    from data.records import load_records
+    from prediction.opening import plan_adapter
+    from prediction.predicting import Task, answer_file
+    from prediction.questions import ask_all
+
     ranks = join()
     # Everything that can be wrong is found before the base is loaded.
     plan = plan_adapter(model_args, args, ranks.count)

@@ -97,6 +97,15 @@ def test_the_graph_room_needs_neither_torch_nor_numpy():
     assert run.stdout.strip() == "[]", run.stderr
 
 
+@pytest.mark.parametrize("script", ["inference.py", "inference_pt.py", "utils/convert.py", "utils/graph.py"])
+def test_help_is_shown_without_torch_and_transformers(script):
+    run = python("-X", "importtime", SRC / script, "--help")
+    loaded = {line.rpartition("|")[2].strip() for line in run.stderr.splitlines()}
+    assert run.returncode == 0 and "usage" in run.stdout
+    assert "argparse" in loaded and not loaded & {"torch", "transformers", "numpy"}
+
+
 def test_the_commands_are_few():
-    assert len(list((SRC / "utils").glob("*.py"))) <= 12
+    commands = [file for file in (SRC / "utils").glob("*.py") if not file.name.startswith(("args", "__"))]
+    assert len(commands) <= 8
     assert sys.version_info >= (3, 10)

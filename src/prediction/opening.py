@@ -22,8 +22,8 @@ from loading.prefix import check_supported
 from loading.shape import check_vocabulary, read_shape
 from prediction.settings import check_apart, choose_asking, choose_precision, choose_template, rules_of
 from tokens.codec import Codec
+from tokens.lengths import MAX_LEN, MAX_SRC_LEN, check_lengths
 from tokens.pieces import token_bytes
-from tokens.ptuning_rows import MAX_LEN, MAX_SRC_LEN, check_lengths
 from tokens.readers import load_codec
 
 

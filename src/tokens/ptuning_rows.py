@@ -7,11 +7,8 @@ of layout A, put together by token count; the rows of all others are their promp
 
 from typing import NamedTuple
 
-from common.errors import UserError
 from tokens.batches import IGNORED
 from tokens.rows import Limits, encode_row, fit_record
-
-MAX_LEN, MAX_SRC_LEN = 768, 450  # tokens of question and answer, and of the question, by default
 
 
 class Row(NamedTuple):
@@ -73,12 +70,3 @@ def encode_question(codec, template: dict, record: dict, max_src_len: int) -> tu
         return (None, False) if ids is None else ([*ids, *codec.suffix_ids], len(ids) < sum(map(len, parts)))
     fitted = fit_record(codec, template, {**record, "output": ""}, Limits(None, max_src_len))
     return fitted.prompt or None, fitted.text is not None and fitted.text != record["input"]
-
-
-def check_lengths(max_len: int | None, max_src_len: int | None) -> None:
-    """UserError unless --max_src_len leaves room for an answer within --max_len; None: not given."""
-    if max_len and max_src_len and max_len - max_src_len < 4:
-        raise UserError(
-            f"--max_len {max_len} and --max_src_len {max_src_len} leave no room for an answer; raise --max_len above "
-            f"{max_src_len + 3}, or lower --max_src_len"
-        )

@@ -1,32 +1,26 @@
-"""The arguments of every script, as small dataclasses, and the one function that parses them.
+"""The arguments of src/test_finetune.py. Those that all scripts have, and the parser, stand in args_base.py."""
 
-Those of prediction alone stand in args_predict.py, those of P-Tuning in args_pt.py.
-"""
-
-import argparse
-import sys
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import TrainingArguments
 
 from checkpoints.hub_cache import find_snapshot
 from common.errors import UserError, say
 from common.files import check_apart
-from common.flags import MOST_COUNT, MOST_SEED, Range, check_flags, check_ranges, option
+from common.flags import MOST_COUNT, MOST_SEED, Range, check_ranges, option
 from common.machine import check_processes, has_cuda
 from common.processes import this_process
 from kg.metrics import BEST
 from loading.fsdp import CONFIG, choose_policy
 from loading.precision import Precision, asked_dtype, choose_bits, choose_dtype
-from models.families import NAMES
 from ops import available
 from training.checking import check_report_to
 from training.order import ORDERS
 from training.planning import set_checkpointing
+from utils.args_base import FEW, ModelArguments, PrecisionFlags, check_max_steps, parse
 from utils.args_schema import SCHEMA_RANGES, DrawnFlags
 
-FEW = Range(1, 2**16)  # of what is laid out in memory, one by one
 DATA_RANGES = {
     "cutoff_len": Range(1),
     "max_source_length": Range(1),
@@ -64,42 +58,6 @@ TRAINING_RANGES = {  # of the Trainer's own flags those too that it reads late, 
     "neftune_noise_alpha": Range(0, above=True),
     "seed": Range(0, MOST_SEED),
 }
-
-
-@dataclass
-class ModelArguments:
-    """Which base, and in which numbers."""
-
-    _argument_group_name = "model"
-
-    model_name_or_path: str | None = option(None, "folder of the base model (config.json, tokenizer, weights)")
-    model_name: str | None = option(
-        None, f"overrides the family read from config.json: {', '.join(NAMES)}", "--model_file"
-    )
-    bits: int | None = option(
-        None,
-        "16: weights as --fp16/--bf16 say; 8 or 4: quantised by bitsandbytes; default: 16, or what the "
-        "adapter was trained with",
-        choices=[4, 8, 16],
-    )
-    max_memory_MB: int | None = option(None, "most memory of the card this process may take, in MB; default: all")
-    trust_remote_code: bool = option(False, "run Python code that lies in the base model's folder")
-
-    def __post_init__(self):
-        check_ranges(self, {"max_memory_MB": Range(1)})
-
-
-@dataclass
-class PrecisionFlags:
-    """In which numbers a model multiplies: the three flags of every script that runs one."""
-
-    fp16: bool = option(False, "16-bit floats for cards before Ampere; 32-bit ones on a CPU")
-    bf16: bool = option(
-        False,
-        "bfloat16; default: what run.json says was trained in, else bfloat16 where the card has it, else float16; "
-        "float32 on a CPU",
-    )
-    fp32: bool = option(False, "32-bit floats on a GPU too")
 
 
 @dataclass
@@ -323,11 +281,6 @@ def check_bits(bits: int | None, full: bool, args) -> None:
         raise UserError(f"--bits {bits} and --fsdp contradict each other: quantised weights cannot be split; drop one")
 
 
-def check_max_steps(steps: int) -> None:
-    if steps != -1 and steps < 1:
-        raise UserError(f"--max_steps {steps}: expected at least 1, or -1: --num_train_epochs decides")
-
-
 class Arguments(NamedTuple):
     """Those of src/test_finetune.py."""
 
@@ -339,7 +292,9 @@ class Arguments(NamedTuple):
 
 def parse_finetune(argv=None) -> Arguments:
     """The arguments of src/test_finetune.py."""
-    model, data, lora, train = parse((ModelArguments, DataArguments, LoraArguments, FinetuneArguments), argv)
+    model, data, lora, train = parse(
+        (ModelArguments, DataArguments, LoraArguments, FinetuneArguments), argv, TrainingArguments
+    )
     if not model.model_name_or_path:
         raise UserError("--model_name_or_path is missing; give the folder of the base model")
     model.model_name_or_path = find_snapshot(model.model_name_or_path, "model_name_or_path")
@@ -350,47 +305,3 @@ def parse_finetune(argv=None) -> Arguments:
     bits = choose_bits(model.bits or 16, train.use_cpu)
     train.precision, train.decided = train.precision._replace(bits=bits.value), {**train.decided, "bits": bits}
     return Arguments(model, data, lora, train)
-
-
-def parse(types, argv=None):
-    """One object a dataclass, from the command line; an unknown flag is a UserError naming the nearest right one."""
-    parser = HfArgumentParser(types, allow_abbrev=False, formatter_class=_Formatter)
-    if any(issubclass(kind, TrainingArguments) for kind in types):
-        parser.add_argument(
-            "--help_all", action="store_true", help="list every other argument of transformers' Trainer too"
-        )
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if "--help_all" in argv:
-        argv = ["--help"]
-    else:
-        _hide_inherited(parser, types)
-    check_flags(parser, argv)
-    try:
-        return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)[: len(types)]
-    except ValueError as error:  # TrainingArguments' own cross-checks
-        raise UserError(str(error)) from None
-
-
-class _Formatter(argparse.HelpFormatter):
-    """Help with defaults, wide enough to read."""
-
-    def __init__(self, prog):
-        super().__init__(prog, max_help_position=34, width=120)
-
-    def _get_help_string(self, action):
-        shown = action.default not in (None, False, "==SUPPRESS==") and "default" not in (action.help or "")
-        return f"{action.help} (default: %(default)s)" if shown else action.help
-
-    def _format_action_invocation(self, action):
-        # One spelling a flag: transformers adds each one again with hyphens.
-        return "  ".join(flag for flag in action.option_strings if "-" not in flag.lstrip("-"))
-
-
-def _hide_inherited(parser, types) -> None:
-    """Leave transformers' own hundred arguments out of --help; they work all the same, but for those DECIDED here."""
-    ours = {part for kind in types for part in kind.__mro__ if part not in TrainingArguments.__mro__}
-    own = {name for part in ours for name in part.__annotations__}
-    for action in parser._actions:
-        if action.dest not in own | {"help", "help_all"}:
-            action.help = argparse.SUPPRESS
-    parser.usage = "%(prog)s [flags]"

@@ -9,7 +9,7 @@ from common.flags import MOST_SEED, Range, check_ranges, option
 from common.manifest import run_file_of
 from common.processes import this_process
 from kg.permitted import BOUND
-from utils.args import ModelArguments, PrecisionFlags, parse
+from utils.args_base import ModelArguments, PrecisionFlags, parse
 from utils.args_schema import SCHEMA_RANGES, AskedFlags
 
 DRAWING = ("temperature", "top_k", "top_p", "seed")  # flags that mean something only with --do_sample

@@ -8,11 +8,9 @@ from checkpoints.hub_cache import find_snapshot
 from common.errors import UserError
 from common.files import check_apart
 from common.flags import MOST_COUNT, MOST_SEED, Range, check_ranges, option
-from common.machine import has_cuda
-from loading.precision import Precision, asked_dtype, choose_bits, choose_dtype
 from models.families import NAMES
-from tokens.ptuning_rows import MAX_LEN, MAX_SRC_LEN, check_lengths
-from utils.args import FEW, ModelArguments, PrecisionFlags, check_max_steps, parse
+from tokens.lengths import MAX_LEN, MAX_SRC_LEN, check_lengths
+from utils.args_base import FEW, ModelArguments, PrecisionFlags, check_max_steps, parse
 from utils.args_predict import AnswerArguments, check_outputs
 from utils.args_schema import refuse_drawn_flags
 
@@ -166,6 +164,9 @@ def parse_ptuning(argv=None):
         raise UserError(f"--model_dir is missing; give the folder of the base model ({', '.join(NAMES)})")
     model.model_name_or_path = find_snapshot(model.model_name_or_path, "model_dir")
     check_apart(args.output_dir, "--model_dir", model.model_name_or_path)
+    from common.machine import has_cuda  # torch, which --help and a wrong flag need not wait for
+    from loading.precision import Precision, asked_dtype, choose_bits, choose_dtype
+
     on_cpu = not has_cuda()
     dtype = choose_dtype(asked_dtype(args), on_cpu)
     bits = choose_bits(model.bits or 16, on_cpu)
