@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Speed and memory of prediction, side by side: LLaMA-7B's shape with random weights, a LoRA adapter, prompts of 120 to
 # 512 tokens, answers of exactly 128 tokens. Rows `ragged-`: answers of 20 to 400 tokens; `alike-`: prompts with one of
-# twelve instructions, not of their own; `cap-`: within 24 GB of the card; `-8bit`, `-4bit`: quantised. Needs a card;
+# twelve instructions, not of their own; `cap-`: within 24 GB of the card; `-8bit`, `-4bit`: quantised;
+# `-fp8`: products in 8-bit floats. Needs a card;
 # MODEL=llama-tiny RECORDS=16 tries it without one. ROWS="batch-64 fast" runs some of the rows only. What each run
 # printed stands in results/bench/*.log.
 set -euo pipefail
@@ -12,7 +13,7 @@ MODEL=${MODEL:-llama-7b}
 RECORDS=${RECORDS:-1024}
 BASE=models/counting-$MODEL
 OUT=results/bench
-ROWS=${ROWS-one batch-16 batch-64 batch-128 fast fast-merged fast-8bit fast-4bit vllm cap-batch-16-8bit cap-fast
+ROWS=${ROWS-one batch-16 batch-64 batch-128 fast fast-merged fast-fp8 fast-merged-fp8 fast-8bit fast-4bit vllm cap-batch-16-8bit cap-fast
     cap-fast-8bit cap-fast-4bit alike-fast ragged-batch-64 ragged-fast ragged-vllm two-cards}
 
 declare -A most=([one]=8 [batch-16]=128 [batch-64]=512 [batch-128]=512 [cap-batch-16-8bit]=64 [ragged-batch-64]=256) # records of the rows that are slow
@@ -45,7 +46,7 @@ for row in $ROWS; do
         alike-*) records=$alike && make "$alike" --answers 400 400 --alike 12 ;;
         two-cards) start="torchrun --nproc_per_node=2 --master_port=${PORT:-1331}" engine=fast ;;
     esac
-    engine=${engine#alike-} engine=${engine#cap-} engine=${engine%-?bit}
+    engine=${engine#alike-} engine=${engine#cap-} engine=${engine%-?bit} engine=${engine%-fp8}
     case $engine in
         one) flags="--engine batch --batch_size 1" ;; # the original way
         batch-*) flags="--engine batch --batch_size ${engine#batch-}" ;;
@@ -53,7 +54,7 @@ for row in $ROWS; do
         *) flags="--engine $engine" ;;
     esac
     [[ $row = cap-* ]] && flags+=" --max_memory_MB 24000"
-    case $row in *-8bit) flags+=" --bits 8" ;; *-4bit) flags+=" --bits 4" ;; esac
+    case $row in *-fp8) flags+=" --fp8" ;; *-8bit) flags+=" --bits 8" ;; *-4bit) flags+=" --bits 4" ;; esac
     if [ "$engine" = vllm ] && ! python -c "import vllm" 2>/dev/null; then
         printf '%-16s skipped: vllm is not installed (requirements-vllm.txt)\n' "$row"
         continue

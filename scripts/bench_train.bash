@@ -10,7 +10,7 @@ MODEL=${MODEL:-llama-7b}
 STEPS=${STEPS:-8}
 BASE=models/random-$MODEL
 OUT=results/bench
-ROWS=${ROWS:-original original-4bit original-16bit padded packed ours-16 ours ours-8bit ours-4bit cap-8bit cap-16bit cap-16bit-16 two-cards}
+ROWS=${ROWS:-original original-4bit original-16bit padded packed ours-16 ours ours-fp8 ours-8bit ours-4bit cap-8bit cap-16bit cap-16bit-16 two-cards}
 
 plain="--packing False --use_liger_kernel False"
 sixteen="--per_device_train_batch_size 16"
@@ -22,6 +22,7 @@ declare -A more=(
     [packed]="--use_liger_kernel False $sixteen"
     [ours-16]="$sixteen"
     [ours]=""
+    [ours-fp8]="--bf16 --fp8"
     [ours-8bit]="--bits 8"
     [ours-4bit]="--bits 4"
     [cap-8bit]="--bits 8 --max_memory_MB 24000 $sixteen"

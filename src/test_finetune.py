@@ -31,6 +31,7 @@ from data.asking import Asking, draw_all, survey, turn_records
 from data.prompts import load_template
 from data.records import choose_records
 from loading.base import load_base, refuse_broken
+from loading.fp8 import use_fp8
 from loading.lora import add_lora
 from loading.memory import limit_memory
 from ops.packed_attention import use_packed_attention
@@ -187,6 +188,7 @@ def describe(arguments: Arguments, checked: Checked, rows: Rows) -> dict:
             "records_a_step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
             "learning_rate": args.learning_rate,
             "lr_scheduler_type": str(args.lr_scheduler_type.value),
+            **({"fp8": True} if args.fp8 else {}),
             **data_args.asking(args.seed).settings,
         },
         lora=None if lora_args.full_finetune else {**vars(lora_args), "lora_target_modules": list(checked.targets)},
@@ -227,6 +229,8 @@ def load(arguments: Arguments, checked: Checked, plan: Plan):
     model.config.use_cache = False
     if plan.decided.packing.value and plan.device.type == "cuda":
         use_packed_attention(model)
+    if plan.decided.fp8.value:
+        use_fp8(model, trained_through=True)
     sizes["trained_weights"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
     what = "all of them" if full else f"LoRA r {lora_args.lora_r} on {', '.join(checked.targets)}"
     say(f"trained: {sizes['trained_weights']:,} weights ({what})")

@@ -19,7 +19,7 @@ from decoding.constrained import make_limits
 from decoding.fast_engine import MEASURED, Tuning
 from loading import quantised
 from loading.quantised import QUANTISATIONS, use_plain_product
-from ops import packed_attention
+from ops import fp8_product, packed_attention
 from tokens import batches
 from tokens.batches import IGNORED, make_collator
 
@@ -219,3 +219,43 @@ except torch.OutOfMemoryError:
         [sys.executable, "-c", code], env=os.environ | more, capture_output=True, text=True, check=True
     )
     assert 15 <= int(ran.stdout) <= 20
+
+
+@pytest.mark.parametrize("kind", [fp8_product.NARROW, fp8_product.WIDE])
+@pytest.mark.parametrize("width", [16, 4096, 11008])
+def test_rows_are_rounded_to_eight_bits_as_on_a_cpu(kind, width):
+    torch.manual_seed(0)
+    rows, factors = torch.randn(33, width).bfloat16() * torch.logspace(-6, 3, 33)[:, None], torch.rand(width, 1) + 0.1
+    for more in (None, factors):
+        codes, scales = fp8_product.round_rows(rows.cuda(), kind, None if more is None else more.cuda())
+        expected, sizes = fp8_product.round_rows(rows, kind, more)
+        torch.testing.assert_close(scales.cpu(), sizes, rtol=1e-6, atol=0)
+        assert (codes.cpu().float() != expected.float()).float().mean() < 1e-3  # a quotient's last bit
+
+
+@pytest.mark.parametrize("count", [1, 7, 300])
+def test_products_in_eight_bit_floats_and_their_gradients_are_near(count):
+    torch.manual_seed(0)
+    weight = (torch.randn(512, 1024) * torch.logspace(-2, 2, 512)[:, None]).cuda().bfloat16()
+    inputs = torch.randn(count, 1024, device="cuda").bfloat16().requires_grad_()
+    asked = torch.randn(count, 512, device="cuda").bfloat16() / weight.norm(dim=1)
+    made, exact = fp8_product.multiply(inputs, fp8_product.keep_weight(weight, True)), inputs @ weight.T
+    for one, other in (
+        (made, exact),
+        *zip(*(torch.autograd.grad(out, inputs, asked) for out in (made, exact)), strict=True),
+    ):
+        assert (one - other).norm() / other.norm() < 0.08
+
+
+def test_a_layer_in_eight_bit_floats_can_be_captured():
+    weight = fp8_product.keep_weight(torch.randn(256, 256, device="cuda").bfloat16(), False)
+    inputs = torch.randn(4, 256, device="cuda").bfloat16()
+    with torch.inference_mode():
+        fp8_product.multiply(inputs, weight)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            made = fp8_product.multiply(inputs, weight)
+        inputs.copy_(torch.randn_like(inputs))
+        graph.replay()
+        torch.testing.assert_close(made, fp8_product.multiply(inputs, weight))

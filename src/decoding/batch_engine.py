@@ -14,6 +14,7 @@ from decoding.constrained import Constrain, Limits, Walks
 from decoding.serving import Serving
 from loading.adapted import has_learnt_prompt
 from loading.base import load_base
+from loading.fp8 import use_fp8
 from loading.lora import load_adapter
 from loading.memory import check_prediction, limit_memory
 from loading.prefix import load_trained
@@ -51,6 +52,8 @@ def load_model(serving: Serving, codec, longest: int, rows: int):
     model = load_base(serving.base, serving.precision, where, codec, serving.trust)
     if serving.adapter:
         model = load_adapter(model, serving.adapter, serving.merge)
+    if serving.fp8:
+        use_fp8(model)
     return model.eval()
 
 

@@ -18,6 +18,7 @@ from data.asking import Asking
 from decoding.engines import ENGINES, choose_engine
 from decoding.serving import Prefix, Serving
 from loading.adapted import check_adapter
+from loading.fp8 import check_fp8_adapter, choose_fp8
 from loading.prefix import check_supported
 from loading.shape import check_vocabulary, read_shape
 from prediction.settings import check_apart, choose_asking, choose_precision, choose_template, rules_of
@@ -57,6 +58,9 @@ def plan_adapter(model_args, args, processes: int = 1) -> Opening:
     template = choose_template(args.prompt_template_name, run, chosen.template_name, _where(source))
     device = choose_device(args.device)
     precision, decided = choose_precision(model_args, args, run.get("precision") or {}, device.type == "cpu")
+    decided["fp8"] = choose_fp8(args.fp8, precision, device)
+    if args.fp8 and adapter:
+        check_fp8_adapter(adapter, args.merge_lora)
     serving = Serving(
         base=base,
         family=chosen.family,
@@ -66,6 +70,7 @@ def plan_adapter(model_args, args, processes: int = 1) -> Opening:
         rules=rules_of(args, args.max_new_tokens),
         adapter=adapter,
         merge=args.merge_lora,
+        fp8=decided["fp8"].value,
         retry_length=args.retry_length,
         batch_size=args.batch_size,
         max_memory_mb=model_args.max_memory_MB,

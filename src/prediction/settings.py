@@ -101,5 +101,6 @@ def settings_of(serving: Serving, template: dict, input_file: str, window: int |
         **({"asking_seed": asking.seed} if asking.shuffle or asking.lists > 1 else {}),
         **{name: value for name, value in serving.rules._asdict().items() if name not in ("batch_size", "confidence")},
         **({"confidence": True} if serving.rules.confidence else {}),
+        **({"fp8": True} if serving.fp8 else {}),
         **trained,
     }

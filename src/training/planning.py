@@ -11,6 +11,7 @@ from checkpoints.prefixes import Kind, count_weights
 from common.decisions import Decision, as_json, decide
 from common.errors import UserError, say
 from common.machine import has_cuda
+from loading.fp8 import PLAIN, choose_fp8
 from loading.memory import (
     MB,
     SAFE,
@@ -175,6 +176,7 @@ class Decided:
     checkpointing: Decision  # gradient checkpointing: activations are computed twice
     batch: Decision  # records of one forward pass of a process
     accumulation: Decision  # forward passes of a step
+    fp8: Decision = PLAIN  # frozen products in 8-bit floats
 
     def as_json(self) -> dict[str, dict]:
         return as_json(vars(self))
@@ -190,6 +192,7 @@ def decide_training(model_args, lora_args, args, chosen, targets, max_target_len
     base, trust, dtype = model_args.model_name_or_path, chosen.trust, args.precision.dtype
     config = AutoConfig.from_pretrained(base, trust_remote_code=trust)
     packing = choose_packing(args.packing, config, chosen.family.packed_types, device, dtype)
+    fp8 = choose_fp8(args.fp8, args.precision, device)
     liger = choose_liger(args.use_liger_kernel, device, dtype, config.model_type)
     asked = Plan(
         args.per_device_train_batch_size,
@@ -224,6 +227,7 @@ def decide_training(model_args, lora_args, args, chosen, targets, max_target_len
         checkpointing=checkpointing,
         batch=batch,
         accumulation=passes,
+        fp8=fp8,
     )
 
 

@@ -18,7 +18,7 @@ from ops import available
 from training.checking import check_report_to
 from training.order import ORDERS
 from training.planning import set_checkpointing
-from utils.args_base import FEW, ModelArguments, PrecisionFlags, check_max_steps, parse
+from utils.args_base import FEW, ModelArguments, NarrowFlags, check_max_steps, parse
 from utils.args_schema import SCHEMA_RANGES, DrawnFlags
 
 DATA_RANGES = {
@@ -138,7 +138,7 @@ DECIDED = {
 
 
 @dataclass
-class FinetuneArguments(PrecisionFlags, TrainingArguments):
+class FinetuneArguments(NarrowFlags, TrainingArguments):
     """How it is trained: transformers' TrainingArguments with this project's defaults (the others: --help_all)."""
 
     _argument_group_name = "training"
@@ -272,7 +272,10 @@ def check_split(args) -> None:
 
 
 def check_bits(bits: int | None, full: bool, args) -> None:
-    """UserError for quantised weights where they would have to be trained or split."""
+    """UserError for narrow weights where they would have to be trained or split."""
+    for flag, given in (("--full_finetune", full), ("--fsdp", args.fsdp)):
+        if args.fp8 and given:
+            raise UserError(f"--fp8 and {flag} contradict each other: only frozen, whole weights are kept so; drop one")
     if bits not in (4, 8):
         return
     if full:

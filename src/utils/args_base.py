@@ -52,6 +52,15 @@ class PrecisionFlags:
     fp32: bool = option(False, "32-bit floats on a GPU too")
 
 
+@dataclass
+class NarrowFlags(PrecisionFlags):
+    """Those, and 8-bit floats for what is not trained: of the scripts for adapters."""
+
+    fp8: bool = option(
+        False, "frozen weights and what they are multiplied with in 8-bit floats: for cards of Ada, Hopper and newer"
+    )
+
+
 def check_max_steps(steps: int) -> None:
     if steps != -1 and steps < 1:
         raise UserError(f"--max_steps {steps}: expected at least 1, or -1: --num_train_epochs decides")

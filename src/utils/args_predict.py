@@ -9,7 +9,7 @@ from common.flags import MOST_SEED, Range, check_ranges, option
 from common.manifest import run_file_of
 from common.processes import this_process
 from kg.permitted import BOUND
-from utils.args_base import ModelArguments, PrecisionFlags, parse
+from utils.args_base import ModelArguments, NarrowFlags, PrecisionFlags, parse
 from utils.args_schema import SCHEMA_RANGES, AskedFlags
 
 DRAWING = ("temperature", "top_k", "top_p", "seed")  # flags that mean something only with --do_sample
@@ -122,7 +122,7 @@ class AnswerArguments(AskedFlags, PrecisionFlags):
 
 
 @dataclass
-class InferenceArguments(AnswerArguments):
+class InferenceArguments(NarrowFlags, AnswerArguments):
     """Prediction."""
 
     input_file: str = option("data/valid.json", "records to predict: JSON lines or a JSON list")
@@ -151,11 +151,14 @@ class InferenceArguments(AnswerArguments):
         processes = this_process().count
         for flag, given in (
             ("--engine vllm", self.engine == "vllm"),
+            ("--fp8", self.fp8),
             (f"--device {self.device}", self.device is not None),
             (f"torchrun with {processes} processes", processes > 1),
         ):
             if self.device_map and given:
                 raise UserError(f"--device_map {self.device_map} and {flag} contradict each other; drop one of them")
+        if self.fp8 and self.engine == "vllm":
+            raise UserError("--fp8 and --engine vllm contradict each other; drop one of them")
         if self.merge_lora and not self.lora_weights:
             raise UserError("--merge_lora without --lora_weights: there is no adapter to merge; drop it")
         check_outputs(self)
