@@ -30,11 +30,12 @@ def why_odd() -> str | None:
         if value and not _is_number(value):
             return f"the environment has {name}={value:.40}; expected a whole number, as torchrun sets it: unset {name}"
     process = this_process()
-    for rank, count, names in (
-        (process.rank, process.count, "RANK and WORLD_SIZE"),
-        (process.local_rank, process.local_count, "LOCAL_RANK and LOCAL_WORLD_SIZE"),
+    for rank, count, of_rank, of_count in (
+        (process.rank, process.count, "RANK", "WORLD_SIZE"),
+        (process.local_rank, process.local_count, "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
     ):
-        if count < 1 or (rank >= count and process.launched and os.environ.get(names.split()[-1])):
+        if count < 1 or (rank >= count and process.launched and os.environ.get(of_count)):
+            names = f"{of_rank} and {of_count}"
             return (
                 f"the environment has {rank} and {count} for {names}; expected a number below that of the processes, "
                 f"as torchrun sets them: unset {names}"

@@ -30,12 +30,12 @@ def load_answers(path: str | Path, hint: str) -> list[dict]:
 def read_confidence(record: dict, triples: int) -> list[float] | None:
     """A prediction's `confidence`, one number from 0 to 1 for each of its triples; None where it has none.
 
-    UserError for anything else.
+    What is no list is another program's field. UserError for a list of anything else.
     """
     found = record.get("confidence")
-    if found is None:
+    if not isinstance(found, list):
         return None
-    numbers = isinstance(found, list) and all(type(one) in (int, float) and 0 <= one <= 1 for one in found)
+    numbers = all(type(one) in (int, float) and 0 <= one <= 1 for one in found)
     if not numbers or len(found) != triples:
         raise UserError(
             f"confidence is {found!r:.60}; expected a number from 0 to 1 for each of the {triples} triples, or no field"

@@ -58,6 +58,9 @@ def test_a_submission_leaves_out_what_is_less_sure(tmp_path):
         UserError, match=r"p.json:1: confidence is \[0.4, 1\]; expected a number from 0 to 1 for each of"
     ):
         convert.main(words)
+    write_rows(predicted, [row(1, "(甲,位于,乙)", confidence=0.4)])  # another program's, of the whole answer
+    convert.main(words)
+    assert "confidence" not in rows(target)[0]
     write_rows(predicted, [row(1, "(甲,位于,乙)")])
     with pytest.raises(UserError, match="p.json:1: --min_confidence: the row has no confidence"):
         convert.main([*words, "--min_confidence", "0.5"])
