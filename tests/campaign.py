@@ -47,9 +47,10 @@ class Undamaged(NamedTuple):
     start: float  # seconds until Python and torch are there
 
 
+PREDICTION = ("prediction.opening", "prediction.predicting", "prediction.questions")
 IMPORTS = {  # script -> modules that it needs, itself among them
-    "src/inference.py": ("inference", "transformers.models.llama.modeling_llama"),
-    "src/inference_pt.py": ("inference_pt", "transformers.models.llama.modeling_llama"),
+    "src/inference.py": ("inference", *PREDICTION, "transformers.models.llama.modeling_llama"),
+    "src/inference_pt.py": ("inference_pt", *PREDICTION, "transformers.models.llama.modeling_llama"),
     "src/test_finetune.py": ("test_finetune", "transformers.models.llama.modeling_llama"),
     "src/finetuning_pt.py": ("deepspeed", "finetuning_pt", "transformers.models.llama.modeling_llama"),
     "src/utils/convert.py": ("utils.convert",),

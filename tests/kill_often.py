@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import inference
-from prediction import partial
+from prediction import opening, partial, predicting, questions  # noqa: F401 - what it imports once it has its flags
 
 LONGEST_RUN = 60  # seconds
 

@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from common.errors import begin_script, run_script
+from prediction import opening, predicting, questions  # noqa: F401 - what scripts import once they have their flags
 
 LONGEST_RUN = 120  # seconds
 

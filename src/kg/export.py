@@ -12,6 +12,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
@@ -177,9 +178,10 @@ def graphml(store) -> Iterator[str]:
     yield '<graph edgedefault="directed">'
     for iri in entities(store):
         yield f'<node id="{local(iri)}"><data key="label">{_xml(name_of(iri))}</data></node>'
+    label = cache(lambda iri: _xml(name_of(iri)))  # there are few relations
     for number, one in enumerate(lines(store)):
         ends = f'source="{local(one.head)}" target="{local(one.tail)}"'
-        data = f'<data key="relation">{_xml(name_of(one.relation))}</data><data key="weight">{len(one.sources)}</data>'
+        data = f'<data key="relation">{label(one.relation)}</data><data key="weight">{len(one.sources)}</data>'
         yield f'<edge id="e{number}" {ends}>{data}<data key="records">{_xml("; ".join(one.records))}</data></edge>'
     yield "</graph>\n</graphml>"
 
@@ -192,9 +194,10 @@ def gexf(store) -> Iterator[str]:
     for iri in entities(store):
         yield f'<node id="{local(iri)}" label={_attribute(name_of(iri))}/>'
     yield "</nodes>\n<edges>"
+    label = cache(lambda iri: _attribute(name_of(iri)))  # there are few relations
     for number, one in enumerate(lines(store)):
         ends = f'source="{local(one.head)}" target="{local(one.tail)}"'
-        said = _attribute(name_of(one.relation))
+        said = label(one.relation)
         yield (
             f'<edge id="{number}" {ends} label={said} kind={said} weight="{len(one.sources)}"><attvalues>'
             f'<attvalue for="records" value={_attribute("; ".join(one.records))}/></attvalues></edge>'

@@ -37,7 +37,7 @@ def test_a_base_with_an_adapter_answers_and_learns_nearly_as_before(tmp_path):
         assert len(narrow) == kept * 7 * model.config.num_hidden_layers
     (plain, gradient), (rounded, near) = found[False], found[True]
     assert rounded == pytest.approx(plain, rel=0.05)
-    assert torch.cosine_similarity(gradient, near, dim=0) > 0.9
+    assert torch.cosine_similarity(gradient, near, dim=0) > 0.85
 
 
 def test_a_model_without_such_layers_is_refused():

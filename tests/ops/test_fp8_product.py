@@ -32,7 +32,7 @@ def test_product_and_gradient_are_near_those_of_the_exact_weight():
     asked = torch.randn(2, 7, 48) / sizes
     out, exact = multiply(inputs, keep_weight(weight, True)), inputs @ weight.T
     gradient, expected = (torch.autograd.grad(made, inputs, asked)[0] for made in (out, exact))
-    assert ((out - exact).abs().mean((0, 1)) / exact.abs().mean((0, 1))).max() < 0.06  # of the small ones too
+    assert ((out - exact).abs().mean((0, 1)) / exact.abs().mean((0, 1))).max() < 0.08  # of the small ones too
     assert (gradient - expected).norm() / expected.norm() < 0.1
 
 

@@ -22,9 +22,9 @@ from common.errors import UserError
 from data.records import load_records
 from decoding import batch_engine
 from kg.metrics import score_records
+from loading import precision
 from training import deepspeed_engine
 from training.ptuning import learning_rates
-from utils import args_pt
 from utils.args_pt import parse_ptuning
 
 SCRIPT = ROOT / "src" / "finetuning_pt.py"
@@ -165,7 +165,7 @@ def test_a_run_learns_eight_records_by_heart_and_prediction_gets_them_all(flags,
 
 def test_a_base_in_float16_is_trained_with_a_scaled_loss(flags, tmp_path, monkeypatch):
     """float16 is chosen on a GPU only; a CPU can compute in it all the same."""
-    monkeypatch.setattr(args_pt, "choose_dtype", lambda *_: Decision("float16", "as asked"))
+    monkeypatch.setattr(precision, "choose_dtype", lambda *_: Decision("float16", "as asked"))
     finetuning_pt.main(flags(tmp_path, pre_seq_len=32, train_batch_size=8, learning_rate=2e-2, max_steps=80))
     assert log(tmp_path)[-1]["loss"] < 0.5 * log(tmp_path)[0]["loss"]
     state = torch.load(tmp_path / "global_step-80" / "state" / "rank-0.pt", weights_only=True)

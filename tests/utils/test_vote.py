@@ -60,7 +60,7 @@ def test_a_submission_leaves_out_what_is_less_sure(tmp_path):
         convert.main(words)
     write_rows(predicted, [row(1, "(甲,位于,乙)", confidence=0.4)])  # another program's, of the whole answer
     convert.main(words)
-    assert "confidence" not in rows(target)[0]
+    assert rows(target)[0]["confidence"] == 0.4
     write_rows(predicted, [row(1, "(甲,位于,乙)")])
     with pytest.raises(UserError, match="p.json:1: --min_confidence: the row has no confidence"):
         convert.main([*words, "--min_confidence", "0.5"])
