@@ -23,22 +23,27 @@ import torch
 from checkpoints.adapters import check_saved
 from checkpoints.config import read_context
 from checkpoints.family import Chosen, choose_family
+from checkpoints.hub_cache import find_snapshot
 from checkpoints.stored import whole_files
+from checkpoints.vocabulary import read_tokens, write_tokens
 from common import manifest
 from common.files import fingerprint
 from common.machine import training_device
 from data.asking import Asking, draw_all, survey, turn_records
-from data.prompts import load_template
 from data.records import choose_records
 from loading.base import load_base, refuse_broken
 from loading.fp8 import use_fp8
-from loading.lora import add_lora
 from loading.memory import limit_memory
+from loading.shape import Shape, read_shape
+from loading.starting import Lora, choose_lora
+from loading.vocabulary import extend_shape
 from ops.packed_attention import use_packed_attention
+from prediction.settings import choose_template
 from tokens.batches import pack
 from tokens.codec import Codec
 from tokens.dataset import Tokenising, choose_limits, tokenise
 from tokens.drawn import DrawnRows
+from tokens.extending import extend_codec
 from tokens.readers import load_codec, save_tokenizer
 from tokens.rows import Limits
 from training import speed
@@ -101,7 +106,8 @@ class Checked:
     chosen: Chosen  # the base's family
     template_name: str
     template: dict
-    targets: tuple[str, ...]  # layers that get an adapter
+    lora: Lora | None  # None: every weight is trained
+    shape: Shape | None  # of the base
     train: list[dict]  # records
     valid: list[dict]  # none where nothing is evaluated
     start: Start
@@ -112,19 +118,24 @@ class Checked:
 def check(arguments: Arguments) -> Checked:
     """UserError for a base, a template, records or a folder that cannot be used."""
     model_args, data_args, lora_args, args = arguments
-    base = model_args.model_name_or_path
-    chosen = choose_family(base, model_args.model_name, model_args.trust_remote_code)
-    template_name = data_args.prompt_template_name or chosen.template_name
-    template = load_template(template_name)
+    base, init = model_args.model_name_or_path, lora_args.init_lora and find_snapshot(lora_args.init_lora, "init_lora")
+    before = manifest.read_run(init) if init else {}
+    chosen = choose_family(base, model_args.model_name, model_args.trust_remote_code, before)
+    typed = data_args.prompt_template_name
+    template_name = manifest.prefer("prompt_template_name", typed, before.get("template_name"), chosen.template_name)
+    template = choose_template(typed, before, chosen.template_name, str(manifest.find_run(init)) if init else "")
     train, valid = choose_records(data_args, args.do_eval, args.seed)
     check_optimizer(args)
     start = start_finetuning(args)
     whole_files(base, "model_name_or_path")
-    codec = load_codec(base, chosen.family, chosen.trust)
+    codec = load_codec(base, chosen.family, chosen.trust, init)
+    if lora_args.extend_vocab:
+        codec = extend_codec(codec, read_tokens(lora_args.extend_vocab), f"--extend_vocab {lora_args.extend_vocab}")
     limits = choose_limits(data_args, chosen.family, codec)
-    asked = lora_args.lora_target_modules
-    targets = tuple(target.strip() for target in asked.split(",")) if asked else chosen.family.lora_targets
-    return Checked(chosen, template_name, template, targets, train, valid, start, codec, limits)
+    lora, shape = None, extend_shape(read_shape(base, chosen.trust), codec.pieces_before)
+    if not lora_args.full_finetune:
+        lora = choose_lora(lora_args, chosen, base, args.precision, shape, codec)
+    return Checked(chosen, template_name, template, lora, shape, train, valid, start, codec, limits)
 
 
 class Rows(NamedTuple):
@@ -190,8 +201,9 @@ def describe(arguments: Arguments, checked: Checked, rows: Rows) -> dict:
             "lr_scheduler_type": str(args.lr_scheduler_type.value),
             **({"fp8": True} if args.fp8 else {}),
             **data_args.asking(args.seed).settings,
+            **({"extend_vocab": list(checked.codec.added)} if lora_args.extend_vocab else {}),
         },
-        lora=None if lora_args.full_finetune else {**vars(lora_args), "lora_target_modules": list(checked.targets)},
+        lora=checked.lora and checked.lora.as_json(),
     )
 
 
@@ -203,44 +215,44 @@ class Plan(NamedTuple):
 
 def make_plan(arguments: Arguments, checked: Checked, rows: Rows) -> Plan:
     """Measure the machine, and decide what flags leave open."""
-    model_args, data_args, lora_args, args = arguments
+    model_args, data_args, _, args = arguments
     device = training_device(args.use_cpu)
     limit_memory(model_args.max_memory_MB, device)
     rate = speed.product_rate(device, args.precision.dtype)
-    base = (model_args, lora_args, args, checked.chosen, checked.targets)
+    base = (model_args, args, checked.chosen, checked.lora, checked.shape)
     return Plan(device, rate, decide_training(*base, data_args.max_target_length, rows.train, device))
 
 
 def load(arguments: Arguments, checked: Checked, plan: Plan):
     """The model with what is trained of it, and how many weights it has and trains."""
-    model_args, _, lora_args, args = arguments
+    model_args, _, _, args = arguments
     torch.manual_seed(args.seed)  # the first values of the adapter; the Trainer seeds all the rest
-    full, precision, trust = lora_args.full_finetune, args.precision, checked.chosen.trust
-    if full:  # trained weights are float32; autocast multiplies in 16 bits
+    lora, precision, trust = checked.lora, args.precision, checked.chosen.trust
+    if not lora:  # trained weights are float32; autocast multiplies in 16 bits
         precision = precision._replace(name="float32")
     base = model_args.model_name_or_path
     model = load_base(base, precision, plan.device, checked.codec, trust, split=args.fsdp)
     if not args.fsdp:
         refuse_broken(model, base)
     sizes = {"weights": model.num_parameters()}  # as many as before they were quantised
-    if not full:
-        shape = (lora_args.lora_r, lora_args.lora_alpha, lora_args.lora_dropout)
-        model = add_lora(model, checked.targets, *shape, autocast=args.fp16 or args.bf16)
+    if lora:
+        model = lora.put_on(model, autocast=args.fp16 or args.bf16)
     model.config.use_cache = False
     if plan.decided.packing.value and plan.device.type == "cuda":
         use_packed_attention(model)
     if plan.decided.fp8.value:
         use_fp8(model, trained_through=True)
     sizes["trained_weights"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    what = "all of them" if full else f"LoRA r {lora_args.lora_r} on {', '.join(checked.targets)}"
-    say(f"trained: {sizes['trained_weights']:,} weights ({what})")
+    say(f"trained: {sizes['trained_weights']:,} weights ({lora or 'all of them'})")
     return model, sizes
 
 
 def make_trainer(arguments: Arguments, checked: Checked, rows: Rows, plan: Plan, model) -> TripleTrainer:
     padded = checked.codec.collator(8 if plan.device.type == "cuda" else 1)
     callbacks = [LogFile()]
-    if arguments.lora.full_finetune:
+    if checked.lora:
+        callbacks.append(OnSave(lambda folder: write_tokens(folder, checked.codec.added)))
+    else:
         where = (checked.codec, checked.chosen.family, arguments.model.model_name_or_path)
         # A checkpoint of a whole model is a base that can be used by itself.
         callbacks.append(OnSave(lambda folder: save_tokenizer(*where, folder)))

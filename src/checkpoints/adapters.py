@@ -22,8 +22,11 @@ def weight_files(folder: str | Path) -> list[Path]:
     return sorted(path for path in Path(folder).iterdir() if path.suffix in (".safetensors", ".bin", ".pt"))
 
 
-def find_adapter(folder: str | Path) -> Path:
-    """The folder itself when it holds a sound adapter; else a UserError that lists it and the nearest one that is."""
+def find_adapter(folder: str | Path, flag: str = "--lora_weights") -> Path:
+    """The folder itself when it holds a sound adapter; else a UserError that lists it and the nearest one that is.
+
+    `flag`: with which it was given.
+    """
     folder = Path(folder)
     inside = ", ".join(sorted(path.name for path in folder.iterdir())) if folder.is_dir() else "no such folder"
     try:
@@ -40,7 +43,7 @@ def find_adapter(folder: str | Path) -> Path:
     except UserError as error:
         near = _nearest_adapter(folder)
         hint = f"; the newest adapter near it is {near}" if near else ""
-        raise UserError(f"--lora_weights {folder}: {error}; found {inside or 'an empty folder'}{hint}") from None
+        raise UserError(f"{flag} {folder}: {error}; found {inside or 'an empty folder'}{hint}") from None
 
 
 def has_adapter(folder: Path) -> bool:

@@ -28,6 +28,7 @@ from checkpoints.adapters import as_peft_names, beyond_products, check_weights, 
 from common.errors import UserError, say
 from loading.precision import Precision
 from loading.quantised import QUANTISATIONS
+from loading.vocabulary import resize
 from models.families import Family
 
 FLAG = "--lora_weights"
@@ -52,10 +53,10 @@ NOT_OVER = {
 TASKS = (None, "CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION")  # whose adapters change the layers of the base alone
 
 
-def empty_base(path: str | Path, precision: Precision | None = None, trust_remote_code: bool = False):
+def empty_base(path: str | Path, precision: Precision | None = None, trust_remote_code: bool = False, rows: int = 0):
     """The model of a checkpoint folder without any weights (torch's device meta); None when config.json does not do.
 
-    `precision`: with its bits, layers are those that it will be quantised to.
+    `precision`: with its bits, layers are those that it will be quantised to. `rows`: that its embedding has at least.
     """
     quantised = QUANTISATIONS[precision.bits] if precision else None
     try:
@@ -65,6 +66,7 @@ def empty_base(path: str | Path, precision: Precision | None = None, trust_remot
             if quantised and quantised.config:
                 options = quantised.config(precision.dtype, None)
                 AutoHfQuantizer.from_config(options).preprocess_model(model, device_map=None)
+            resize(model, rows)
         return model
     except Exception:  # noqa: BLE001 - somebody's own model code may fail in any way; loading itself will say why
         return None
@@ -99,24 +101,34 @@ def make_config(folder: Path, model) -> PeftConfig:
 
 
 def check_adapter(
-    folder: Path, base, family: Family, precision: Precision, merge: bool = False, trust_remote_code: bool = False
+    folder: Path,
+    base,
+    family: Family,
+    precision: Precision,
+    merge: bool = False,
+    trust_remote_code: bool = False,
+    rows: int = 0,
+    flag: str = FLAG,
 ) -> None:
     """UserError, by its reason, for an adapter that is not of this base, or that cannot be served or merged here.
 
-    A base whose shape cannot be had from config.json, and the few kinds of adapters that are made of the base's
-    weights, are looked at when they are loaded.
+    `rows`: that the base's embedding will have at least; `flag`: with which the adapter was given. A base whose shape
+    cannot be had from config.json, and the few kinds of adapters that are made of the base's weights, are looked at
+    when they are loaded.
     """
-    model = empty_base(base, precision, trust_remote_code)
+    model = empty_base(base, precision, trust_remote_code, rows)
     if model is None:
         return
     config = make_config(folder, model)
-    refuse_unserved(folder, config, family, model.config, precision.bits)
+    refuse_unserved(folder, config, family, model.config, precision.bits, flag)
     try:
-        model = fit(folder, model)
+        model = fit(folder, model, flag)
     except UserError as error:
         if precision.bits == 16 or config.peft_type != "LORA" or isinstance(error.__cause__, TypeError):
             raise
-        model = fit(folder, empty_base(base, None, trust_remote_code))  # DoRA wants to see quantised numbers
+        model = fit(
+            folder, empty_base(base, None, trust_remote_code, rows), flag
+        )  # DoRA wants to see quantised numbers
     if merge and model and (config.is_prompt_learning or precision.bits == 16):
         merge_adapter(folder, model)
 
@@ -135,7 +147,7 @@ def fit(folder: Path, empty, flag: str = FLAG) -> PeftModel | None:
     return model
 
 
-def refuse_unserved(folder: Path, config: PeftConfig, family: Family, base, bits: int) -> None:
+def refuse_unserved(folder: Path, config: PeftConfig, family: Family, base, bits: int, flag: str = FLAG) -> None:
     """UserError for kinds of adapters that answers cannot be had with, here or from this family.
 
     `base`: the configuration of the base; `bits`: of its weights.
@@ -158,7 +170,7 @@ def refuse_unserved(folder: Path, config: PeftConfig, family: Family, base, bits
     elif getattr(config, "alora_invocation_tokens", None) and not family.draws:
         why = f"family {family.name} generates by itself, and does not look for alora_invocation_tokens"
     if why:
-        raise UserError(f"{FLAG} {folder}: an adapter of kind {kind} cannot be served: {why}")
+        raise UserError(f"{flag} {folder}: an adapter of kind {kind} cannot be served: {why}")
 
 
 def wrap(model, config: PeftConfig) -> PeftModel:

@@ -16,6 +16,7 @@ from common.processes import this_process
 from loading.fsdp import empty_model, share_buffers
 from loading.precision import Precision
 from loading.quantised import QUANTISATIONS, Quantisation
+from loading.vocabulary import grow
 
 
 def load_base(
@@ -105,6 +106,7 @@ def refuse_broken(model, path: str | Path, fresh: str | None = None) -> None:
 
 def _finish(model, codec, device, split: bool, quantised: Quantisation):
     """What a base needs besides its weights."""
+    grow(model, codec.pieces_before)
     if split:
         share_buffers(model, torch.device(device))
     for module in model.modules():

@@ -49,7 +49,8 @@ def use_fp8(model, trained_through: bool = False) -> int:
     The head stays as it is, and so do an adapter's layers, and those whose sides are no multiples of 16.
     `trained_through`: gradients will go through them. UserError when there is none.
     """
-    own = {id(model.get_output_embeddings())}
+    head = model.get_output_embeddings()
+    own = {id(part) for part in (head.modules() if head is not None else ())}  # a trained copy of it among them
     for tuner in model.modules():
         if isinstance(tuner, BaseTunerLayer):
             own |= {id(part) for part in tuner.modules() if part is not tuner.get_base_layer()}

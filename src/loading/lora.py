@@ -1,5 +1,6 @@
-"""An adapter put on a base: a fresh one of LoRA to train, or a trained one of any kind."""
+"""An adapter put on a base: a fresh one of LoRA, one to train on, or a trained one of any kind."""
 
+import functools
 import tempfile
 import warnings
 from contextlib import contextmanager
@@ -15,10 +16,19 @@ from loading.adapted import check_tensors, line_of, make_config, merge_adapter, 
 from loading.shape import check_targets, linear_size
 
 
-def add_lora(model, targets: tuple[str, ...], rank: int, alpha: int, dropout: float, autocast: bool = False):
+def add_lora(
+    model,
+    targets: tuple[str, ...],
+    rank: int,
+    alpha: int,
+    dropout: float,
+    autocast: bool = False,
+    saved: tuple[str, ...] = (),
+):
     """`model` with a fresh adapter on the layers called `targets`; the adapter's weights are float32.
 
     `autocast`: the model will run under torch's autocast, which picks the numbers of every product by itself.
+    `saved`: modules that are trained whole, as copies beside the base's own.
     """
     check_targets({name: size for name, module in model.named_modules() if (size := linear_size(module))}, targets)
     config = LoraConfig(
@@ -27,11 +37,34 @@ def add_lora(model, targets: tuple[str, ...], rank: int, alpha: int, dropout: fl
         lora_dropout=dropout,
         target_modules="all-linear" if targets == ("all-linear",) else list(targets),
         alpha_pattern=model.lora_alphas(alpha, targets) if hasattr(model, "lora_alphas") else {},
+        modules_to_save=list(saved) or None,
         task_type="CAUSAL_LM",
     )
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    model = get_peft_model(model, config)
+    with quiet():  # a head that is the embedding, too, will be no longer
+        model = get_peft_model(model, config)
+    return _trainable(model, autocast)
+
+
+def go_on_lora(model, folder: Path, dropout: float, autocast: bool = False):
+    """`model` with the trained adapter of `folder`, to be trained on with `dropout`; see `add_lora`.
+
+    UserError for an adapter that is not of this base.
+    """
+    config = make_config(folder, model)
+    config.lora_dropout = dropout
+    config.base_model_name_or_path, config.revision = model.name_or_path, None
+    return _trainable(_put_on(model, folder, config, is_trainable=True)[0], autocast)
+
+
+def _trainable(model, autocast: bool):
+    """An adapter about to be trained: its weights in 32 bits; saved without weights of the base."""
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+    # peft would save whole embeddings as well where they were made longer: those are among the trained modules.
+    model.save_pretrained = functools.partial(model.save_pretrained, save_embedding_layers=False)
     if autocast:
         # peft would copy every input to float32 and autocast at once back to 16 bits: the same numbers, for more work.
         for module in model.modules():
@@ -45,15 +78,8 @@ def load_adapter(model, folder: Path, merge: bool = False):
 
     UserError for an adapter that is not of this base (see `loading.adapted.check_adapter`).
     """
-    config, saved = make_config(folder, model), check_weights(folder)
-    tensors = as_peft_names(saved)
-    try:
-        with _named(tensors, folder if tensors.keys() == saved.keys() else None) as place, quiet():
-            model = PeftModel.from_pretrained(model, place, config=config)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # of whatever type peft raises for its many kinds
-        raise UserError(f"{unfit(folder)}: {line_of(error)}") from error
+    config = make_config(folder, model)
+    model, tensors = _put_on(model, folder, config)
     if own := check_tensors(folder, model, tensors):
         name = own[0].removeprefix("base_model.model.")
         say(f"adapter: it brings {len(own)} weights of the base along, e.g. {name}, which take the place of these")
@@ -68,6 +94,19 @@ def load_adapter(model, folder: Path, merge: bool = False):
             if "lora_" in name:
                 weight.data = weight.data.to(model.dtype)
     return model
+
+
+def _put_on(model, folder: Path, config, **more):
+    """`model` with an adapter as peft loads it, and the adapter's tensors by peft's names."""
+    saved = check_weights(folder)
+    tensors = as_peft_names(saved)
+    try:
+        with _named(tensors, folder if tensors.keys() == saved.keys() else None) as place, quiet():
+            return PeftModel.from_pretrained(model, place, config=config, **more), tensors
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of whatever type peft raises for its many kinds
+        raise UserError(f"{unfit(folder)}: {line_of(error)}") from error
 
 
 @contextmanager

@@ -39,10 +39,13 @@ class Change(NamedTuple):
     makers: dict[str, Callable]  # tensor -> what makes it, of a function that reads one of the base's by name
     untied: dict[str, str]  # tensor that the base has not, for it has the weights of another -> the other
     layers: int  # adapted ones
+    longer: dict[str, tuple[int, ...]]  # tensors that get rows for new tokens -> their sizes
 
 
-def plan_merge(folder: Path, path_base: str, base: dict[str, Stored]) -> Change:
+def plan_merge(folder: Path, path_base: str, base: dict[str, Stored], rows: int = 0) -> Change:
     """What the adapter of `folder` makes of the tensors `base`, which lie at `path_base`.
+
+    `rows`: that the embedding has at least, for tokens that the adapter brings along.
 
     UserError for an adapter that is not of this base, and by name for what cannot be merged exactly.
     """
@@ -54,7 +57,7 @@ def plan_merge(folder: Path, path_base: str, base: dict[str, Stored]) -> Change:
     tensors = as_peft_names(check_weights(folder))
 
     def empty():
-        return empty_base(path_base) or shape_of(base, tensors)
+        return empty_base(path_base, rows=rows) or shape_of(base, tensors)
 
     fitted = fit(folder, empty(), FLAG)
     if fitted is None:
@@ -70,17 +73,25 @@ def plan_merge(folder: Path, path_base: str, base: dict[str, Stored]) -> Change:
     sources = {name: own.get(name) or twins.get(id(weight)) for name, weight in weights.items()}
     adapted = _load_onto(model, folder, tensors)
     makers, layers = _makers(adapted, weights, sources)
+    longer = {}
     for name in makers:
         size = tuple(weights[name].shape)
         at = base.get(sources[name])
-        if at is None or at.shape != size:
+        if (
+            at is not None
+            and makers[name].func is _bring
+            and at.shape[1:] == size[1:]
+            and at.shape[0] < size[0] == rows
+        ):
+            longer[own.get(name, name)] = size
+        elif at is None or at.shape != size:
             raise UserError(
                 f"{unfit(folder, FLAG)}: {name} is {size}, in the base {at.shape if at else 'missing'}; give the base "
                 "that it was trained on"
             )
     changed = {id(weights[name]) for name in makers}
     untied = {name: sources[name] for name in weights if name not in own and id(weights[name]) in changed}
-    return Change({own.get(name, name): maker for name, maker in makers.items()}, untied, layers)
+    return Change({own.get(name, name): maker for name, maker in makers.items()}, untied, layers, longer)
 
 
 def shape_of(base: dict[str, Stored], tensors: dict[str, torch.Tensor]) -> torch.nn.Module:

@@ -21,6 +21,7 @@ from loading.adapted import check_adapter
 from loading.fp8 import check_fp8_adapter, choose_fp8
 from loading.prefix import check_supported
 from loading.shape import check_vocabulary, read_shape
+from loading.vocabulary import extend_shape, rows_for
 from prediction.settings import check_apart, choose_asking, choose_precision, choose_template, rules_of
 from tokens.codec import Codec
 from tokens.lengths import MAX_LEN, MAX_SRC_LEN, check_lengths
@@ -162,10 +163,11 @@ def _plan(serving: Serving, template: dict, name: str, engine: str, decided: dic
     """The Opening, once all files are found whole."""
     engine = choose_engine(engine, serving)
     whole_files(serving.base, flag)
+    codec = load_codec(serving.base, serving.family, serving.trust, serving.adapter)
+    serving = replace(serving, shape=extend_shape(serving.shape, codec.pieces_before))
     if serving.adapter:
         how = serving.family, serving.precision, serving.merge, serving.trust
-        check_adapter(serving.adapter, serving.base, *how)
-    codec = load_codec(serving.base, serving.family, serving.trust)
+        check_adapter(serving.adapter, serving.base, *how, rows_for(codec.pieces_before))
     pieces = token_bytes(codec) if serving.rules.constrain else None  # which may refuse
     context = codec.context or read_context(serving.base, serving.family)
     decided = {**decided, "engine": engine}

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from checkpoints.adapters import weight_files
+from checkpoints.vocabulary import NAME as VOCABULARY
 from common import manifest
 from common.decisions import Decision
 from common.errors import UserError, say
@@ -87,6 +88,7 @@ def settings_of(serving: Serving, template: dict, input_file: str, window: int |
     else:
         adapter = serving.adapter
         files = [*weight_files(adapter), adapter / "adapter_config.json"] if adapter else []
+        files += [adapter / VOCABULARY] if adapter and (adapter / VOCABULARY).is_file() else []
         trained = {"adapter": fingerprint(*files) if adapter else None, "merge_lora": serving.merge}
     return {
         "input": fingerprint(input_file),

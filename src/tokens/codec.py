@@ -2,7 +2,7 @@
 
 import codecs
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 
 from transformers import PreTrainedTokenizerFast
@@ -29,14 +29,18 @@ class Codec:
     suffix_ids: tuple[int, ...] = ()  # what every prompt ends with, e.g. [gMASK] <sop>
     space_byte: int | None = None  # id of <0x20>, where characters that no piece holds are spelt in bytes
     context: int | None = None  # positions that the model has; None: beyond config.json's limit it only gets worse
+    added: tuple[str, ...] = ()  # tokens beyond the base's own tokenizer (tokens.extending)
+    pieces_before: dict[int, tuple[int, ...]] = field(default_factory=dict)  # of those without a row in the base
+    blank: str = ""  # what stands before every text, where the tokenizer does not put it there by itself
 
     @property
     def bos_id(self) -> int | None:
         """What starts a sequence, or with a suffix, which ends with it, the answer."""
         return (*self.suffix_ids[-1:], *self.prefix_ids, None)[0]
 
-    def text_ids(self, text: str) -> list[int]:
-        """The ids of a text by itself; what it says never becomes a special token."""
+    def text_ids(self, text: str, first: bool = True) -> list[int]:
+        """The ids of a text by itself; what it says never becomes a special token. `first`: it begins a stretch."""
+        text = self.blank + text if first and text else text
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def encode(self, pieces: list[Piece]) -> list[int]:

@@ -37,6 +37,8 @@ def fit_rows(how: Tokenising, records: list[dict], what: str) -> tuple[Dataset, 
     """`tokenise`, and the numbers of the records that have a row."""
     limits = how.limits
     settings = {"template": how.template, "limits": limits, "train_on_inputs": how.train_on_inputs}
+    if how.codec.added:  # perhaps of another file than the base's
+        settings["added"] = how.codec.added
     rows = cached_rows(encode_with(how), records, how.base, settings, how.workers, how.anew, what)
     say(_lengths(rows, limits, what, how.codec.context))
     # No row without a label may reach the model: its loss would be 0/0.

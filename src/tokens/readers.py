@@ -1,6 +1,7 @@
 """Checkpoint folders read as codecs, one reader a kind of tokenizer."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from tokenizers import normalizers
@@ -8,9 +9,11 @@ from transformers import AutoConfig, AutoTokenizer, LlamaTokenizer, PreTrainedTo
 
 from checkpoints.family import own_code
 from checkpoints.stored import is_there, read_json
+from checkpoints.vocabulary import NAME, tokens_beside, write_tokens
 from common.errors import UserError, say
 from models.families import Family
 from tokens.codec import Codec
+from tokens.extending import extend_codec, plain_tokenizer
 
 FILES = {  # of tokenizers that are read from their published files; without the first, transformers' own are written
     "llama": ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
@@ -25,9 +28,19 @@ LLAMA_SPECIALS = {"<unk>": 0, "<s>": 1, "</s>": 2}
 LLAMA_NAMES = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}  # which its files of 2023 leave empty
 
 
-def load_codec(model_path: str | Path, family: Family, trust_remote_code: bool = False) -> Codec:
-    """The codec of a checkpoint folder: a bare tokenizer.model is read as the originals of 2023 did."""
+def load_codec(
+    model_path: str | Path, family: Family, trust_remote_code: bool = False, adapter: str | Path | None = None
+) -> Codec:
+    """The codec of a checkpoint folder, with the tokens that a model or its `adapter` (a folder) was extended by."""
     folder = Path(model_path)
+    codec = _read_codec(folder, family, trust_remote_code)
+    if own := tokens_beside(folder):  # whose rows are in its weights
+        codec = replace(extend_codec(codec, own, str(folder / NAME)), pieces_before={})
+    return extend_codec(codec, tokens_beside(adapter), str(Path(adapter or "") / NAME))
+
+
+def _read_codec(folder: Path, family: Family, trust_remote_code: bool) -> Codec:
+    """What the files of a base say: a bare tokenizer.model is read as the originals of 2023 did."""
     for name in {*FILES.get(family.tokenizer, ()), *(STOCK if family.package is None else ())}:
         is_there(folder / name)
     try:
@@ -103,9 +116,10 @@ def _space_byte(tokenizer) -> int | None:
 
 def save_tokenizer(codec: Codec, family: Family, model_path: str | Path, out: Path) -> None:
     """Put the tokenizer beside what was trained, in the form that `load_codec` reads alike."""
+    write_tokens(out, codec.added)
     own = [Path(model_path) / name for name in FILES.get(family.tokenizer, ())]
     if not own or not own[0].is_file():
-        codec.tokenizer.save_pretrained(out)
+        plain_tokenizer(codec).save_pretrained(out)
         return
     for file in own:
         if file.is_file():

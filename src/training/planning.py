@@ -17,7 +17,6 @@ from loading.memory import (
     SAFE,
     Load,
     activation_bytes,
-    adapter_weights,
     answer_bytes,
     available,
     refuse,
@@ -28,6 +27,7 @@ from loading.memory import (
 from loading.precision import Precision
 from loading.prefix import can_recompute
 from loading.shape import Shape, check_targets, check_vocabulary, read_shape
+from loading.starting import Lora
 from ops import packed_attention
 from ops.available import choose_liger
 from training.deepspeed_engine import make_config
@@ -182,12 +182,14 @@ class Decided:
         return as_json(vars(self))
 
 
-def decide_training(model_args, lora_args, args, chosen, targets, max_target_length: int, rows, device) -> Decided:
+def decide_training(
+    model_args, args, chosen, lora: Lora | None, shape: Shape | None, max_target_length: int, rows, device
+) -> Decided:
     """All decisions of a training by test_finetune.py, said with their reasons.
 
     UserError when the rows, or the adapter, do not suit the base, or the run would not fit into the card.
-    `args`: what was typed; `chosen`: checkpoints.family.Chosen; `rows`: the training rows; `max_target_length`: most
-    tokens of an answer while evaluating.
+    `args`: what was typed; `chosen`: checkpoints.family.Chosen; `lora`: None: every weight is trained; `shape`: of the
+    base; `rows`: the training rows; `max_target_length`: most tokens of an answer while evaluating.
     """
     base, trust, dtype = model_args.model_name_or_path, chosen.trust, args.precision.dtype
     config = AutoConfig.from_pretrained(base, trust_remote_code=trust)
@@ -207,11 +209,10 @@ def decide_training(model_args, lora_args, args, chosen, targets, max_target_len
     if args.fsdp:
         plan, checkpointing = asked, choose_split_checkpointing(args)
     else:
-        shape, full = read_shape(base, trust), lora_args.full_finetune
         check_vocabulary(shape, rows["input_ids"])
-        if shape and not full:
-            check_targets(shape.sizes, targets)
-        trained = shape and count_trained(shape, full, targets, lora_args.lora_r)
+        if shape and lora and not lora.start:
+            check_targets(shape.sizes, lora.targets)
+        full, trained = lora is None, shape and count_trained(shape, lora)
         choices = {"may_skip": args.may_skip_checkpointing, "may_regroup": args.may_regroup}
         plan = fit_training(shape, rows, asked, trained, full, args.optim, device, model_args.max_memory_MB, **choices)
         checkpointing = say_checkpointing(args, plan, shape is not None)
@@ -231,9 +232,9 @@ def decide_training(model_args, lora_args, args, chosen, targets, max_target_len
     )
 
 
-def count_trained(shape: Shape, full: bool, targets: tuple[str, ...], rank: int) -> int:
-    """Number of trained weights: all of the base's with `full`, else those of an adapter of `rank` on `targets`."""
-    return shape.linear + shape.other if full else adapter_weights(shape, targets, rank)
+def count_trained(shape: Shape, lora: Lora | None) -> int:
+    """Number of trained weights: those of an adapter and what is trained beside it, or (None) all of the base's."""
+    return lora.count(shape) if lora else shape.linear + shape.other
 
 
 def choose_split_checkpointing(args) -> Decision:

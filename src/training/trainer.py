@@ -97,7 +97,7 @@ class TripleTrainer(Trainer):
     def gather_adapter(self) -> dict[str, torch.Tensor]:
         """The adapter's tensors by their names in its file; of a split model on the first process only."""
         state = gather_trained(self.model) if self.is_fsdp_enabled else None
-        return get_peft_model_state_dict(self.model, state_dict=state)
+        return get_peft_model_state_dict(self.model, state_dict=state, save_embedding_layers=False)
 
     def count_tokens(self) -> int:
         return int(self.tokens)

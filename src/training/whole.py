@@ -121,7 +121,7 @@ def taking_up(checkpoint: str):
 
 def mismatch(optimizer: dict, weights: dict) -> str | None:
     """Why an optimizer's state is not that of an adapter's tensors, or None."""
-    adapted = sorted(list(at.shape) for name, at in weights.items() if "lora_" in name)
+    adapted = sorted(list(at.shape) for at in weights.values())
     count = sum(len(group["params"]) for group in optimizer["param_groups"])
     moments = [state.get("exp_avg") for state in optimizer["state"].values()]
     if count == len(adapted) and not all(isinstance(one, torch.Tensor) for one in moments):

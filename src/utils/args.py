@@ -20,6 +20,7 @@ from training.order import ORDERS
 from training.planning import set_checkpointing
 from utils.args_base import FEW, ModelArguments, NarrowFlags, check_max_steps, parse
 from utils.args_schema import SCHEMA_RANGES, DrawnFlags
+from utils.args_start import StartFlags, check_start
 
 DATA_RANGES = {
     "cutoff_len": Range(1),
@@ -97,16 +98,20 @@ class DataArguments(DrawnFlags):
 
 
 @dataclass
-class LoraArguments:
+class LoraArguments(StartFlags):
     """What is trained."""
 
     _argument_group_name = "LoRA"
 
-    lora_r: int = option(8, "rank of the adapter")
-    lora_alpha: int = option(16, "scale of the adapter: alpha / r multiplies it")
-    lora_dropout: float = option(0.05, "share of the adapter's inputs zeroed while training")
+    lora_r: int | None = option(None, "rank of the adapter; default: 8, or that of --init_lora")
+    lora_alpha: int | None = option(
+        None, "scale of the adapter: alpha / r multiplies it; default: 16, or that of --init_lora"
+    )
+    lora_dropout: float | None = option(
+        None, "share of the adapter's inputs zeroed while training; default: 0.05, or that of --init_lora"
+    )
     lora_target_modules: str | None = option(
-        None, "layers with an adapter, e.g. q_proj,v_proj, or all-linear; default: the family's"
+        None, "layers with an adapter, e.g. q_proj,v_proj, or all-linear; default: the family's, or --init_lora's"
     )
     full_finetune: bool = option(False, "train every weight instead of an adapter")
 
@@ -114,7 +119,7 @@ class LoraArguments:
         check_ranges(self, LORA_RANGES)
         if self.full_finetune:
             for one in fields(self):
-                if one.name != "full_finetune" and getattr(self, one.name) != one.default:
+                if one.name not in ("full_finetune", "extend_vocab") and getattr(self, one.name) != one.default:
                     raise UserError(f"--full_finetune and --{one.name} contradict each other; drop one of them")
 
 
@@ -303,6 +308,7 @@ def parse_finetune(argv=None) -> Arguments:
     model.model_name_or_path = find_snapshot(model.model_name_or_path, "model_name_or_path")
     check_apart(train.output_dir, "--model_name_or_path", model.model_name_or_path)
     check_bits(model.bits, lora.full_finetune, train)
+    check_start(lora, train)
     if data.val_set_size is None:
         data.val_set_size = 1000 if train.do_eval and not data.valid_file else 0
     bits = choose_bits(model.bits or 16, train.use_cpu)

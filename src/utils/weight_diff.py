@@ -14,7 +14,9 @@ import math
 import re
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -29,6 +31,7 @@ from checkpoints import tencentpretrain, writing
 from checkpoints.deltas import added, check_alike, check_kind, check_sum, known_sum, read_first_config, wide_enough
 from checkpoints.hub_cache import find_snapshot
 from checkpoints.stored import blocks, contents, dtype_name, read_record, read_tensor, refuse_quantised, tensors_of
+from checkpoints.vocabulary import tokens_beside
 from checkpoints.writing import copy_tokenizer, write_config
 from common import flags
 from loading.precision import FLAGS
@@ -156,10 +159,12 @@ def merge(path_base, path_adapter, path_merged, *, dtype=None, is_fp16=None, dev
     started, out = time.time(), Path(path_merged)
     base, config = tensors_of(path_base, "path_base"), read_first_config("path_base", path_base)
     check_kind("path_base", path_base, config, delta=False)
-    makers, untied, layers = plan_merge(Path(path_adapter), path_base, base)
+    extended = read_extended(path_base, path_adapter)
+    makers, untied, layers, longer = plan_merge(Path(path_adapter), path_base, base, extended.rows if extended else 0)
     chosen = choose_dtype(dtype, is_fp16)
     plan = {name: (at.shape, chosen or at.dtype) for name, at in base.items()}
     plan |= {name: plan[other] for name, other in untied.items()}
+    plan |= {name: (size, plan[name][1]) for name, size in longer.items()}
     with writing.new_folder(out, "path_merged", plan, base) as partial:
         base_at = writing.copy_old(base, partial / "base")
 
@@ -171,13 +176,38 @@ def merge(path_base, path_adapter, path_merged, *, dtype=None, is_fp16=None, dev
             return (block.to(plan[name][1]) for block in blocks(tensor))
 
         writing.write_model(partial, plan, pieces)
-        write_config(partial, plan, {**config, "tie_word_embeddings": False} if untied else config)
+        changes = {"tie_word_embeddings": False} if untied else {}
+        changes |= {"vocab_size": extended.rows} if longer else {}
+        write_config(partial, plan, {**config, **changes})
         copy_tokenizer(partial, path_base)
+        if extended:
+            extended.save(partial)
         writing.finish_folder(partial, out, {"command": "merge", "base": str(path_base), "adapter": str(path_adapter)})
     what = f"the adapter added to {layers} layers, {len(makers)} tensors changed"
     if untied:
         what += f"; {', '.join(untied)} and {', '.join(untied.values())} are no longer one"
     report(f"{out} = {path_base} + {path_adapter}", plan, (base,), started, what)
+
+
+class Extended(NamedTuple):
+    """A base's tokenizer with the tokens that an adapter brings along."""
+
+    rows: int  # that the embedding has at least
+    save: Callable  # (folder): writes the tokenizer there
+
+
+def read_extended(path_base, path_adapter) -> Extended | None:
+    """None for an adapter without tokens of its own."""
+    if not tokens_beside(path_adapter):
+        return None
+    from checkpoints.family import find_family
+    from loading.vocabulary import rows_for
+    from tokens.readers import load_codec, save_tokenizer
+
+    family, _, _ = find_family(path_base)
+    codec = load_codec(path_base, family, adapter=path_adapter)
+    rows = rows_for(codec.pieces_before)
+    return Extended(rows, lambda folder: save_tokenizer(codec, family, path_base, folder))
 
 
 def from_tencentpretrain(path_in, path_out, *, heads=None) -> None:

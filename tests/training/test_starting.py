@@ -1,0 +1,238 @@
+"""Training that goes on from an adapter, modules trained whole, and tokens that a base lacked."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from helpers import GOLDEN, rows
+from helpers_training import BASE, TRAIN, flags
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import inference
+from checkpoints.adapters import check_weights
+from checkpoints.family import find_family
+from checkpoints.vocabulary import NAME, read_tokens
+from common.errors import UserError
+from common.files import fingerprint
+from loading.base import load_base
+from loading.precision import Precision
+from test_finetune import main
+from tokens.readers import load_codec
+from utils import weight_diff
+
+ADAPTER = GOLDEN / "adapter"
+TOKENS = ("位于", "<人物>", "成立 时间", "Wewak-Airport")
+
+
+def losses(folder):
+    return [row["loss"] for row in rows(folder / "log.jsonl") if "loss" in row]
+
+
+def predict(out, **values):
+    chosen = {"input_file": GOLDEN / "valid.json", "output_file": out, "max_new_tokens": 8, "batch_size": 12} | values
+    inference.main([str(word) for name, value in chosen.items() for word in (f"--{name}", value)])
+    return [row["output"] for row in rows(out)]
+
+
+@pytest.fixture(scope="module")
+def old_adapter(tmp_path_factory):
+    """The golden adapter with the settings and names of tensors that peft 0.4 wrote in 2023, in a .bin file."""
+    folder = tmp_path_factory.mktemp("old") / "adapter"
+    folder.mkdir()
+    settings = json.loads((ADAPTER / "adapter_config.json").read_text())
+    names = ("base_model_name_or_path", "bias", "lora_alpha", "peft_type", "r", "target_modules", "task_type")
+    kept = {name: settings[name] for name in names} | {"lora_dropout": 0.1}
+    kept |= {"enable_lora": None, "fan_in_fan_out": False, "inference_mode": True, "merge_weights": False}
+    (folder / "adapter_config.json").write_text(json.dumps(kept))
+    torch.save(check_weights(ADAPTER), folder / "adapter_model.bin")
+    return folder
+
+
+@pytest.fixture
+def vocabulary(tmp_path):
+    file = tmp_path / "tokens.txt"
+    file.write_text("\r\n".join(TOKENS) + "\n\n", encoding="utf-8")
+    return file
+
+
+def test_an_adapter_of_2023_is_trained_on_as_peft_does(tmp_path, old_adapter):
+    """The first loss is the trained adapter's, not the base's; after a step of SGD its weights are plain torch's."""
+    out, values = tmp_path / "out", {"max_steps": 1, "lora_dropout": 0, "optim": "sgd", "weight_decay": 0}
+    values |= {"learning_rate": 0.5, "lr_scheduler_type": "constant", "max_grad_norm": 1000}
+    main(flags(out, init_lora=old_adapter, per_device_train_batch_size=12, **values))
+    run = json.loads((out / "run.json").read_text())
+    settings = json.loads((old_adapter / "adapter_config.json").read_text())
+    assert run["lora"]["init_lora"]["path"] == str(old_adapter)
+    assert run["lora"]["init_lora"]["sha256"] == fingerprint(old_adapter / "adapter_model.bin")
+    assert (run["lora"]["lora_r"], run["lora"]["lora_alpha"]) == (settings["r"], settings["lora_alpha"])
+    assert run["lora"]["lora_target_modules"] == sorted(settings["target_modules"])
+
+    codec = load_codec(BASE, find_family(BASE)[0])
+    model = load_base(BASE, Precision("float32", 16), "cpu", codec)
+    model = PeftModel.from_pretrained(model, ADAPTER, is_trainable=True)
+    made = [codec.row(run["template"], record, _limits()) for record in rows(TRAIN)]
+    loss = model(**codec.collator()(made)).loss
+    assert losses(out)[0] == pytest.approx(loss.item(), abs=2e-5)
+    loss.backward()
+    after = load_file(out / "adapter_model.safetensors")
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            expected = weight.detach() - 0.5 * weight.grad
+            torch.testing.assert_close(after[name.replace(".default", "")], expected, rtol=1e-4, atol=1e-6)
+
+
+def _limits():
+    from tokens.rows import Limits
+
+    return Limits(1024)
+
+
+def test_a_run_from_an_adapter_is_resumed_to_the_same_bits(tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    values = {"init_lora": ADAPTER, "modules_to_save": None, "save_strategy": "steps", "save_steps": 2}
+    values.pop("modules_to_save")
+    main(flags(whole, **values))
+    main(flags(parts, **values))
+    for name in ("adapter_model.safetensors", "run.json"):
+        (parts / name).unlink()
+    shutil.rmtree(parts / "checkpoint-4")
+    main(flags(parts, resume_from_checkpoint="auto", **values))
+    one, two = (load_file(folder / "adapter_model.safetensors") for folder in (whole, parts))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    before = check_weights(ADAPTER)
+    assert any(not torch.equal(one[name], before[name]) for name in one)
+    (parts / "run.json").write_text((parts / "run.json").read_text().replace(fingerprint(*ADAPTER.glob("*.safet*")), "0"))
+    with pytest.raises(UserError, match=r"started otherwise \(lora:"):
+        main(flags(parts, resume_from_checkpoint="auto", **values))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"lora_r": 3}, r"--lora_r 3 and --init_lora .* contradict each other: adapter_config.json there says 8"),
+        ({"lora_alpha": 3}, r"--lora_alpha 3 and --init_lora .* says 16"),
+        ({"lora_target_modules": "all-linear"}, r"--lora_target_modules all-linear .* says on q_proj, v_proj"),
+        ({"modules_to_save": "lm_head"}, r"--modules_to_save lm_head and --init_lora .* says none"),
+        ({"extend_vocab": TRAIN}, r"--init_lora and --extend_vocab contradict"),
+        ({"full_finetune": True}, r"--full_finetune and --init_lora contradict"),
+        ({"init_lora": BASE}, r"--init_lora .* is a whole model, no adapter"),
+    ],
+)
+def test_flags_that_differ_from_the_adapter_are_errors_that_name_both(tmp_path, values, message):
+    with pytest.raises(UserError, match=message):
+        main(flags(tmp_path / "out", **{"init_lora": ADAPTER, **values}))
+    assert not (tmp_path / "out").exists()
+
+
+def test_flags_that_say_what_the_adapter_says_are_none(tmp_path):
+    more = {"lora_r": 8, "lora_alpha": 16, "lora_target_modules": "v_proj,q_proj", "max_steps": 1}
+    main(flags(tmp_path / "out", init_lora=ADAPTER, **more))
+
+
+def test_an_adapter_that_is_no_plain_lora_is_not_trained_on(tmp_path):
+    shutil.copytree(ADAPTER, tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"init_lora_weights": "pissa"}))
+    with pytest.raises(UserError, match="says init_lora_weights pissa, and only plain LoRA is trained on; merge it"):
+        main(flags(tmp_path / "out", init_lora=tmp_path / "adapter"))
+
+
+def test_modules_are_trained_whole_resumed_and_merged(tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    values = {"modules_to_save": "embed_tokens, norm", "save_strategy": "steps", "save_steps": 2}
+    main(flags(whole, **values))
+    shutil.copytree(whole, parts)
+    (parts / "adapter_model.safetensors").unlink()
+    run = json.loads((parts / "run.json").read_text())
+    assert run["lora"]["modules_to_save"] == ["embed_tokens", "norm"]
+    (parts / "run.json").write_text(json.dumps({**run, "status": "training"}))
+    shutil.rmtree(parts / "checkpoint-4")
+    main(flags(parts, resume_from_checkpoint="auto", **values))
+    one, two = (load_file(folder / "adapter_model.safetensors") for folder in (whole, parts))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    trained = run["results"]["trained_weights"]
+    assert sum(tensor.numel() for tensor in one.values()) == trained
+    with pytest.raises(UserError, match=r"--modules_to_save nrm: this model has no such module; .*embed_tokens"):
+        main(flags(tmp_path / "no", modules_to_save="nrm"))
+
+
+def test_new_tokens_begin_as_the_mean_of_their_pieces(vocabulary):
+    from tokens.extending import extend_codec
+
+    family = find_family(BASE)[0]
+    plain = load_codec(BASE, family)
+    codec = extend_codec(plain, read_tokens(vocabulary), "x")
+    base, model = (load_base(BASE, Precision("float32", 16), "cpu", one) for one in (plain, codec))
+    assert codec.text_ids("米卡位于北京。") != plain.text_ids("米卡位于北京。")
+    assert codec.text_ids("米卡在北京 Mica") == plain.text_ids("米卡在北京 Mica")
+    count = len(plain.tokenizer)
+    assert sorted(codec.pieces_before) == list(range(count, count + len(TOKENS)))
+    for end in ("get_input_embeddings", "get_output_embeddings"):
+        old, new = getattr(base, end)().weight, getattr(model, end)().weight
+        assert torch.equal(new[: len(old)][:count], old[:count])
+        for token, (number, pieces) in zip(TOKENS, codec.pieces_before.items(), strict=True):
+            assert plain.tokenizer.convert_ids_to_tokens(list(pieces))[0][0] != "▁"
+            assert codec.text_ids(f"甲{token}乙").count(number) == 1
+            torch.testing.assert_close(new[number], old[list(pieces)].mean(0))
+
+
+def test_tokens_are_learnt_saved_predicted_with_and_merged(tmp_path, vocabulary):
+    """The adapter, its checkpoint, the model merged by weight_diff and its base by plain transformers agree."""
+    out, merged = tmp_path / "out", tmp_path / "merged"
+    main(flags(out, extend_vocab=vocabulary, max_steps=6, learning_rate=2e-2, save_strategy="steps", save_steps=6))
+    assert read_tokens(out / NAME) == read_tokens(out / "checkpoint-6" / NAME) == TOKENS
+    saved = load_file(out / "adapter_model.safetensors")
+    assert [name.split(".")[-2] for name in saved if "lora_" not in name] == ["lm_head", "embed_tokens"]
+    codec = load_codec(BASE, find_family(BASE)[0], adapter=out)
+    assert {tensor.shape[0] for name, tensor in saved.items() if "lora_" not in name} == {len(codec.tokenizer)}
+    assert json.loads((out / "run.json").read_text())["training"]["extend_vocab"] == list(TOKENS)
+
+    answers = predict(tmp_path / "batch.json", lora_weights=out, engine="batch")
+    assert len(set(answers)) > 1
+    assert predict(tmp_path / "fast.json", lora_weights=out, engine="fast") == answers
+    assert predict(tmp_path / "checkpoint.json", lora_weights=out / "checkpoint-6", merge_lora=True) == answers
+    words = ["merge", "--path_base", BASE, "--path_adapter", out, "--path_merged", merged]
+    weight_diff.main(list(map(str, words)))
+    assert predict(tmp_path / "merged.json", model_name_or_path=merged) == answers
+    model = AutoModelForCausalLM.from_pretrained(merged)
+    assert model.config.vocab_size == len(codec.tokenizer)
+    assert torch.equal(model.get_input_embeddings().weight, saved["base_model.model.model.embed_tokens.weight"])
+    assert torch.equal(model.lm_head.weight, saved["base_model.model.lm_head.weight"])
+    assert load_codec(merged, find_family(merged)[0]).text_ids("位于位于 a") == codec.text_ids("位于位于 a")
+
+
+def test_a_base_with_one_weight_at_both_ends_gets_tokens_too(tmp_path, embedded_base, vocabulary):
+    out, merged = tmp_path / "out", tmp_path / "merged"
+    size = {"model_name_or_path": embedded_base, "cutoff_len": 512, "max_steps": 1, "prompt_template_name": "plain"}
+    main(flags(out, extend_vocab=vocabulary, **size))
+    answers = predict(tmp_path / "one.json", lora_weights=out)
+    words = ["merge", "--path_base", embedded_base, "--path_adapter", out, "--path_merged", merged]
+    weight_diff.main(list(map(str, words)))
+    assert predict(tmp_path / "two.json", model_name_or_path=merged, prompt_template_name="plain") == answers
+    codec = load_codec(embedded_base, find_family(embedded_base)[0], adapter=out)
+    assert load_codec(merged, find_family(merged)[0]).text_ids("a位于 b") == codec.text_ids("a位于 b")
+    assert AutoTokenizer.from_pretrained(merged)("a位于 b")["input_ids"] == codec.text_ids("a位于 b")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("甲\n乙\n甲\n", "line 3: '甲' stands in line 1 too"),
+        ("甲\n 乙\n", "line 2: ' 乙' has blanks at its ends"),
+        ("\n", "holds no token"),
+        (b"\xff\n", "not UTF-8"),
+    ],
+)
+def test_a_file_of_tokens_that_is_none_is_named_with_its_line(tmp_path, text, message):
+    file = tmp_path / "tokens.txt"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=message):
+        main(flags(tmp_path / "out", extend_vocab=file))
+
+
+def test_modules_that_new_tokens_need_are_asked_for(tmp_path, vocabulary):
+    with pytest.raises(UserError, match="--modules_to_save embed_tokens lacks lm_head, without which the tokens"):
+        main(flags(tmp_path / "out", extend_vocab=vocabulary, modules_to_save="embed_tokens"))
