@@ -1,5 +1,5 @@
 # Sourced by fine_*.bash, which set the variables: one training run, its log in $output_dir/train.log.
-# DRY_RUN=1 prints the command. Further flags of src/test_finetune.py can follow the script's name.
+# `numbers` may be empty: bfloat16 then, where the card has it. DRY_RUN=1 prints the command. Further flags of src/test_finetune.py can follow the script's name.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [ -d .venv ] && export PATH="$PWD/.venv/bin:$PATH"
 cards=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
@@ -21,7 +21,7 @@ command=("${start[@]}" src/test_finetune.py
     --learning_rate "$learning_rate" --optim adamw_torch --cutoff_len "$cutoff_len"
     --eval_strategy epoch --save_strategy epoch --save_total_limit 10
     --lora_r "$lora_r" --lora_alpha "$lora_alpha" --lora_dropout 0.05
-    --max_memory_MB "$max_memory_MB" --fp16 --bits "$bits" "$@")
+    --max_memory_MB "$max_memory_MB" ${numbers---fp16} --bits "$bits" "$@")
 
 if [ -n "${DRY_RUN:-}" ]; then
     printf '%q ' "${command[@]}"

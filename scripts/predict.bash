@@ -12,7 +12,7 @@ start=(python)
 [ "${NPROC:-1}" -gt 1 ] && start=(torchrun --nproc_per_node="$NPROC" --master_port="${PORT:-1331}")
 command=("${start[@]}" src/inference.py --model_name_or_path "$model_path" --model_name "$model_name"
     --lora_weights "$lora_weights" --input_file "$input_file" --output_file "$output_file"
-    --max_new_tokens "$max_new_tokens" --fp16 --bits "$bits" "$@")
+    --max_new_tokens "$max_new_tokens" ${numbers---fp16} --bits "$bits" "$@")
 
 if [ -n "${DRY_RUN:-}" ]; then
     printf '%q ' "${command[@]}"

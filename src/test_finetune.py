@@ -84,7 +84,12 @@ def finetune(arguments: Arguments, started: float) -> None:
     watch = speed.Stopwatch(trainer.count_tokens, plan.device)
     trainer.add_callback(watch)
     run["decided"] = plan.decided.as_json()
-    trainer.add_callback(OnSave(lambda folder: manifest.write_run(folder, run)))
+
+    def complete(folder):
+        write_tokens(folder, checked.codec.added)
+        manifest.write_run(folder, run)
+
+    trainer.add_callback(OnSave(complete))
     if trainer.args.process_index == 0:
         if trainer.args.overwrite_output_dir:
             clear_checkpoints(trainer.args.output_dir)
@@ -250,9 +255,7 @@ def load(arguments: Arguments, checked: Checked, plan: Plan):
 def make_trainer(arguments: Arguments, checked: Checked, rows: Rows, plan: Plan, model) -> TripleTrainer:
     padded = checked.codec.collator(8 if plan.device.type == "cuda" else 1)
     callbacks = [LogFile()]
-    if checked.lora:
-        callbacks.append(OnSave(lambda folder: write_tokens(folder, checked.codec.added)))
-    else:
+    if checked.lora is None:
         where = (checked.codec, checked.chosen.family, arguments.model.model_name_or_path)
         # A checkpoint of a whole model is a base that can be used by itself.
         callbacks.append(OnSave(lambda folder: save_tokenizer(*where, folder)))

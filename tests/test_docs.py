@@ -25,13 +25,15 @@ BASES = (
     *("chatglm", "moss", "cpm-bee", "other"),
 )
 MODELS = [(f"docs/models/{base}.md", f"docs/models/{base}_CN.md") for base in BASES]
+NAMED = ("qwen", "llama3", "glm4", "mistral", "gemma", "internlm3", "minicpm3", "baichuan2", "internlm2", "minicpm")
 PTUNING = ("docs/ptuning.md", "docs/ptuning_CN.md")
 MEMORY = ("docs/memory.md", "docs/memory_CN.md")
 MANY_CARDS = ("docs/many_cards.md", "docs/many_cards_CN.md")
 PREDICTION = ("docs/prediction.md", "docs/prediction_CN.md")
 GRAPH = ("docs/graph.md", "docs/graph_CN.md")
+BY_NAME = ("docs/bases.md", "docs/bases_CN.md")
 ARCHITECTURE = ("docs/architecture.md", "docs/architecture_CN.md")
-PAIRS = [READMES, WEIGHTS, PTUNING, MEMORY, MANY_CARDS, PREDICTION, GRAPH, ARCHITECTURE, *MODELS]
+PAIRS = [READMES, WEIGHTS, PTUNING, MEMORY, MANY_CARDS, PREDICTION, GRAPH, ARCHITECTURE, BY_NAME, *MODELS]
 PAGES = [name for pair in PAIRS for name in pair]
 TEXT = {name: (ROOT / name).read_text(encoding="utf-8") for name in PAGES}
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.bash"))
@@ -280,13 +282,28 @@ def test_every_flag_in_the_prose_exists(name, capsys):
 def test_every_family_of_the_code_is_in_the_table_of_models():
     for name in READMES:
         first = [code(cells[0]) for heading, cells in tables(TEXT[name]) if heading in ("## Models", "## 模型")]
-        assert sorted(cell[0] for cell in first[1:]) == sorted(families.NAMES)
+        assert sorted(name for cell in first[1:] for name in cell) == sorted(families.NAMES)
+
+
+def test_the_table_of_bases_by_name_is_that_of_the_code():
+    """Their types, and which of them can be packed or answered by `fast` at all."""
+    for page in BY_NAME:
+        table = [cells for _, cells in tables(TEXT[page])][1:]
+        known = {family.name: family for family in families.FAMILIES}
+        assert [code(cells[0])[0] for cells in table] == [one for one in known if one in NAMED]
+        for name, types, _, targets, template, engines, packed, own in table:
+            family = known[code(name)[0]]
+            assert tuple(code(types)) == family.model_types
+            assert (targets, template) == (*family.lora_targets, *family.templates.values())
+            may_pack = bool(set(family.model_types) & set(family.packed_types))
+            assert may_pack == (packed not in ("no", "不行")) == ("fast" in engines)
+            assert (own in ("yes", "是")) == (family.name in ("baichuan2", "internlm2", "minicpm"))
 
 
 def test_every_base_has_a_page_that_says_its_name_and_the_readme_links_it():
     for index, readme in enumerate(READMES):
         linked = set(re.findall(r"\]\((docs/models/[^)]+)\)", TEXT[readme]))
         assert linked == {pair[index] for pair in MODELS}
-    for name in families.NAMES:
+    for name in set(families.NAMES) - set(NAMED):
         page = TEXT[f"docs/models/{'other' if name == 'auto' else name}.md"]
         assert f"--model_name {name}" in page or f"--model_file {name}" in page

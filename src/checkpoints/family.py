@@ -22,11 +22,11 @@ def find_family(model_path: str | Path, model_name: str | None = None) -> tuple[
     """
     config = read_config(model_path)
     model_type = str(config.get("model_type", "")).lower()
-    own = next((family for family in FAMILIES if _is_of(family, model_type, Path(model_path))), FAMILIES[-1])
+    own = next((family for family in FAMILIES if _is_of(family, config, Path(model_path))), FAMILIES[-1])
     if model_name is not None and model_name not in NAMES:
         raise UserError(f"--model_name {model_name}: not a family; known: {', '.join(NAMES)} (or leave it out)")
     named = own if model_name is None else next(family for family in FAMILIES if model_name in family.templates)
-    if own.model_types and not named.model_types:
+    if own.tokenizer != named.tokenizer and not named.model_types:  # else "auto" serves it all the same
         raise UserError(
             f"--model_name {model_name} contradicts {model_path}, a {own.name} checkpoint"
             + (f" with {own.told_by}" if own.told_by else "")
@@ -48,8 +48,14 @@ def find_family(model_path: str | Path, model_name: str | None = None) -> tuple[
     return named, model_name, "--model_name"
 
 
-def _is_of(family: Family, model_type: str, folder: Path) -> bool:
-    return model_type in family.model_types and (family.told_by is None or (folder / family.told_by).is_file())
+def _is_of(family: Family, config: dict, folder: Path) -> bool:
+    """Whether the checkpoint in `folder`, with this config.json, is of a family."""
+    if str(config.get("model_type", "")).lower() not in family.model_types:
+        return False
+    key, values = family.told_by_config or (None, ())
+    return (key is None or config.get(key) in values) and (
+        family.told_by is None or (folder / family.told_by).is_file()
+    )
 
 
 def may_run_code(family: Family, trusted: bool) -> bool:

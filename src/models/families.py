@@ -7,6 +7,18 @@ from dataclasses import dataclass
 
 
 
+# Model types of transformers that keep a prefix in their cache as peft makes it; each is tested.
+STOCK_PREFIX = (
+    *("llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gemma", "gemma2"),
+    *("gemma3_text", "phi", "phi3", "stablelm", "olmo2", "granite", "glm", "glm4", "cohere", "smollm3"),
+    *("starcoder2", "exaone4", "ernie4_5", "hunyuan_v1_dense", "gpt2", "gptj", "gpt_neo", "gpt_neox"),
+    *("gpt_bigcode", "codegen", "bloom", "opt", "falcon"),
+)
+# Those whose layers hand bounds and window on to attention, and have no state; each is tested.
+STOCK_PACKED = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text", "glm", "glm4", "internlm3")
+STOCK_CONTEXT = ("max_position_embeddings", "n_positions", "max_sequence_length")
+
+
 @dataclass(frozen=True)
 class Family:
     name: str  # what run.json says, and one of the values of --model_name
@@ -15,6 +27,7 @@ class Family:
     lora_targets: tuple[str, ...]  # module names; ("all-linear",) = every linear layer but the head
     tokenizer: str = "auto"  # how its text becomes ids: a reader of tokens.readers.READERS
     told_by: str | None = None  # a file that a checkpoint of these model_types must hold, else it is another family's
+    told_by_config: tuple[str, tuple] | None = None  # the same of a key of config.json: its values
     package: str | None = None  # of src/models, imported to teach transformers the classes it lacks
     prompt_apart: bool = False  # prompt and answer are limited each by itself
     answer_only: bool = False  # a prompt sees itself whole, so that only the answer can be learnt
@@ -29,6 +42,22 @@ class Family:
     context_keys: tuple[str, ...] = ()  # of config.json: positions that the base has or was trained on
     turned_types: tuple[str, ...] = ()  # model types that keep the weights of a layer as (in, out)
     scales_products: bool = False  # products are divided by √inputs, and an adapter's of 2023 only its base's
+
+
+def _stock(name: str, *model_types: str, **more) -> Family:
+    """A family whose model and tokenizer are read by transformers alone; without model types, any other base."""
+    about = {
+        "templates": {name: "alpaca"},
+        "lora_targets": ("all-linear",),
+        "engines": ("batch", "fast", "vllm"),
+        "prefix_types": STOCK_PREFIX,
+        "prefix_keeps": ("gpt2",),
+        "packed_types": STOCK_PACKED,
+        "context_keys": STOCK_CONTEXT,
+        "turned_types": ("gpt2", "imagegpt", "openai-gpt"),
+    }
+    return Family(name=name, model_types=model_types, **(about | more))
+
 
 FAMILIES = (
     Family(
@@ -63,7 +92,12 @@ FAMILIES = (
         own_prefix="transformer.prefix_encoder",
         context_keys=("max_sequence_length",),
         refused=(
-            ("padded_vocab_size", (), "is ChatGLM2 or ChatGLM3, another model under the same name; give chatglm-6b"),
+            (
+                "padded_vocab_size",
+                (),
+                "is ChatGLM2 or ChatGLM3, or GLM-4 with code of its own: other models under the same name, whose code "
+                "is for an older transformers; give chatglm-6b, or GLM-4 as transformers has it (glm-4-9b-chat-hf)",
+            ),
             ("quantization_bit", (4, 8), "holds int4 or int8 weights; give chatglm-6b itself, and --bits 4 or 8"),
         ),
     ),
@@ -92,22 +126,17 @@ FAMILIES = (
         draws=False,
         scales_products=True,
     ),
-    Family(
-        name="auto",
-        templates={"auto": "alpaca"},
-        model_types=(),
-        lora_targets=("all-linear",),
-        engines=("batch", "fast", "vllm"),
-        prefix_types=(
-            *("llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gemma", "gemma2"),
-            *("gemma3_text", "phi", "phi3", "stablelm", "olmo2", "granite", "glm", "glm4", "cohere", "smollm3"),
-            *("starcoder2", "exaone4", "ernie4_5", "hunyuan_v1_dense", "gpt2", "gptj", "gpt_neo", "gpt_neox"),
-            *("gpt_bigcode", "codegen", "bloom", "opt", "falcon"),
-        ),
-        prefix_keeps=("gpt2",),
-        packed_types=("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text"),
-        context_keys=("max_position_embeddings", "n_positions", "max_sequence_length"),
-        turned_types=("gpt2", "imagegpt", "openai-gpt"),
-    ),
+    _stock("qwen", "qwen2", "qwen3"),
+    _stock("llama3", "llama", told_by_config=("vocab_size", (128256,))),
+    _stock("glm4", "glm", "glm4"),
+    _stock("mistral", "mistral"),
+    _stock("gemma", "gemma", "gemma2", "gemma3_text"),
+    _stock("internlm3", "internlm3"),
+    _stock("minicpm3", "minicpm3"),
+    # Three that transformers lacks: the checkpoint's own code runs, with --trust_remote_code.
+    _stock("baichuan2", "baichuan"),
+    _stock("internlm2", "internlm2"),
+    _stock("minicpm", "minicpm"),
+    _stock("auto"),
 )
 NAMES = tuple(name for family in FAMILIES for name in family.templates)

@@ -309,6 +309,8 @@ def parse_finetune(argv=None) -> Arguments:
     check_apart(train.output_dir, "--model_name_or_path", model.model_name_or_path)
     check_bits(model.bits, lora.full_finetune, train)
     check_start(lora, train)
+    if lora.init_lora:
+        check_apart(train.output_dir, "--init_lora", lora.init_lora)
     if data.val_set_size is None:
         data.val_set_size = 1000 if train.do_eval and not data.valid_file else 0
     bits = choose_bits(model.bits or 16, train.use_cpu)

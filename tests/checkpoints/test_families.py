@@ -24,7 +24,25 @@ def checkpoint(folder, model_type, *files):
 def test_config_decides_and_old_llama_is_told_by_its_tokenizer(tmp_path):
     assert find_family(GOLDEN / "checkpoint")[:2] == (FAMILIES[0], "llama")
     assert find_family(checkpoint(tmp_path, "llama", "tokenizer.json"))[0].name == "auto"
-    assert find_family(checkpoint(tmp_path / "q", "qwen2", "tokenizer.json"))[0].name == "auto"
+    assert find_family(checkpoint(tmp_path / "f", "falcon", "tokenizer.json"))[0].name == "auto"
+
+
+def test_a_base_has_its_name_by_its_type_and_llama_3_by_its_vocabulary_too(tmp_path):
+    of_types = {name: name for name in ("qwen2", "qwen3", "glm", "glm4", "mistral", "gemma2", "minicpm", "baichuan")}
+    found = {one: find_family(checkpoint(tmp_path / one, one))[1] for one in of_types}
+    assert list(found.values()) == ["qwen", "qwen", "glm4", "glm4", "mistral", "gemma", "minicpm", "baichuan2"]
+    folder = checkpoint(tmp_path / "llama", "llama", "tokenizer.json")
+    change(folder / "config.json", vocab_size=128256)
+    assert find_family(folder)[1:] == ("llama3", "model_type llama in config.json, no tokenizer.model")
+    change(folder / "config.json", vocab_size=128300)  # a few tokens more
+    assert [find_family(folder)[1], find_family(folder, "llama3")[1]] == ["auto", "llama3"]
+
+
+def test_a_base_with_a_name_is_served_as_auto_too(tmp_path):
+    """As by a run.json from before it had one."""
+    assert find_family(checkpoint(tmp_path, "qwen3"), "auto")[0] is AUTO
+    with pytest.raises(UserError, match="--model_name glm4 contradicts .*'qwen3'"):
+        find_family(tmp_path, "glm4")
 
 
 @pytest.mark.parametrize("name", ["llama", "alpaca", "vicuna", "zhixi", "chatflow", "chinese-llama"])

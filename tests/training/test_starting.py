@@ -5,11 +5,11 @@ import shutil
 
 import pytest
 import torch
-from helpers import GOLDEN, rows
+from helpers import GOLDEN, ROOT, rows
 from helpers_training import BASE, TRAIN, flags
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 import inference
 from checkpoints.adapters import check_weights
@@ -19,11 +19,14 @@ from common.errors import UserError
 from common.files import fingerprint
 from loading.base import load_base
 from loading.precision import Precision
+from models.moss import load_tokenizer
 from test_finetune import main
+from tokens.extending import extend_codec
 from tokens.readers import load_codec
+from tokens.rows import Limits
 from utils import weight_diff
 
-ADAPTER = GOLDEN / "adapter"
+ADAPTER = GOLDEN / "adapter"  # saved by peft 0.4, as a .bin file
 TOKENS = ("位于", "<人物>", "成立 时间", "Wewak-Airport")
 
 
@@ -37,20 +40,6 @@ def predict(out, **values):
     return [row["output"] for row in rows(out)]
 
 
-@pytest.fixture(scope="module")
-def old_adapter(tmp_path_factory):
-    """The golden adapter with the settings and names of tensors that peft 0.4 wrote in 2023, in a .bin file."""
-    folder = tmp_path_factory.mktemp("old") / "adapter"
-    folder.mkdir()
-    settings = json.loads((ADAPTER / "adapter_config.json").read_text())
-    names = ("base_model_name_or_path", "bias", "lora_alpha", "peft_type", "r", "target_modules", "task_type")
-    kept = {name: settings[name] for name in names} | {"lora_dropout": 0.1}
-    kept |= {"enable_lora": None, "fan_in_fan_out": False, "inference_mode": True, "merge_weights": False}
-    (folder / "adapter_config.json").write_text(json.dumps(kept))
-    torch.save(check_weights(ADAPTER), folder / "adapter_model.bin")
-    return folder
-
-
 @pytest.fixture
 def vocabulary(tmp_path):
     file = tmp_path / "tokens.txt"
@@ -58,22 +47,22 @@ def vocabulary(tmp_path):
     return file
 
 
-def test_an_adapter_of_2023_is_trained_on_as_peft_does(tmp_path, old_adapter):
+def test_an_adapter_of_2023_is_trained_on_as_peft_does(tmp_path):
     """The first loss is the trained adapter's, not the base's; after a step of SGD its weights are plain torch's."""
     out, values = tmp_path / "out", {"max_steps": 1, "lora_dropout": 0, "optim": "sgd", "weight_decay": 0}
     values |= {"learning_rate": 0.5, "lr_scheduler_type": "constant", "max_grad_norm": 1000}
-    main(flags(out, init_lora=old_adapter, per_device_train_batch_size=12, **values))
+    main(flags(out, init_lora=ADAPTER, per_device_train_batch_size=12, **values))
     run = json.loads((out / "run.json").read_text())
-    settings = json.loads((old_adapter / "adapter_config.json").read_text())
-    assert run["lora"]["init_lora"]["path"] == str(old_adapter)
-    assert run["lora"]["init_lora"]["sha256"] == fingerprint(old_adapter / "adapter_model.bin")
+    assert run["lora"]["init_lora"]["path"] == str(ADAPTER)
+    assert run["lora"]["init_lora"]["sha256"] == fingerprint(ADAPTER / "adapter_model.bin")
+    settings = json.loads((ADAPTER / "adapter_config.json").read_text())
     assert (run["lora"]["lora_r"], run["lora"]["lora_alpha"]) == (settings["r"], settings["lora_alpha"])
     assert run["lora"]["lora_target_modules"] == sorted(settings["target_modules"])
 
     codec = load_codec(BASE, find_family(BASE)[0])
     model = load_base(BASE, Precision("float32", 16), "cpu", codec)
     model = PeftModel.from_pretrained(model, ADAPTER, is_trainable=True)
-    made = [codec.row(run["template"], record, _limits()) for record in rows(TRAIN)]
+    made = [codec.row(run["template"], record, Limits(1024)) for record in rows(TRAIN)]
     loss = model(**codec.collator()(made)).loss
     assert losses(out)[0] == pytest.approx(loss.item(), abs=2e-5)
     loss.backward()
@@ -84,16 +73,9 @@ def test_an_adapter_of_2023_is_trained_on_as_peft_does(tmp_path, old_adapter):
             torch.testing.assert_close(after[name.replace(".default", "")], expected, rtol=1e-4, atol=1e-6)
 
 
-def _limits():
-    from tokens.rows import Limits
-
-    return Limits(1024)
-
-
 def test_a_run_from_an_adapter_is_resumed_to_the_same_bits(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    values = {"init_lora": ADAPTER, "modules_to_save": None, "save_strategy": "steps", "save_steps": 2}
-    values.pop("modules_to_save")
+    values = {"init_lora": ADAPTER, "save_strategy": "steps", "save_steps": 2}
     main(flags(whole, **values))
     main(flags(parts, **values))
     for name in ("adapter_model.safetensors", "run.json"):
@@ -104,7 +86,8 @@ def test_a_run_from_an_adapter_is_resumed_to_the_same_bits(tmp_path):
     assert all(torch.equal(one[name], two[name]) for name in one)
     before = check_weights(ADAPTER)
     assert any(not torch.equal(one[name], before[name]) for name in one)
-    (parts / "run.json").write_text((parts / "run.json").read_text().replace(fingerprint(*ADAPTER.glob("*.safet*")), "0"))
+    run = (parts / "run.json").read_text()
+    (parts / "run.json").write_text(run.replace(fingerprint(ADAPTER / "adapter_model.bin"), "0" * 64))
     with pytest.raises(UserError, match=r"started otherwise \(lora:"):
         main(flags(parts, resume_from_checkpoint="auto", **values))
 
@@ -160,8 +143,6 @@ def test_modules_are_trained_whole_resumed_and_merged(tmp_path):
 
 
 def test_new_tokens_begin_as_the_mean_of_their_pieces(vocabulary):
-    from tokens.extending import extend_codec
-
     family = find_family(BASE)[0]
     plain = load_codec(BASE, family)
     codec = extend_codec(plain, read_tokens(vocabulary), "x")
@@ -204,17 +185,32 @@ def test_tokens_are_learnt_saved_predicted_with_and_merged(tmp_path, vocabulary)
     assert load_codec(merged, find_family(merged)[0]).text_ids("位于位于 a") == codec.text_ids("位于位于 a")
 
 
-def test_a_base_with_one_weight_at_both_ends_gets_tokens_too(tmp_path, embedded_base, vocabulary):
-    out, merged = tmp_path / "out", tmp_path / "merged"
-    size = {"model_name_or_path": embedded_base, "cutoff_len": 512, "max_steps": 1, "prompt_template_name": "plain"}
-    main(flags(out, extend_vocab=vocabulary, **size))
+def test_a_base_with_one_weight_at_both_ends_gets_tokens_too(tmp_path, vocabulary):
+    base, out, merged = tmp_path / "base", tmp_path / "out", tmp_path / "merged"
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(1)
+    model = Qwen3ForCausalLM(Qwen3Config(vocab_size=530, **sizes, head_dim=8, tie_word_embeddings=True))
+    torch.nn.init.normal_(model.lm_head.weight, std=0.2)
+    model.save_pretrained(base)
+    load_tokenizer(ROOT / "tests" / "golden" / "moss").save_pretrained(base)
+    more = {"model_name_or_path": base, "cutoff_len": 2048, "prompt_template_name": "plain"}
+    main(flags(out, extend_vocab=vocabulary, **more))
     answers = predict(tmp_path / "one.json", lora_weights=out)
-    words = ["merge", "--path_base", embedded_base, "--path_adapter", out, "--path_merged", merged]
+    assert len(set(answers)) > 1
+    words = ["merge", "--path_base", base, "--path_adapter", out, "--path_merged", merged]
     weight_diff.main(list(map(str, words)))
     assert predict(tmp_path / "two.json", model_name_or_path=merged, prompt_template_name="plain") == answers
-    codec = load_codec(embedded_base, find_family(embedded_base)[0], adapter=out)
+    codec = load_codec(base, find_family(base)[0], adapter=out)
     assert load_codec(merged, find_family(merged)[0]).text_ids("a位于 b") == codec.text_ids("a位于 b")
     assert AutoTokenizer.from_pretrained(merged)("a位于 b")["input_ids"] == codec.text_ids("a位于 b")
+
+
+def test_a_whole_model_is_trained_with_new_tokens(tmp_path, vocabulary):
+    main(flags(tmp_path / "out", "--full_finetune", extend_vocab=vocabulary, max_steps=1))
+    codec = load_codec(tmp_path / "out", find_family(tmp_path / "out")[0])
+    model = load_base(tmp_path / "out", Precision("float32", 16), "cpu", codec)
+    assert max(codec.text_ids("位于<人物>")) == model.config.vocab_size - 3
+    assert model.get_output_embeddings().weight.shape[0] == model.config.vocab_size == len(codec.tokenizer)
 
 
 @pytest.mark.parametrize(
