@@ -24,7 +24,16 @@ from tokens import batches
 from tokens.batches import IGNORED, make_collator
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card and TEST_ON_CARD=1")
-KINDS = [("llama", 8), ("llama", 2), ("mistral", 2), ("qwen2", 2), ("qwen3", 2), ("qwen3", 8), ("gemma3_text", 1)]
+KINDS = [
+    ("llama", 8),
+    ("llama", 2),
+    ("mistral", 2),
+    ("qwen2", 2),
+    ("qwen3", 2),
+    ("qwen3", 8),
+    ("gemma3_text", 1),
+    ("glm4", 2),
+]
 WINDOW = 100  # of two layers of three, where the model has windows
 
 

@@ -27,7 +27,8 @@ from tokens.rows import Limits
 from utils import weight_diff
 
 ADAPTER = GOLDEN / "adapter"  # saved by peft 0.4, as a .bin file
-TOKENS = ("位于", "<人物>", "成立 时间", "Wewak-Airport")
+TOKENS = ("位于", "三元组。", "<人物>", "成立 时间", "Wewak-Airport")  # the first is a piece of the golden tokenizer
+FRESH = TOKENS[1:]
 
 
 def losses(folder):
@@ -147,14 +148,14 @@ def test_new_tokens_begin_as_the_mean_of_their_pieces(vocabulary):
     plain = load_codec(BASE, family)
     codec = extend_codec(plain, read_tokens(vocabulary), "x")
     base, model = (load_base(BASE, Precision("float32", 16), "cpu", one) for one in (plain, codec))
-    assert codec.text_ids("米卡位于北京。") != plain.text_ids("米卡位于北京。")
+    assert len(codec.text_ids("米卡三元组。")) < len(plain.text_ids("米卡三元组。"))
     assert codec.text_ids("米卡在北京 Mica") == plain.text_ids("米卡在北京 Mica")
     count = len(plain.tokenizer)
-    assert sorted(codec.pieces_before) == list(range(count, count + len(TOKENS)))
+    assert sorted(codec.pieces_before) == list(range(count, count + len(FRESH)))
     for end in ("get_input_embeddings", "get_output_embeddings"):
         old, new = getattr(base, end)().weight, getattr(model, end)().weight
         assert torch.equal(new[: len(old)][:count], old[:count])
-        for token, (number, pieces) in zip(TOKENS, codec.pieces_before.items(), strict=True):
+        for token, (number, pieces) in zip(FRESH, codec.pieces_before.items(), strict=True):
             assert plain.tokenizer.convert_ids_to_tokens(list(pieces))[0][0] != "▁"
             assert codec.text_ids(f"甲{token}乙").count(number) == 1
             torch.testing.assert_close(new[number], old[list(pieces)].mean(0))
@@ -175,29 +176,34 @@ def test_tokens_are_learnt_saved_predicted_with_and_merged(tmp_path, vocabulary)
     assert len(set(answers)) > 1
     assert predict(tmp_path / "fast.json", lora_weights=out, engine="fast") == answers
     assert predict(tmp_path / "checkpoint.json", lora_weights=out / "checkpoint-6", merge_lora=True) == answers
-    words = ["merge", "--path_base", BASE, "--path_adapter", out, "--path_merged", merged]
+    words = ["merge", "--path_base", BASE, "--path_adapter", out, "--path_merged", merged, "--dtype", "float32"]
     weight_diff.main(list(map(str, words)))
     assert predict(tmp_path / "merged.json", model_name_or_path=merged) == answers
     model = AutoModelForCausalLM.from_pretrained(merged)
     assert model.config.vocab_size == len(codec.tokenizer)
     assert torch.equal(model.get_input_embeddings().weight, saved["base_model.model.model.embed_tokens.weight"])
     assert torch.equal(model.lm_head.weight, saved["base_model.model.lm_head.weight"])
-    assert load_codec(merged, find_family(merged)[0]).text_ids("位于位于 a") == codec.text_ids("位于位于 a")
+    assert load_codec(merged, find_family(merged)[0]).text_ids("三元组。三元组。 a") == codec.text_ids(
+        "三元组。三元组。 a"
+    )
 
 
 def test_a_base_with_one_weight_at_both_ends_gets_tokens_too(tmp_path, vocabulary):
     base, out, merged = tmp_path / "base", tmp_path / "out", tmp_path / "merged"
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     torch.manual_seed(1)
-    model = Qwen3ForCausalLM(Qwen3Config(vocab_size=530, **sizes, head_dim=8, tie_word_embeddings=True))
-    torch.nn.init.normal_(model.lm_head.weight, std=0.2)
+    sizes |= {"num_key_value_heads": 2, "head_dim": 8, "vocab_size": 530, "tie_word_embeddings": True}
+    model = Qwen3ForCausalLM(Qwen3Config(**sizes))
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=0.2)
     model.save_pretrained(base)
     load_tokenizer(ROOT / "tests" / "golden" / "moss").save_pretrained(base)
     more = {"model_name_or_path": base, "cutoff_len": 2048, "prompt_template_name": "plain"}
     main(flags(out, extend_vocab=vocabulary, **more))
     answers = predict(tmp_path / "one.json", lora_weights=out)
     assert len(set(answers)) > 1
-    words = ["merge", "--path_base", base, "--path_adapter", out, "--path_merged", merged]
+    words = ["merge", "--path_base", base, "--path_adapter", out, "--path_merged", merged, "--dtype", "float32"]
     weight_diff.main(list(map(str, words)))
     assert predict(tmp_path / "two.json", model_name_or_path=merged, prompt_template_name="plain") == answers
     codec = load_codec(base, find_family(base)[0], adapter=out)
