@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from checkpoints.config import read_config
-from checkpoints.stored import why_unread
+from checkpoints.stored import contents, why_unread
 from common.errors import UserError
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -218,6 +218,12 @@ def check_weights(folder: Path) -> dict[str, torch.Tensor]:
     if trained and not any(tensor.any() for tensor in trained):
         raise UserError(f"{file}: every lora_B is zero, so the adapter changes nothing; it was saved untrained")
     return tensors
+
+
+def count_whole(folder: Path) -> int:
+    """Number of an adapter's weights that stand in place of the base's, beside which those stay in memory."""
+    file = next(folder / name for name in ADAPTER_FILES if (folder / name).is_file())
+    return sum(math.prod(at.shape) for name, at in contents(file).items() if ".lora_" not in name)
 
 
 def _is_plain(tensor) -> bool:

@@ -123,14 +123,15 @@ def _choose_saved(asked: tuple[str, ...], codec, base: str, trust: bool) -> tupl
             "--extend_vocab could not be learnt; add it, or leave the flag out"
         )
     asked = asked or needed
-    found = {name: [one for path, one in modules.items() if path.split(".")[-1] == name] for name in asked}
-    if unknown := [name for name, there in found.items() if not there or name == ""]:
+    # As peft takes them: by how their names end, so that norm means input_layernorm too.
+    found = {path: one for path, one in modules.items() if path.endswith(asked)}
+    if unknown := [name for name in asked if not any(path.endswith(name) for path in found)]:
         known = sorted({path.split(".")[-1] for path, one in modules.items() if list(one.parameters(False))})
         raise UserError(
             f"--modules_to_save {','.join(unknown)}: this model has no such module; those with weights are "
             f"{', '.join(name for name in known if not name.isdecimal())}"
         )
-    return asked, sum(weight.numel() for there in found.values() for one in there for weight in one.parameters())
+    return asked, sum(weight.numel() for one in found.values() for weight in one.parameters())
 
 
 def _start_from(

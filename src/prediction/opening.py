@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from checkpoints.adapters import find_adapter
+from checkpoints.adapters import count_whole, find_adapter
 from checkpoints.config import read_context
 from checkpoints.family import Chosen, choose_family
 from checkpoints.hub_cache import find_snapshot
@@ -164,10 +164,12 @@ def _plan(serving: Serving, template: dict, name: str, engine: str, decided: dic
     engine = choose_engine(engine, serving)
     whole_files(serving.base, flag)
     codec = load_codec(serving.base, serving.family, serving.trust, serving.adapter)
-    serving = replace(serving, shape=extend_shape(serving.shape, codec.pieces_before))
+    shape = extend_shape(serving.shape, codec.pieces_before)
     if serving.adapter:
         how = serving.family, serving.precision, serving.merge, serving.trust
         check_adapter(serving.adapter, serving.base, *how, rows_for(codec.pieces_before))
+        shape = shape and shape._replace(other=shape.other + count_whole(serving.adapter))
+    serving = replace(serving, shape=shape)
     pieces = token_bytes(codec) if serving.rules.constrain else None  # which may refuse
     context = codec.context or read_context(serving.base, serving.family)
     decided = {**decided, "engine": engine}

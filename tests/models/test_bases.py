@@ -57,7 +57,7 @@ def base(request, tmp_path_factory):
     torch.manual_seed(1)
     model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[request.param](**SIZES | MORE.get(request.param, {})))
     for name, weight in model.named_parameters():
-        if weight.dim() > 1:  # rows that are multiplied, or are the head's too, would say one token alone if large
+        if weight.dim() > 1:  # an embedding that is scaled up, and the head too, would say its last token for ever
             torch.nn.init.normal_(weight, std=STD.get(request.param, 0.2) if "embed_tokens" in name else 0.2)
     model.save_pretrained(folder)
     load_tokenizer(ROOT / "tests" / "golden" / "moss").save_pretrained(folder)

@@ -13,18 +13,22 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3
 
 import inference
 from checkpoints.adapters import check_weights
-from checkpoints.family import find_family
+from checkpoints.family import choose_family, find_family
 from checkpoints.vocabulary import NAME, read_tokens
 from common.errors import UserError
 from common.files import fingerprint
 from loading.base import load_base
 from loading.precision import Precision
+from loading.shape import read_shape
+from loading.starting import choose_lora
 from models.moss import load_tokenizer
 from test_finetune import main
 from tokens.extending import extend_codec
 from tokens.readers import load_codec
 from tokens.rows import Limits
+from training.planning import count_trained
 from utils import weight_diff
+from utils.args import parse_finetune
 
 ADAPTER = GOLDEN / "adapter"  # saved by peft 0.4, as a .bin file
 TOKENS = ("位于", "三元组。", "<人物>", "成立 时间", "Wewak-Airport")  # the first is a piece of the golden tokenizer
@@ -139,6 +143,11 @@ def test_modules_are_trained_whole_resumed_and_merged(tmp_path):
     assert all(torch.equal(one[name], two[name]) for name in one)
     trained = run["results"]["trained_weights"]
     assert sum(tensor.numel() for tensor in one.values()) == trained
+    _, _, lora_args, _ = parse_finetune(flags(whole, **values))
+    chosen = choose_family(BASE, None, False)
+    codec, shape = load_codec(BASE, chosen.family), read_shape(BASE)
+    lora = choose_lora(lora_args, chosen, BASE, Precision("float32", 16), shape, codec)
+    assert count_trained(shape, lora) == trained  # by which the memory is estimated
     with pytest.raises(UserError, match=r"--modules_to_save nrm: this model has no such module; .*embed_tokens"):
         main(flags(tmp_path / "no", modules_to_save="nrm"))
 
