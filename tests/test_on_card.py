@@ -41,7 +41,13 @@ def make(model_type: str, kv_heads: int):
     """A small model of 8 heads, whose random weights are large enough to prefer some tokens clearly."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 3, "num_attention_heads": 8}
-    sizes |= {"num_key_value_heads": kv_heads, "head_dim": 64, "vocab_size": 1000, "initializer_range": 0.06}
+    sizes |= {
+        "num_key_value_heads": kv_heads,
+        "head_dim": 64,
+        "vocab_size": 1000,
+        "initializer_range": 0.06,
+        "pad_token_id": 0,
+    }
     if model_type == "gemma3_text":
         sizes |= {"head_dim": 256, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
     config = AutoConfig.for_model(model_type, **sizes, max_position_embeddings=2048)

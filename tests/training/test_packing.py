@@ -96,7 +96,9 @@ def test_no_record_sees_another(monkeypatch, model_type, more, bounds):
     """Each record's logits are those it has alone, on both ways: a mask of positions (CPU), bounds (the card's way)."""
     monkeypatch.setattr(packed_attention, "attend", attend_alone)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
-    config = AutoConfig.for_model(model_type, **sizes, num_key_value_heads=2, head_dim=8, vocab_size=60, **more)
+    config = AutoConfig.for_model(
+        model_type, **sizes, num_key_value_heads=2, head_dim=8, vocab_size=60, pad_token_id=0, **more
+    )
     assert packed_attention.why_not(config, PACKED, CPU, torch.float32) is None
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()

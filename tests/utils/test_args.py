@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from common.errors import UserError
+from loading import starting
 from training.checking import check_optimizer
 from utils.args import parse_finetune
 from utils.args_predict import parse_inference
@@ -102,6 +103,7 @@ def test_the_documented_command_parses_whole(model):
         found |= vars(part)
     right = {field: value for _, _, field, value in DOCUMENTED} | {"model_name": model[1]}
     assert {field: found[field] for field in right} == right
+    assert (starting.RANK, starting.ALPHA, starting.DROPOUT) == (8, 16, 0.05)
 
 
 @pytest.mark.parametrize("model", ["vicuna", "moss"])
@@ -188,9 +190,7 @@ def test_defaults_are_those_of_the_original_documentation():
         "learning_rate": 1e-4,
         "weight_decay": 5e-4,
         "adam_beta2": 0.95,
-        "lora_r": 8,
-        "lora_alpha": 16,
-        "lora_dropout": 0.05,
+        **dict.fromkeys(("lora_r", "lora_alpha", "lora_dropout")),  # those of --init_lora, or these:
         "cutoff_len": 512,
         "max_target_length": 256,
         "per_device_train_batch_size": 16,
