@@ -125,6 +125,7 @@ def check(arguments: Arguments) -> Checked:
     model_args, data_args, lora_args, args = arguments
     base, init = model_args.model_name_or_path, lora_args.init_lora and find_snapshot(lora_args.init_lora, "init_lora")
     before = manifest.read_run(init) if init else {}
+    manifest.prefer("model_name_or_path", str(Path(base).resolve()), before.get("base"))  # which may warn
     chosen = choose_family(base, model_args.model_name, model_args.trust_remote_code, before)
     typed = data_args.prompt_template_name
     template_name = manifest.prefer("prompt_template_name", typed, before.get("template_name"), chosen.template_name)
