@@ -26,6 +26,7 @@ from common import manifest
 from common.files import fingerprint
 from common.machine import has_cuda, training_device
 from common.processes import this_process
+from data.asking import ask_apart
 from data.prompts import load_template
 from data.records import load_training
 from loading.memory import limit_memory
@@ -100,7 +101,7 @@ def check(model_args, args) -> Checked:
     decided = decide_ptuning(args, chosen.family, base)
     template_name = args.prompt_template_name or chosen.template_name
     template = load_template(template_name)
-    records = load_training(args.train_path)
+    records = ask_apart(load_training(args.train_path))
     start = ptuning_checkpoints.start_ptuning(args, this_process().count)
     whole_files(base, "model_dir")
     codec = load_codec(base, chosen.family, chosen.trust)

@@ -16,6 +16,8 @@ from kg.replacing import replace_schema
 from kg.schema import read_schema
 from kg.triples import BETWEEN, Triple, parse, render
 
+GROUPS = "schema_groups"  # the field of a record whose relations are asked in parts: a list of lists of them
+
 
 class Asking(NamedTuple):
     """How records are asked. As it stands: by their own lists."""
@@ -110,7 +112,12 @@ def ask_parts(record: dict, number: int, asking: Asking, vote: int = 0) -> list[
         return None
     if asking.shuffle or (vote and asking.lists > 1):
         random.Random(f"{asking.seed} {number} {vote}" if vote else f"{asking.seed} {number}").shuffle(names)
-    asked = [replace_schema(record["instruction"], part) for part in divide(names, asking.batch)]
+    parts = [
+        part
+        for group in groups_of(record, names)
+        for part in divide([name for name in names if name in group], asking.batch)
+    ]
+    asked = [replace_schema(record["instruction"], part) for part in parts]
     return None if None in asked else [{**record, "instruction": instruction} for instruction in asked]
 
 
@@ -123,10 +130,9 @@ def draw_all(records: list[dict], asking: Asking, source: Source, what: str) -> 
 
 def ask_all_parts(records: list[dict], asking: Asking, what: str = "records") -> list[list[dict]]:
     """`ask_parts` of every record; says once how many are asked as they are."""
-    if not asking.changes:
-        return [[record] for record in records]
-    parts = [ask_parts(record, number, asking) for number, record in enumerate(records)]
-    say_unchanged(sum(part is None for part in parts), len(records), what)
+    asked = [asking.changes or bool(record.get(GROUPS)) for record in records]
+    parts = [ask_parts(record, number, asking) if asked[number] else None for number, record in enumerate(records)]
+    say_unchanged(sum(here and part is None for here, part in zip(asked, parts, strict=True)), len(records), what)
     return [part or [record] for part, record in zip(parts, records, strict=True)]
 
 
@@ -154,6 +160,34 @@ def ask_all_votes(records: list[dict], asking: Asking) -> list[list[list[dict]]]
 
 def _questions_of(parts: list[dict]) -> frozenset[str]:
     return frozenset(part["instruction"] for part in parts)
+
+
+def groups_of(record: dict, names: list[str]) -> list[list[str]]:
+    """The relations of a record in the parts that they are asked in: its schema_groups, if these hold just `names`."""
+    groups = record.get(GROUPS)
+    lists = isinstance(groups, list) and all(isinstance(group, list) and group for group in groups)
+    whole = [name for group in groups for name in group] if lists else []
+    return groups if all(isinstance(name, str) for name in whole) and {*whole} == {*names} else [names]
+
+
+def ask_apart(records: list[dict]) -> list[dict]:
+    """Records to learn from, those with schema_groups as one for each group, with the answers of its relations."""
+    return [part for record in records for part in _split_groups(record) or [record]]
+
+
+def _split_groups(record: dict) -> list[dict] | None:
+    names = read_schema(record["instruction"]) or []
+    groups = groups_of(record, names)
+    asked = [replace_schema(record["instruction"], group) for group in groups]
+    if len(groups) == 1 or None in asked:
+        return None
+    triples = triples_of(record)
+    shares = [[triple for triple in triples if triple[1] in group] for group in groups]
+    kept = {name: value for name, value in record.items() if name != GROUPS}
+    return [
+        {**kept, "instruction": instruction, "output": render(share) or NAN, "kg": [list(one) for one in share]}
+        for instruction, share in zip(asked, shares, strict=True)
+    ]
 
 
 def say_unchanged(count: int, of: int, what: str) -> None:
