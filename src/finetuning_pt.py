@@ -26,6 +26,7 @@ from common import manifest
 from common.files import fingerprint
 from common.machine import has_cuda, training_device
 from common.processes import this_process
+from data.answer_form import answer_in_json
 from data.asking import ask_apart
 from data.prompts import load_template
 from data.records import load_training
@@ -102,6 +103,8 @@ def check(model_args, args) -> Checked:
     template_name = args.prompt_template_name or chosen.template_name
     template = load_template(template_name)
     records = ask_apart(load_training(args.train_path))
+    if args.answer_format == "json":
+        records = answer_in_json(records, "training")
     start = ptuning_checkpoints.start_ptuning(args, this_process().count)
     whole_files(base, "model_dir")
     codec = load_codec(base, chosen.family, chosen.trust)
@@ -124,7 +127,11 @@ def describe(model_args, args, checked: Checked, rows) -> dict:
         checked.template,
         args,
         data={"train": len(rows), "sha256": fingerprint(args.train_path)},
-        training={**{name: getattr(args, name) for name in names}, "records_a_step": records},
+        training={
+            **{name: getattr(args, name) for name in names},
+            "records_a_step": records,
+            **({"answer_format": "json"} if args.answer_format == "json" else {}),
+        },
         method="P-Tuning v2",
         prefix={"pre_seq_len": checked.kind.length, "prefix_projection": checked.kind.projection},
         decided=checked.decided.as_json(),

@@ -27,6 +27,7 @@ from checkpoints.stored import whole_files
 from common import manifest
 from common.files import fingerprint
 from common.machine import training_device
+from data.answer_form import answer_in_json
 from data.asking import Asking, draw_all, survey, turn_records
 from data.prompts import load_template
 from data.records import choose_records
@@ -147,9 +148,14 @@ def make_rows(arguments: Arguments, checked: Checked) -> Rows:
     with args.main_process_first(desc="tokenising"):  # of a machine; its others read what it made
         asking = data_args.asking(args.seed)
         train, valid = checked.train, checked.valid
+        if asking.as_json:
+            train, valid = answer_in_json(train, "training"), answer_in_json(valid, "validation")
         if asking.tail_first:
             train, valid = turn_records(train, "training"), valid and turn_records(valid, "validation")
-        plainly = Asking(batch=asking.batch, tail_first=asking.tail_first)  # of validation records nothing is drawn
+        # Of validation records nothing is drawn.
+        plainly = Asking(batch=asking.batch, tail_first=asking.tail_first, as_json=asking.as_json)
+            batch=asking.batch, tail_first=asking.tail_first, as_json=asking.as_json
+        )  # of validation records nothing is drawn
         valid = tokenise(how, divide_valid(valid, train, plainly), "validation") if valid else None
         train = DrawnRows(how, train, asking) if asking.changes else tokenise(how, train, "training")
     score_answers = None

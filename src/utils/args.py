@@ -19,7 +19,7 @@ from training.checking import check_report_to
 from training.order import ORDERS
 from training.planning import set_checkpointing
 from utils.args_base import FEW, ModelArguments, NarrowFlags, check_max_steps, parse
-from utils.args_schema import SCHEMA_RANGES, DrawnFlags
+from utils.args_schema import SCHEMA_RANGES, DrawnFlags, check_form
 
 DATA_RANGES = {
     "cutoff_len": Range(1),
@@ -91,6 +91,7 @@ class DataArguments(DrawnFlags):
         if not self.train_file:
             raise UserError("--train_file is missing; give the training records, e.g. data/sample/train.json")
         check_ranges(self, DATA_RANGES)
+        check_form(self.answer_format, self.answer_order)
         if self.valid_file and self.val_set_size:
             say(f"validation: --valid_file {self.valid_file} (it beats --val_set_size {self.val_set_size})")
         self.max_target_length = self.max_target_length or 256
