@@ -154,8 +154,6 @@ def make_rows(arguments: Arguments, checked: Checked) -> Rows:
             train, valid = turn_records(train, "training"), valid and turn_records(valid, "validation")
         # Of validation records nothing is drawn.
         plainly = Asking(batch=asking.batch, tail_first=asking.tail_first, as_json=asking.as_json)
-            batch=asking.batch, tail_first=asking.tail_first, as_json=asking.as_json
-        )  # of validation records nothing is drawn
         valid = tokenise(how, divide_valid(valid, train, plainly), "validation") if valid else None
         train = DrawnRows(how, train, asking) if asking.changes else tokenise(how, train, "training")
     score_answers = None

@@ -13,7 +13,7 @@ CHINESE = "请按照 " + SHAPE % ("头实体", "关系", "尾实体") + " 的 JS
 ENGLISH = (
     "Please answer in JSON, in the form " + SHAPE % ("head", "relation", "tail") + ", with [] where there is nothing."
 )
-# A sentence that asks for the text form, as the contest's instructions end with: (Subject,Relation,Object) and the like.
+# A sentence that asks for the text form, (Subject,Relation,Object) and the like, as the contest's instructions end.
 _TEXT_FORM = re.compile(
     r"(?:请|請)?(?:你)?(?:按照|按|以)\s*[(（][^()（）\n]{1,40}[,，][^()（）\n]{1,40}[,，][^()（）\n]{1,40}[)）]\s*的?(?:格式|形式)"
     r"(?:回答|输出|輸出|返回|给出)?[。.]?"
