@@ -34,7 +34,7 @@ from loading.memory import limit_memory
 from loading.prefix import check_saved_prefix, check_supported, load_with_prefix, save_prefix
 from tokens.codec import Codec
 from tokens.dataset import make_rows
-from tokens.readers import load_codec, save_tokenizer
+from tokens.readers import load_prompting, save_tokenizer
 from training import deepspeed_engine, ptuning_checkpoints
 from training.planning import Decided, check_ptuning_memory, decide_ptuning
 from training.ptuning import Schedule, make_schedule, train_prefix
@@ -107,7 +107,7 @@ def check(model_args, args) -> Checked:
         records = answer_in_json(records, "training")
     start = ptuning_checkpoints.start_ptuning(args, this_process().count)
     whole_files(base, "model_dir")
-    codec = load_codec(base, chosen.family, chosen.trust)
+    template, codec = load_prompting(template, args.chat_system, base, chosen.family, chosen.trust)
     if codec.suffix_ids and args.prompt_template_name:
         family = chosen.family.name
         say(f"prompt_template_name: not used by family {family}, whose rows are instruction, text and answer")

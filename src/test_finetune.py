@@ -40,7 +40,7 @@ from tokens.batches import pack
 from tokens.codec import Codec
 from tokens.dataset import Tokenising, choose_limits, tokenise
 from tokens.drawn import DrawnRows
-from tokens.readers import load_codec, save_tokenizer
+from tokens.readers import load_prompting, save_tokenizer
 from tokens.rows import Limits
 from training import speed
 from training.checking import check_optimizer
@@ -121,7 +121,7 @@ def check(arguments: Arguments) -> Checked:
     check_optimizer(args)
     start = start_finetuning(args)
     whole_files(base, "model_name_or_path")
-    codec = load_codec(base, chosen.family, chosen.trust)
+    template, codec = load_prompting(template, data_args.chat_system, base, chosen.family, chosen.trust)
     limits = choose_limits(data_args, chosen.family, codec)
     asked = lora_args.lora_target_modules
     targets = tuple(target.strip() for target in asked.split(",")) if asked else chosen.family.lora_targets

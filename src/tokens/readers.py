@@ -1,6 +1,7 @@
 """Checkpoint folders read as codecs, one reader a kind of tokenizer."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from tokenizers import normalizers
@@ -10,6 +11,7 @@ from checkpoints.family import own_code
 from checkpoints.stored import is_there, read_json
 from common.errors import UserError, say
 from models.families import Family
+from tokens.chat import FLAG, choose_chat
 from tokens.codec import Codec
 
 FILES = {  # of tokenizers that are read from their published files; without the first, transformers' own are written
@@ -40,6 +42,24 @@ def load_codec(model_path: str | Path, family: Family, trust_remote_code: bool =
         # A damaged file makes the readers of src/models raise anything.
         there = ", ".join(sorted(path.name for path in folder.iterdir()))
         raise UserError(f"{folder}: config or tokenizer cannot be read ({error}); found {there}") from error
+
+
+def load_prompting(
+    template: dict, system: str | None, model_path: str | Path, family: Family, trust_remote_code: bool = False
+) -> tuple[dict, Codec]:
+    """A template of `load_template`, or one that run.json kept, ready to be filled, and the codec that encodes it.
+
+    `system`: --chat_system. UserError where it goes with no chat template, or the base's tokenizer has none.
+    """
+    if "chat" not in template:
+        if system is not None:
+            raise UserError(f"--chat_system goes with {FLAG} alone; drop it, or add that")
+        return template, load_codec(model_path, family, trust_remote_code)
+    if family.package is not None:
+        raise UserError(f"{FLAG}: family {family.name} has no chat template; leave the flag out")
+    # transformers' own tokenizer, as its chat template was written for it
+    codec = load_codec(model_path, replace(family, tokenizer="auto"), trust_remote_code)
+    return choose_chat(template, system, codec, str(model_path))
 
 
 def _stock_codec(folder: Path, trust_remote_code: bool) -> Codec:

@@ -72,7 +72,9 @@ class DataArguments(DrawnFlags):
         None, "records split off for validation, drawn with --seed; default: 1000 with --do_eval, else 0"
     )
     prompt_template_name: str | None = option(
-        None, "alpaca, vicuna, moss, cpm-bee, plain, or a template.json; default: the family's", "--prompt_template"
+        None,
+        "alpaca, vicuna, …, chat (the tokenizer's), or a template.json; default: the family's",
+        "--prompt_template",
     )
     cutoff_len: int = option(512, "most tokens of a row; a longer record loses the end of its text, never its answer")
     max_source_length: int | None = option(

@@ -23,6 +23,9 @@ class PromptFlags:
     answer_format: str = option(
         "text", 'json: ask for, and learn, answers as [{"head": …, "relation": …, "tail": …}]', choices=FORMS
     )
+    chat_system: str | None = option(
+        None, "with --prompt_template_name chat: the system's line; default: what the template itself puts there"
+    )
 
 
 @dataclass
@@ -32,6 +35,7 @@ class AskedPromptFlags:
     answer_format: str | None = option(
         None, "json: ask for answers in JSON; text: in the instruction's own form; default: as trained", choices=FORMS
     )
+    chat_system: str | None = option(None, "with --prompt_template_name chat: the system's line; default: as trained")
 
 
 @dataclass
