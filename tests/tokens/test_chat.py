@@ -21,8 +21,9 @@ from tokens.rows import Limits, encode_row
 
 FAMILY = {family.name: family for family in FAMILIES}
 CHATML = (
-    "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<|im_start|>system\nYou are helpful.<|im_end|>\n"
-    "{% endif %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' and enable_thinking is defined and loop.last %}"
+    "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<|im_start|>system\nYou are helpful."
+    "<|im_end|>\n{% endif %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['role'] == 'assistant' and enable_thinking is defined and loop.last %}"
     "<think>\n\n</think>\n\n{% endif %}{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}"
     "<|im_start|>assistant\n{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n"
     "{% endif %}{% endif %}"
@@ -36,9 +37,11 @@ LLAMA3 = (
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
 GEMMA = (
-    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
+    "{% endif %}"
     "{% for m in messages %}<start_of_turn>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
-    "{{ m['content'] | trim }}<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+    "{{ m['content'] | trim }}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
 GLM4 = (
     "[gMASK]<sop>{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}{% endfor %}"
@@ -63,7 +66,7 @@ RECORD = {"instruction": "已知候选的关系列表：['位于']，请抽取�
 
 
 def save_tokenizer(folder, template, specials):
-    """A tokenizer of bytes, with special tokens, of which the Llama 3 kind are named nowhere but among the added ones."""
+    """A tokenizer of bytes, with special tokens, most of which are named nowhere but among the added ones."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE({character: number for number, character in enumerate(alphabet)}, []))
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
