@@ -175,11 +175,11 @@ def read_relations(path: str | Path) -> dict[str, list[str]]:
 
     It holds a JSON list of names or {topic: list of names}, or is DuIE's schema: JSON lines, each with a predicate.
     """
+    if not Path(path).is_file():
+        raise UserError(f"--relations {path}: no such file")
     expected = "expected a JSON list of names, {topic: list of names}, or lines with a predicate each"
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"--relations {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"--relations {path}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
     try:
