@@ -43,7 +43,9 @@ def read_table(path: str | Path, kind: str | None = None) -> Iterator[tuple[int,
         except UserError:
             raise
         except Exception as error:  # noqa: BLE001 - a damaged file makes the readers raise anything
-            reason = str(error.__cause__ or error).splitlines()[0] if str(error.__cause__ or error) else error
+            reason = next(iter(str(error.__cause__ or error).splitlines()), type(error).__name__)
+            if "corresponds to no data" in reason:  # what datasets says of a table of a header alone
+                raise UserError(f"{path}: the table has no row") from None
             raise UserError(f"{path}: cannot be read as {kind} ({reason})") from None
         if not len(table):
             raise UserError(f"{path}: the table has no row")
