@@ -42,7 +42,7 @@ def read_chat_template(tokenizer, system: str | None, where: str) -> dict:
     end = _first_special(tokenizer, behind)
     before_prompt, _, behind_prompt = prompt.partition(ASKED)
     return {
-        "description": f"The chat template of {where}.",
+        "description": "The tokenizer's own chat template.",  # no path: runs are told apart by what stands here
         "prompt_input": f"{before_prompt}{{instruction}}\n{{input}}{behind_prompt}",
         "prompt_no_input": f"{before_prompt}{{instruction}}{behind_prompt}",
         "chat": True,
