@@ -18,7 +18,9 @@ from common.errors import UserError
 MOST_SEED = 2**32 - 1  # that every generator takes
 MOST_COUNT = 10**9  # of whatever a flag counts
 NO_PATH = {errno.ENAMETOOLONG: "the name is too long", errno.ELOOP: "its links lead in a circle"}
-PATHS = re.compile("path|file|dir|weights|checkpoint|template|tokenizer|deepspeed|base|pred|gold|check|json|out$")
+PATHS = re.compile(
+    "^--relations$|path|file|dir|weights|checkpoint|template|tokenizer|deepspeed|base|pred|gold|check|json|out$"
+)
 SHOWN = 60  # characters of a value that is said
 
 

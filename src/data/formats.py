@@ -153,7 +153,8 @@ def read_as(name: str, path, pairs: list[tuple[int, dict]], relations: dict | No
         records.append((line, {**identity, **_make_record(path, line, one, known)}))
     if not records:
         raise UserError(f"{path}: none of its {len(pairs)} records asks for relations; {_named(lost)}")
-    return Turned(_merge_parts(records), lost)
+    asked = any(one.relations is not None for _, one in found)  # by records that say for themselves what they ask for
+    return Turned(_merge_parts(records) if asked else records, lost)
 
 
 def write_as(name: str, pairs: list[tuple[int, dict]]) -> Turned:

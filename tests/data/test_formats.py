@@ -214,6 +214,18 @@ def test_a_conversation_of_several_questions_is_several_records(save, capsys):
     assert "the system's line, which is not asked of 2 records" in said
 
 
+def test_two_conversations_of_one_id_are_not_put_together(save):
+    rows = [
+        {
+            "id": 1,
+            "messages": [{"role": "user", "content": f"关系列表：['{name}']"}, {"role": "assistant", "content": ""}],
+        }
+        for name in ("导演", "编剧")
+    ]
+    with pytest.raises(UserError, match="x.json:2: id 1 already stands on line 1"):
+        load_records(save(*rows))
+
+
 def test_predictions_of_llama_factory_are_told_which_way_to_read(save):
     path = save({"prompt": "问", "predict": "(甲,导演,乙)", "label": "(甲,导演,丙)"})
     with pytest.raises(UserError) as caught:
