@@ -67,7 +67,7 @@ def test_prediction_answers_as_it_was_trained_unless_told(capsys, typed, trained
 @pytest.mark.parametrize("flag", [{"answer_order": "tail"}, {"constrain": "text"}])
 def test_what_does_not_go_with_json_is_refused_whoever_asked_for_it(flag):
     name = next(iter(flag))
-    with pytest.raises(UserError, match=f"--{name}.* does not go with --answer_format json, as run.json says"):
+    with pytest.raises(UserError, match=f"as trained, by run.json. and --{name}"):
         choose_asking(SimpleNamespace(**GIVEN | flag), {"training": {"answer_format": "json"}})
     with pytest.raises(UserError, match=f"--answer_format json and --{name}"):
         InferenceArguments(answer_format="json", **flag)
