@@ -26,13 +26,15 @@ from common import manifest
 from common.files import fingerprint
 from common.machine import has_cuda, training_device
 from common.processes import this_process
+from data.answer_form import answer_in_json
+from data.asking import ask_apart
 from data.prompts import load_template
 from data.records import load_training
 from loading.memory import limit_memory
 from loading.prefix import check_saved_prefix, check_supported, load_with_prefix, save_prefix
 from tokens.codec import Codec
 from tokens.dataset import make_rows
-from tokens.readers import load_codec, save_tokenizer
+from tokens.readers import load_prompting, save_tokenizer
 from training import deepspeed_engine, ptuning_checkpoints
 from training.planning import Decided, check_ptuning_memory, decide_ptuning
 from training.ptuning import Schedule, make_schedule, train_prefix
@@ -100,10 +102,12 @@ def check(model_args, args) -> Checked:
     decided = decide_ptuning(args, chosen.family, base)
     template_name = args.prompt_template_name or chosen.template_name
     template = load_template(template_name)
-    records = load_training(args.train_path)
+    records = ask_apart(load_training(args.train_path))
+    if args.answer_format == "json":
+        records = answer_in_json(records, "training")
     start = ptuning_checkpoints.start_ptuning(args, this_process().count)
     whole_files(base, "model_dir")
-    codec = load_codec(base, chosen.family, chosen.trust)
+    template, codec = load_prompting(template, args.chat_system, base, chosen.family, chosen.trust)
     if codec.suffix_ids and args.prompt_template_name:
         family = chosen.family.name
         say(f"prompt_template_name: not used by family {family}, whose rows are instruction, text and answer")
@@ -123,7 +127,11 @@ def describe(model_args, args, checked: Checked, rows) -> dict:
         checked.template,
         args,
         data={"train": len(rows), "sha256": fingerprint(args.train_path)},
-        training={**{name: getattr(args, name) for name in names}, "records_a_step": records},
+        training={
+            **{name: getattr(args, name) for name in names},
+            "records_a_step": records,
+            **({"answer_format": "json"} if args.answer_format == "json" else {}),
+        },
         method="P-Tuning v2",
         prefix={"pre_seq_len": checked.kind.length, "prefix_projection": checked.kind.projection},
         decided=checked.decided.as_json(),

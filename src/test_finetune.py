@@ -29,6 +29,7 @@ from checkpoints.vocabulary import read_tokens, write_tokens
 from common import manifest
 from common.files import fingerprint
 from common.machine import training_device
+from data.answer_form import answer_in_json
 from data.asking import Asking, draw_all, survey, turn_records
 from data.records import choose_records
 from loading.base import load_base, refuse_broken
@@ -44,7 +45,7 @@ from tokens.codec import Codec
 from tokens.dataset import Tokenising, choose_limits, tokenise
 from tokens.drawn import DrawnRows
 from tokens.extending import extend_codec
-from tokens.readers import load_codec, save_tokenizer
+from tokens.readers import load_prompting, save_tokenizer
 from tokens.rows import Limits
 from training import speed
 from training.checking import check_optimizer
@@ -134,7 +135,7 @@ def check(arguments: Arguments) -> Checked:
     check_optimizer(args)
     start = start_finetuning(args)
     whole_files(base, "model_name_or_path")
-    codec = load_codec(base, chosen.family, chosen.trust, init)
+    template, codec = load_prompting(template, data_args.chat_system, base, chosen.family, chosen.trust, init)
     if lora_args.extend_vocab:
         codec = extend_codec(codec, read_tokens(lora_args.extend_vocab), f"--extend_vocab {lora_args.extend_vocab}")
     limits = choose_limits(data_args, chosen.family, codec)
@@ -164,9 +165,12 @@ def make_rows(arguments: Arguments, checked: Checked) -> Rows:
     with args.main_process_first(desc="tokenising"):  # of a machine; its others read what it made
         asking = data_args.asking(args.seed)
         train, valid = checked.train, checked.valid
+        if asking.as_json:
+            train, valid = answer_in_json(train, "training"), answer_in_json(valid, "validation")
         if asking.tail_first:
             train, valid = turn_records(train, "training"), valid and turn_records(valid, "validation")
-        plainly = Asking(batch=asking.batch, tail_first=asking.tail_first)  # of validation records nothing is drawn
+        # Of validation records nothing is drawn.
+        plainly = Asking(batch=asking.batch, tail_first=asking.tail_first, as_json=asking.as_json)
         valid = tokenise(how, divide_valid(valid, train, plainly), "validation") if valid else None
         train = DrawnRows(how, train, asking) if asking.changes else tokenise(how, train, "training")
     score_answers = None

@@ -31,9 +31,10 @@ MEMORY = ("docs/memory.md", "docs/memory_CN.md")
 MANY_CARDS = ("docs/many_cards.md", "docs/many_cards_CN.md")
 PREDICTION = ("docs/prediction.md", "docs/prediction_CN.md")
 GRAPH = ("docs/graph.md", "docs/graph_CN.md")
+FORMATS = ("docs/formats.md", "docs/formats_CN.md")
 BY_NAME = ("docs/bases.md", "docs/bases_CN.md")
 ARCHITECTURE = ("docs/architecture.md", "docs/architecture_CN.md")
-PAIRS = [READMES, WEIGHTS, PTUNING, MEMORY, MANY_CARDS, PREDICTION, GRAPH, ARCHITECTURE, BY_NAME, *MODELS]
+PAIRS = [READMES, WEIGHTS, PTUNING, MEMORY, MANY_CARDS, PREDICTION, FORMATS, GRAPH, ARCHITECTURE, BY_NAME, *MODELS]
 PAGES = [name for pair in PAIRS for name in pair]
 TEXT = {name: (ROOT / name).read_text(encoding="utf-8") for name in PAGES}
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.bash"))
@@ -156,7 +157,7 @@ def actions(parser):
 
 @pytest.mark.parametrize(
     ("pair", "least"),
-    [(READMES, 10), *((pair, 5) for pair in (WEIGHTS, PTUNING, MANY_CARDS, PREDICTION, GRAPH, *MODELS))],
+    [(READMES, 10), *((pair, 5) for pair in (WEIGHTS, PTUNING, MANY_CARDS, PREDICTION, FORMATS, GRAPH, *MODELS))],
 )
 def test_both_have_the_same_headings_and_code_blocks(pair, least):
     levels = [re.findall(r"^(#+) ", prose(TEXT[name]), re.MULTILINE) for name in pair]

@@ -23,6 +23,7 @@ KEYS = {  # that are read -> the type, or the values, that they may have; an obj
     "training.max_src_len": int,
     "training.schema_batch": int,
     "training.answer_order": ("head", "tail"),
+    "training.answer_format": ("text", "json"),
 }
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "deepspeed")
 

@@ -10,11 +10,14 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from common.errors import UserError, say
+from data.answer_form import ask_json
 from kg.metrics import triples_of
 from kg.objects import NAN
 from kg.replacing import replace_schema
 from kg.schema import read_schema
-from kg.triples import BETWEEN, Triple, parse, render
+from kg.triples import STYLES, Triple, parse, render
+
+GROUPS = "schema_groups"  # the field of a record whose relations are asked in parts: a list of lists of them
 
 
 class Asking(NamedTuple):
@@ -28,6 +31,7 @@ class Asking(NamedTuple):
     lists: int = 1  # --votes: so many orders of each list are asked, the first of them the list's own
     draws: int = 1  # --votes with --do_sample: each record is asked so often
     least: int = 0  # --min_votes: answers that must have a triple; 0: more than half
+    as_json: bool = False  # --answer_format json: answers are lists of objects with head, relation and tail
 
     @property
     def changes(self) -> bool:
@@ -48,6 +52,7 @@ class Asking(NamedTuple):
         """What is not as it stands by default, for run.json and partial files, by the flags' names."""
         flags = {"shuffle_schema": self.shuffle, "negative_relations": self.negatives, "schema_batch": self.batch}
         flags |= {"answer_order": "tail" if self.tail_first else None}
+        flags |= {"answer_format": "json" if self.as_json else None}
         if self.votes > 1:
             flags |= {"votes": self.votes, "min_votes": self.least}
         return {name: value for name, value in flags.items() if value}
@@ -94,7 +99,8 @@ def draw_rows(record: dict, number: int, asking: Asking, source: Source, epoch: 
         draw.shuffle(names)
     parts = divide(names, asking.batch)
     asked = [replace_schema(record["instruction"], part) for part in parts]
-    outputs = [record["output"]] if len(parts) == 1 else _divide_output(record, parts, source.nothing)
+    nothing = render([], "json") if asking.as_json else source.nothing
+    outputs = [record["output"]] if len(parts) == 1 else _divide_output(record, parts, nothing)
     if outputs is None or None in asked:
         return None
     return [
@@ -110,7 +116,12 @@ def ask_parts(record: dict, number: int, asking: Asking, vote: int = 0) -> list[
         return None
     if asking.shuffle or (vote and asking.lists > 1):
         random.Random(f"{asking.seed} {number} {vote}" if vote else f"{asking.seed} {number}").shuffle(names)
-    asked = [replace_schema(record["instruction"], part) for part in divide(names, asking.batch)]
+    parts = [
+        part
+        for group in groups_of(record, names)
+        for part in divide([name for name in names if name in group], asking.batch)
+    ]
+    asked = [replace_schema(record["instruction"], part) for part in parts]
     return None if None in asked else [{**record, "instruction": instruction} for instruction in asked]
 
 
@@ -123,11 +134,11 @@ def draw_all(records: list[dict], asking: Asking, source: Source, what: str) -> 
 
 def ask_all_parts(records: list[dict], asking: Asking, what: str = "records") -> list[list[dict]]:
     """`ask_parts` of every record; says once how many are asked as they are."""
-    if not asking.changes:
-        return [[record] for record in records]
-    parts = [ask_parts(record, number, asking) for number, record in enumerate(records)]
-    say_unchanged(sum(part is None for part in parts), len(records), what)
-    return [part or [record] for part, record in zip(parts, records, strict=True)]
+    asked = [asking.changes or bool(record.get(GROUPS)) for record in records]
+    parts = [ask_parts(record, number, asking) if asked[number] else None for number, record in enumerate(records)]
+    say_unchanged(sum(here and part is None for here, part in zip(asked, parts, strict=True)), len(records), what)
+    asked = [part or [record] for part, record in zip(parts, records, strict=True)]
+    return [[ask_json(part) for part in several] for several in asked] if asking.as_json else asked
 
 
 def ask_all_votes(records: list[dict], asking: Asking) -> list[list[list[dict]]]:
@@ -143,6 +154,7 @@ def ask_all_votes(records: list[dict], asking: Asking) -> list[list[list[dict]]]
         asked = {_questions_of(mine[0])}
         for vote in range(1, asking.lists):
             parts = ask_parts(record, number, asking, vote)
+            parts = parts and [ask_json(part) if asking.as_json else part for part in parts]
             if parts and _questions_of(parts) not in asked:
                 asked.add(_questions_of(parts))
                 mine.append(parts)
@@ -154,6 +166,34 @@ def ask_all_votes(records: list[dict], asking: Asking) -> list[list[list[dict]]]
 
 def _questions_of(parts: list[dict]) -> frozenset[str]:
     return frozenset(part["instruction"] for part in parts)
+
+
+def groups_of(record: dict, names: list[str]) -> list[list[str]]:
+    """The relations of a record in the parts that they are asked in: its schema_groups, if these hold just `names`."""
+    groups = record.get(GROUPS)
+    lists = isinstance(groups, list) and all(isinstance(group, list) and group for group in groups)
+    whole = [name for group in groups for name in group] if lists else []
+    return groups if all(isinstance(name, str) for name in whole) and {*whole} == {*names} else [names]
+
+
+def ask_apart(records: list[dict]) -> list[dict]:
+    """Records to learn from, those with schema_groups as one for each group, with the answers of its relations."""
+    return [part for record in records for part in _split_groups(record) or [record]]
+
+
+def _split_groups(record: dict) -> list[dict] | None:
+    names = read_schema(record["instruction"]) or []
+    groups = groups_of(record, names)
+    asked = [replace_schema(record["instruction"], group) for group in groups]
+    if len(groups) == 1 or None in asked:
+        return None
+    triples = triples_of(record)
+    shares = [[triple for triple in triples if triple[1] in group] for group in groups]
+    kept = {name: value for name, value in record.items() if name != GROUPS}
+    return [
+        {**kept, "instruction": instruction, "output": render(share) or NAN, "kg": [list(one) for one in share]}
+        for instruction, share in zip(asked, shares, strict=True)
+    ]
 
 
 def say_unchanged(count: int, of: int, what: str) -> None:
@@ -223,7 +263,7 @@ def _divide_output(record: dict, parts: list[list[str]], nothing: str) -> list[s
 def _read_output(record: dict, names: list[str] | None) -> tuple[list[Triple], str | None]:
     """The output's triples, and in which style of `render` they stand there; None: in none."""
     triples = parse(record["output"], names, record["input"])
-    return triples, next((style for style in BETWEEN if render(triples, style) == record["output"]), None)
+    return triples, next((style for style in STYLES if render(triples, style) == record["output"]), None)
 
 
 def _topic(record: dict) -> str:

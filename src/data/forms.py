@@ -1,4 +1,6 @@
-"""Records as other projects write them: told by their fields, and what to make of them."""
+"""Records that lack a field: told by their fields what they may be, and what to make of them."""
+
+from data.formats import COMMAND, FORMATS, recognise
 
 NAMES = {  # a field here -> what others call it
     "instruction": ("prompt", "question", "query", "instruct", "command", "task", "system"),
@@ -21,7 +23,7 @@ ADDED = {
     "input": 'add the field input, the text ("" where the instruction holds it)',
 }
 CONVERSATIONS = ("conversations", "conversation", "messages", "dialog", "dialogue", "history")
-TRIPLES = {"relation": "InstructIE's", "relations": "a", "spo_list": "DuIE's", "triples": "a", "triple_list": "a"}
+TRIPLES = ("relation", "relations", "spo_list", "triples", "triple_list")
 
 
 def how_to_turn(record: dict, needs: tuple[str, ...]) -> str:
@@ -30,21 +32,23 @@ def how_to_turn(record: dict, needs: tuple[str, ...]) -> str:
     nested = {field for field, value in record.items() if isinstance(value, (list, dict))}
     if not missing:
         return ""
+    if forms := recognise(record):
+        which = " or ".join(f"--from {name} ({FORMATS[name].title})" for name in forms)
+        return f"{COMMAND} {which} --pred_path FILE --tgt_path NEW makes records of it"
     for field in nested.intersection(CONVERSATIONS):
-        return (
-            f"{field} hold a conversation (ShareGPT's form, or chat messages): make a record of each pair of turns, "
-            "what the user says as instruction, the reply as output"
-        )
-    if missing == ["input"] and str(record.get("instruction")).lstrip().startswith("{"):
-        return "this is IEPile's form, whose instruction is JSON with the text in it: move its input to the field input"
-    for field in nested.intersection(TRIPLES) if "output" in missing else ():
         words.append(
-            f"{field} holds the triples ({TRIPLES[field]} form): write them as the output (head,relation,tail),(…)"
+            f"{field} hold a conversation, of another form than --from sharegpt and --from messages of {COMMAND} read: "
+            "make a record of each pair of turns, what the user says as instruction, the reply as output"
         )
+        return words[0]
+    for field in nested.intersection(TRIPLES) if "output" in missing else ():
+        words.append(f"{field} holds the triples: write them as the output (head,relation,tail),(…)")
         missing.remove("output")
         break
     renamed = {field: name for field in missing for name in reversed(NAMES[field]) if isinstance(record.get(name), str)}
     words += [f"rename {old} to {field}" for field, old in renamed.items()]
     if words or len(missing) < len(needs):  # else nothing is known of it
         words += [ADDED[field] for field in missing if field in ADDED and field not in renamed]
+    if words:
+        words.append(f"other forms are read by {COMMAND} --from: {', '.join(FORMATS)}")
     return "; ".join(words)

@@ -9,6 +9,7 @@ from common.files import read_json
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "templates"
 PROMPTS = ("prompt_input", "prompt_no_input")  # what a template must hold; for records with a text, and without one
+CHAT = "chat"  # the name of the tokenizer's own template, which tokens.chat makes
 EXPECTED = f"expected an object with {' and '.join(PROMPTS)}, both strings"
 
 
@@ -20,11 +21,16 @@ class Piece(NamedTuple):
 
 
 def load_template(name: str) -> dict:
-    """The template called `name` in templates/, or the JSON file at that path."""
+    """The template called `name` in templates/, or the JSON file at that path; of `CHAT` only that it is to be read."""
+    if name == CHAT:
+        return {"chat": True}
     path = Path(name) if name.endswith(".json") else TEMPLATES / f"{name}.json"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in TEMPLATES.glob("*.json")))
-        raise UserError(f"--prompt_template_name {name}: no such template; known: {known}, or a path ending in .json")
+        raise UserError(
+            f"--prompt_template_name {name}: no such template; known: {known}, {CHAT} (the "
+            "tokenizer's own), or a path ending in .json"
+        )
     return check_template(read_json(path, EXPECTED), str(path))
 
 
@@ -49,8 +55,20 @@ def check_template(template, where: str) -> dict:
 
 
 def make_prompt(template: dict, instruction: str, text: str) -> list[Piece]:
-    """The prompt in pieces; `prompt_no_input` is used for an empty text. Nothing in the record is interpreted."""
+    """The prompt in pieces; `prompt_no_input` is used for an empty text. Nothing in the record is interpreted.
+
+    A chat template that `trims` shows it without the blanks at its beginning and end.
+    """
+    if template.get("trims"):
+        instruction, text = (instruction.lstrip(), text.rstrip()) if instruction.strip() else (text.strip(), "")
+        instruction = instruction if text else instruction.rstrip()
     pattern = template["prompt_input" if text else "prompt_no_input"]
     values = {"{instruction}": instruction, "{input}": text}
     pieces = re.split(r"(\{instruction\}|\{input\})", pattern)
     return [Piece(values.get(piece, piece), piece not in values) for piece in pieces if values.get(piece, piece)]
+
+
+def make_answer(template: dict, output: str) -> str:
+    """The answer as it stands behind the prompt, without its end: a chat template may put something around it."""
+    output = output.strip() if template.get("trims_answer") else output
+    return f"{template.get('answer_lead', '')}{output}{template.get('answer_tail', '')}"

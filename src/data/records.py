@@ -1,4 +1,4 @@
-"""Read, check, split and write records: JSON lines, or one JSON list, in UTF-8."""
+"""Read, check, split and write records: JSON lines, or one JSON list, in UTF-8; or a table (data.tables)."""
 
 import io
 import json
@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from common.errors import UserError, say
+from data.asking import ask_apart
+from data.formats import as_ours
 from data.forms import how_to_turn
+from data.tables import is_table, read_table
 
 TEXT_FIELDS = ("instruction", "input", "output")
 PIECE = 2**20  # characters of a JSON list that are read at a time
@@ -46,7 +49,8 @@ def read_with_lines(path: str | Path, piece: int = PIECE) -> list[tuple[int, dic
 
 
 def stream_records(path: str | Path, bad: list[str] | None = None, piece: int = PIECE) -> Iterator[tuple[int, dict]]:
-    """Yield (line it starts on, record), holding one line, or of a JSON list one `piece` (characters), in memory.
+    """Yield (line it starts on, record), holding one line, or of a JSON list one `piece` (characters), in memory. Of a
+    table the line is the number of the row.
 
     What is no record raises UserError. With a list `bad`, the error's text is appended there and reading goes on at
     the next line or item; only a list whose JSON is broken still raises.
@@ -64,6 +68,9 @@ def stream_records(path: str | Path, bad: list[str] | None = None, piece: int = 
             else "no such file"
         )
         raise UserError(f"{path}: {what} ({folder} holds {names or 'no .json file'})")
+    if is_table(path):
+        yield from read_table(path)
+        return
     nothing = True
     with open(path, "rb") as file:
         first = file.read(PIECE).decode("utf-8-sig", "replace").lstrip()[:1]
@@ -182,7 +189,7 @@ def check_records(path: str | Path, pairs: list[tuple[int, dict]], needs: tuple[
 
 def load_records(path: str | Path, needs: tuple[str, ...] = TEXT_FIELDS) -> list[dict]:
     """Read and check, for a model: its tokenizer takes no text with half a surrogate pair."""
-    pairs = read_with_lines(path)
+    pairs = as_ours(path, read_with_lines(path), needs)
     records = check_records(path, pairs, needs)
     for line, record in pairs:
         for field in needs:
@@ -222,20 +229,21 @@ def split_records(records: list[dict], held_out: int, seed: int) -> tuple[list[d
 def choose_records(data_args, do_eval: bool, seed: int) -> tuple[list[dict], list[dict]]:
     """Training and validation records, checked; the second is empty when nothing is evaluated.
 
+    A record whose relations are asked in parts (schema_groups) is one for each of them.
     `data_args`: utils.args.DataArguments; `seed`: of the split.
     """
-    records = load_training(data_args.train_file)
+    records, valid = load_training(data_args.train_file), []
     if not do_eval and (data_args.valid_file or data_args.val_set_size):
         say("validation: none (add --do_eval, or --eval_strategy, to evaluate)")
-    if not do_eval:
-        return records, []
-    if data_args.valid_file:
-        return records, load_records(data_args.valid_file)
-    if not data_args.val_set_size:
+    elif do_eval and data_args.valid_file:
+        valid = load_records(data_args.valid_file)
+    elif do_eval and not data_args.val_set_size:
         raise UserError(
             "--do_eval and --val_set_size 0: nothing to evaluate; give --valid_file or a size, or drop --do_eval"
         )
-    return split_records(records, data_args.val_set_size, seed)
+    elif do_eval:
+        records, valid = split_records(records, data_args.val_set_size, seed)
+    return ask_apart(records), ask_apart(valid)
 
 
 def is_kg(kg) -> bool:

@@ -8,6 +8,7 @@ two triples, such as `),(`, or an asked relation between two commas, or a bracke
 entity with a comma may be cut at the wrong place too: docs/triples.md counts how often real gold has one.
 """
 
+import json
 import re
 from bisect import bisect_left, bisect_right
 from functools import lru_cache, partial
@@ -20,7 +21,8 @@ OPEN, CLOSE, COMMAS = "(（[【", ")）]】", ",，"
 MARKS, MARKS_CLOSE = "《“「『", "》”」』"  # title and quotation marks: a comma between them belongs to the entity
 QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’"}  # around all parts of a triple they are the format's
 PLACEHOLDERS = {("Subject", "Relation", "Object"), ("头实体", "关系", "尾实体")}  # an instruction's, said again
-BETWEEN = {"contest": ",", "older": "", "lines": "\n"}  # what stands between two triples in each style of `render`
+BETWEEN = {"contest": ",", "older": "", "lines": "\n"}  # what stands between two triples in each text style of `render`
+STYLES = (*BETWEEN, "json")
 LONGEST_TRIPLE = 1000  # characters; a bracket that stays open for longer does not hold a triple
 TRIES, MANY = (8, 2), 1000  # closing brackets and commas tried for a triple; fewer where more brackets open than MANY
 _OPEN, _PART = r"[(（\[【]", r"([^()（）\[\]【】,，]*)"
@@ -83,7 +85,13 @@ def parse_with_rest(
 
 
 def render(triples, style: str = "contest") -> str:
-    """`(h,r,t),(h,r,t)`, the form of the contest; nothing between the triples in style `older`, newlines in `lines`."""
+    """`(h,r,t),(h,r,t)`, the form of the contest; nothing between the triples in style `older`, newlines in `lines`.
+
+    Style `json`: `[{"head": h, "relation": r, "tail": t}]`, which says every triple without doubt.
+    """
+    if style == "json":
+        keys = ("head", "relation", "tail")
+        return json.dumps([dict(zip(keys, triple, strict=True)) for triple in triples], ensure_ascii=False)
     return BETWEEN[style].join(f"({head},{relation},{tail})" for head, relation, tail in triples)
 
 

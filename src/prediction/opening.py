@@ -26,7 +26,7 @@ from prediction.settings import check_apart, choose_asking, choose_precision, ch
 from tokens.codec import Codec
 from tokens.lengths import MAX_LEN, MAX_SRC_LEN, check_lengths
 from tokens.pieces import token_bytes
-from tokens.readers import load_codec
+from tokens.readers import load_prompting
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def plan_adapter(model_args, args, processes: int = 1) -> Opening:
         data_parallel_size=args.data_parallel_size,
     )
     asking = choose_asking(args, run)
-    return _plan(serving, template, chosen.name, args.engine, decided, asking, "model_name_or_path")
+    return _plan(serving, template, chosen.name, args, decided, asking, "model_name_or_path")
 
 
 def plan_prefix(model_args, args, processes: int = 1) -> Opening:
@@ -119,7 +119,7 @@ def plan_prefix(model_args, args, processes: int = 1) -> Opening:
         trust=chosen.trust,
         processes=processes,
     )
-    plan = _plan(serving, template, chosen.name, args.engine, decided, choose_asking(args, run), "ori_model_dir")
+    plan = _plan(serving, template, chosen.name, args, decided, choose_asking(args, run), "ori_model_dir")
     return replace(plan, max_src_len=max_src_len)
 
 
@@ -159,11 +159,12 @@ def _where(source) -> str:
     return str(manifest.find_run(source) or manifest.NAME) if source else manifest.NAME
 
 
-def _plan(serving: Serving, template: dict, name: str, engine: str, decided: dict, asking: Asking, flag: str):
+def _plan(serving: Serving, template: dict, name: str, args, decided: dict, asking: Asking, flag: str):
     """The Opening, once all files are found whole."""
-    engine = choose_engine(engine, serving)
+    engine = choose_engine(args.engine, serving)
     whole_files(serving.base, flag)
-    codec = load_codec(serving.base, serving.family, serving.trust, serving.adapter)
+    where = serving.base, serving.family, serving.trust, serving.adapter
+    template, codec = load_prompting(template, args.chat_system, *where)
     shape = extend_shape(serving.shape, codec.pieces_before)
     if serving.adapter:
         how = serving.family, serving.precision, serving.merge, serving.trust

@@ -74,8 +74,18 @@ def choose_asking(args, run: dict) -> Asking:
     tail_first = manifest.prefer("answer_order", args.answer_order, learnt, "head") == "tail"
     if tail_first:
         say("answer_order: tail (answers say (tail,relation,head); the file has them head first)")
+    form = manifest.prefer(
+        "answer_format", args.answer_format, (trained or {}).get("answer_format", None if trained is None else "text")
+    )
+    if form == "json":
+        say("answer_format: json (answers are lists of objects with head, relation and tail)")
+        for flag, given in (("--answer_order tail", tail_first), ("--constrain", args.constrain is not None)):
+            if given:
+                raise UserError(
+                    f"--answer_format json (as trained, by run.json) and {flag} do not go together; drop it"
+                )
     votes = {"draws" if args.do_sample else "lists": args.votes, "least": args.min_votes or 0}
-    asking = Asking(args.shuffle_schema, 0, batch, seed, tail_first, **votes)
+    asking = Asking(args.shuffle_schema, 0, batch, seed, tail_first, **votes, as_json=form == "json")
     if asking.shuffle:
         say(f"shuffle_schema: the order of each record's relations is drawn once, by seed {seed}")
     return asking

@@ -3,6 +3,7 @@
 import codecs
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import groupby
 
 from transformers import PreTrainedTokenizerFast
@@ -28,6 +29,7 @@ class Codec:
     strips_spaces: bool = False  # spaces beside a special token vanish, as in the slow tokenizers of 2023
     suffix_ids: tuple[int, ...] = ()  # what every prompt ends with, e.g. [gMASK] <sop>
     space_byte: int | None = None  # id of <0x20>, where characters that no piece holds are spelt in bytes
+    whole: bool = False  # a prompt is encoded as one text, special tokens and all, as apply_chat_template does it
     context: int | None = None  # positions that the model has; None: beyond config.json's limit it only gets worse
     added: tuple[str, ...] = ()  # tokens beyond the base's own tokenizer (tokens.extending)
     pieces_before: dict[int, tuple[int, ...]] = field(default_factory=dict)  # of those without a row in the base
@@ -57,6 +59,9 @@ class Codec:
         return start, self._ids_of([last])  # else a token would span both: the prompt stays as prediction sees it
 
     def _ids_of(self, pieces: list[Piece]) -> list[int]:
+        special = find_specials(tuple(self.specials))
+        if self.whole and not any(special.search(text) for text, from_template in pieces if not from_template):
+            return self.tokenizer("".join(piece.text for piece in pieces), add_special_tokens=False)["input_ids"]
         ids, parts = [], self._parts(pieces)
         for index, part in enumerate(parts):
             if isinstance(part, int):
@@ -91,7 +96,7 @@ class Codec:
 
     def _parts(self, pieces: list[Piece]) -> list[str | int]:
         """The pieces as stretches of text (neighbours joined) and ids of special tokens."""
-        special = re.compile("|".join(f"({re.escape(text)})" for text in self.specials) or r"(?!)")
+        special = find_specials(tuple(self.specials))
         parts = [""]
         for text, from_template in pieces:
             position = 0
@@ -101,6 +106,12 @@ class Codec:
                 position = match.end()
             parts[-1] += text[position:]
         return parts
+
+
+@lru_cache(maxsize=64)
+def find_specials(texts: tuple[str, ...]) -> re.Pattern:
+    """A pattern that finds any of the texts, of two that begin alike the longer."""
+    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or r"(?!)")
 
 
 def why_too_long(prompt: list[int], context: int | None) -> str | None:

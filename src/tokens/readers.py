@@ -12,6 +12,7 @@ from checkpoints.stored import is_there, read_json
 from checkpoints.vocabulary import NAME, tokens_beside, write_tokens
 from common.errors import UserError, say
 from models.families import Family
+from tokens.chat import FLAG, choose_chat
 from tokens.codec import Codec
 from tokens.extending import extend_codec, plain_tokenizer
 
@@ -53,6 +54,30 @@ def _read_codec(folder: Path, family: Family, trust_remote_code: bool) -> Codec:
         # A damaged file makes the readers of src/models raise anything.
         there = ", ".join(sorted(path.name for path in folder.iterdir()))
         raise UserError(f"{folder}: config or tokenizer cannot be read ({error}); found {there}") from error
+
+
+def load_prompting(
+    template: dict,
+    system: str | None,
+    model_path: str | Path,
+    family: Family,
+    trust_remote_code: bool = False,
+    adapter: str | Path | None = None,
+) -> tuple[dict, Codec]:
+    """A template of `load_template`, or one that run.json kept, ready to be filled, and the codec that encodes it.
+
+    `system`: --chat_system. `adapter`: see `load_codec`. UserError where a system line goes with no chat template, or
+    the base's tokenizer has none.
+    """
+    if "chat" not in template:
+        if system is not None:
+            raise UserError(f"--chat_system goes with {FLAG} alone; drop it, or add that")
+        return template, load_codec(model_path, family, trust_remote_code, adapter)
+    if family.package is not None:
+        raise UserError(f"{FLAG}: family {family.name} has no chat template; leave the flag out")
+    # transformers' own tokenizer, as its chat template was written for it
+    codec = load_codec(model_path, replace(family, tokenizer="auto"), trust_remote_code, adapter)
+    return choose_chat(template, system, codec, str(model_path))
 
 
 def _stock_codec(folder: Path, trust_remote_code: bool) -> Codec:

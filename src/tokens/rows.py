@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from data.prompts import make_prompt
+from data.prompts import make_answer, make_prompt
 from tokens.batches import IGNORED
 
 
@@ -47,7 +47,7 @@ def fit_record(codec, template: dict, record: dict, limits: Limits) -> Fitted:
 
     def encode(length: int) -> tuple[list[int], list[int]]:
         pieces = make_prompt(template, record["instruction"], record["input"][:length])
-        start, answer = codec.encode_pair(pieces, record["output"])
+        start, answer = codec.encode_pair(pieces, make_answer(template, record["output"]))
         return start, [*answer, codec.eos_id]
 
     def fits(start: list[int], answer: list[int]) -> bool:

@@ -19,7 +19,7 @@ from training.checking import check_report_to
 from training.order import ORDERS
 from training.planning import set_checkpointing
 from utils.args_base import FEW, ModelArguments, NarrowFlags, check_max_steps, parse
-from utils.args_schema import SCHEMA_RANGES, DrawnFlags
+from utils.args_schema import SCHEMA_RANGES, DrawnFlags, check_form
 from utils.args_start import StartFlags, check_start
 
 DATA_RANGES = {
@@ -73,7 +73,9 @@ class DataArguments(DrawnFlags):
         None, "records split off for validation, drawn with --seed; default: 1000 with --do_eval, else 0"
     )
     prompt_template_name: str | None = option(
-        None, "alpaca, vicuna, moss, cpm-bee, plain, or a template.json; default: the family's", "--prompt_template"
+        None,
+        "alpaca, vicuna, …, chat (the tokenizer's), or a template.json; default: the family's",
+        "--prompt_template",
     )
     cutoff_len: int = option(512, "most tokens of a row; a longer record loses the end of its text, never its answer")
     max_source_length: int | None = option(
@@ -92,6 +94,7 @@ class DataArguments(DrawnFlags):
         if not self.train_file:
             raise UserError("--train_file is missing; give the training records, e.g. data/sample/train.json")
         check_ranges(self, DATA_RANGES)
+        check_form(self.answer_format, self.answer_order)
         if self.valid_file and self.val_set_size:
             say(f"validation: --valid_file {self.valid_file} (it beats --val_set_size {self.val_set_size})")
         self.max_target_length = self.max_target_length or 256

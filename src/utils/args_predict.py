@@ -10,7 +10,7 @@ from common.manifest import run_file_of
 from common.processes import this_process
 from kg.permitted import BOUND
 from utils.args_base import ModelArguments, NarrowFlags, PrecisionFlags, parse
-from utils.args_schema import SCHEMA_RANGES, AskedFlags
+from utils.args_schema import SCHEMA_RANGES, AskedFlags, check_form
 
 DRAWING = ("temperature", "top_k", "top_p", "seed")  # flags that mean something only with --do_sample
 
@@ -95,6 +95,7 @@ class AnswerArguments(AskedFlags, PrecisionFlags):
         if self.max_repeats == 1:
             raise UserError("--max_repeats 1: every answer would end at its first triple; give 2 or more, or 0")
         self._check_constrain()
+        check_form(self.answer_format, self.answer_order, self.constrain)
         self.check_votes()
         if self.confidence and self.num_beams > 1:
             raise UserError(f"--confidence and --num_beams {self.num_beams} do not go together; drop one")

@@ -12,7 +12,7 @@ from models.families import NAMES
 from tokens.lengths import MAX_LEN, MAX_SRC_LEN, check_lengths
 from utils.args_base import FEW, ModelArguments, PrecisionFlags, check_max_steps, parse
 from utils.args_predict import AnswerArguments, check_outputs
-from utils.args_schema import refuse_drawn_flags
+from utils.args_schema import PromptFlags, refuse_drawn_flags
 
 RANGES = {
     "pre_seq_len": Range(1),
@@ -55,7 +55,7 @@ class OriginalModelArguments(ModelArguments):
 
 
 @dataclass
-class PtuningArguments(PrecisionFlags):
+class PtuningArguments(PromptFlags, PrecisionFlags):
     """P-Tuning v2: what is trained, on what and how."""
 
     _argument_group_name = "P-Tuning v2"

@@ -7,7 +7,7 @@ from common.errors import UserError
 from common.flags import Range, option
 from data.asking import Asking
 
-ORDERS = ("head", "tail")
+ORDERS, FORMS = ("head", "tail"), ("text", "json")
 SCHEMA_RANGES = {
     "schema_batch": Range(0),
     "negative_relations": Range(0),
@@ -17,7 +17,29 @@ SCHEMA_RANGES = {
 
 
 @dataclass
-class AskedFlags:
+class PromptFlags:
+    """Of training, beside --prompt_template_name."""
+
+    answer_format: str = option(
+        "text", 'json: ask for, and learn, answers as [{"head": …, "relation": …, "tail": …}]', choices=FORMS
+    )
+    chat_system: str | None = option(
+        None, "with --prompt_template_name chat: the system's line; default: what the template itself puts there"
+    )
+
+
+@dataclass
+class AskedPromptFlags:
+    """The same of prediction, where run.json fills them in."""
+
+    answer_format: str | None = option(
+        None, "json: ask for answers in JSON; text: in the instruction's own form; default: as trained", choices=FORMS
+    )
+    chat_system: str | None = option(None, "with --prompt_template_name chat: the system's line; default: as trained")
+
+
+@dataclass
+class AskedFlags(AskedPromptFlags):
     """Of prediction."""
 
     shuffle_schema: bool = option(
@@ -54,7 +76,7 @@ class AskedFlags:
 
 
 @dataclass
-class DrawnFlags:
+class DrawnFlags(PromptFlags):
     """Of training."""
 
     shuffle_schema: bool = option(False, "draw the order of each record's relations anew in each epoch")
@@ -69,10 +91,17 @@ class DrawnFlags:
     def asking(self, seed: int) -> Asking:
         """How training records are asked."""
         drawn = self.shuffle_schema, self.negative_relations, self.schema_batch
-        return Asking(*drawn, seed, self.answer_order == "tail")
+        return Asking(*drawn, seed, self.answer_order == "tail", as_json=self.answer_format == "json")
 
 
-FLAGS = {f"--{name}" for name in DrawnFlags.__dataclass_fields__}
+def check_form(answer_format: str | None, answer_order: str | None, constrain: str | None = None) -> None:
+    """UserError for flags that do not go with answers in JSON."""
+    for flag, given in (("--answer_order tail", answer_order == "tail"), ("--constrain", constrain is not None)):
+        if answer_format == "json" and given:
+            raise UserError(f"--answer_format json and {flag} do not go together; drop one of them")
+
+
+FLAGS = {f"--{name}" for name in DrawnFlags.__annotations__}
 
 
 def refuse_drawn_flags(argv=None) -> None:

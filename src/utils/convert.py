@@ -2,6 +2,11 @@
 
 python src/utils/convert.py --pred_path result/output_llama_7b_e3_r8.json --tgt_path result/result_llama_7b_e3_r8.json
 python src/utils/convert.py --check data/valid.json --tgt_path result/result_llama_7b_e3_r8.json
+
+Or records of another project -> this project's, and back (docs/formats.md):
+
+python src/utils/convert.py --from duie --pred_path duie_train.json --tgt_path data/train.json
+python src/utils/convert.py --to messages --pred_path data/train.json --tgt_path messages.json
 """
 
 import sys
@@ -16,10 +21,15 @@ from common.refusals import naming
 if __name__ == "__main__":
     begin_script()
 
-from common.files import check_output, write_lines
+from common.files import check_output, write_lines, write_rows
 from common.flags import Range, check_flags, check_ranges, command
 from common.manifest import run_file_of
+from data.formats import READ, TABLES, WRITTEN, choose_form, read_as, read_relations, say_turned, write_as
+from data.records import check_records, read_with_lines
 from data.submission import check_submission, last_of_each, listed, sort_key, spool
+from data.tables import read_table
+
+OF_SUBMISSIONS = ("schema", "min_confidence", "dedupe", "sort", "skip_bad", "check")  # flags
 
 
 def main(argv=None) -> None:
@@ -32,10 +42,21 @@ def main(argv=None) -> None:
     parser.add_argument("--sort", choices=("id", "input"), default="id", help="order of the rows")
     parser.add_argument("--skip_bad", action="store_true", help="list and leave out bad lines instead of stopping")
     parser.add_argument("--check", metavar="TEST_FILE", help="only check --tgt_path against this test file")
+    parser.add_argument("--from", dest="source", choices=READ, help="read records of another form")
+    parser.add_argument("--to", dest="form", choices=WRITTEN, help="write records in another form")
+    parser.add_argument("--relations", metavar="FILE", help="with --from: those to ask for; default: the file's own")
     argv = check_flags(parser, argv)
     arguments = parser.parse_args(argv)
     check_ranges(arguments, {"min_confidence": Range(0, 1)})
     target = Path(arguments.tgt_path)
+    if arguments.source or arguments.form or arguments.relations:
+        others = [flag for flag in OF_SUBMISSIONS if any(word.split("=")[0] == f"--{flag}" for word in argv)]
+        if others:
+            raise UserError(
+                f"--from and --to make no submission, so --{others[0]} would have no effect; drop one of them"
+            )
+        turn_file(arguments)
+        return
     if arguments.check:
         flags = ("pred_path", "schema", "min_confidence", "dedupe", "sort", "skip_bad")
         others = [flag for flag in flags if f"--{flag}" in argv]
@@ -87,6 +108,29 @@ def main(argv=None) -> None:
     if arguments.skip_bad:
         counts["bad lines skipped"] = len(bad)
     say(f"{target}: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
+
+
+def turn_file(arguments) -> None:
+    """Records of another form -> this project's (--from), or another (--to); says what was lost."""
+    path, target, name = arguments.pred_path, arguments.tgt_path, arguments.source
+    check_output(target, "--tgt_path", path, arguments.relations)
+    known = read_relations(arguments.relations) if arguments.relations else None
+    pairs = list(read_table(path, name)) if name in TABLES else read_with_lines(path)
+    name = choose_form(path, pairs[0][1]) if name in (None, *TABLES) else name
+    if name:
+        turned = read_as(name, path, pairs, known)
+        say_turned(f"{path}: read as --from {name}", turned)
+        pairs = turned.records
+    elif known is not None:
+        raise UserError(f"--relations: the records of {path} have instructions already; drop it")
+    check_records(path, pairs, ("instruction", "input"))
+    if arguments.form:
+        turned = write_as(arguments.form, pairs)
+        say_turned(f"{target}: written as --to {arguments.form}", turned)
+        pairs = turned.records
+    else:
+        say(f"{target}: {len(pairs)} records")
+    write_rows(target, (record for _, record in pairs))
 
 
 if __name__ == "__main__":

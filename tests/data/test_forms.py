@@ -18,15 +18,27 @@ OTHERS = {
     "Dolly": ({"instruction": "a", "context": "b", "response": "c"}, ["rename context to input", "response to output"]),
     "without input": ({"instruction": "a", "output": "b"}, ["add the field input"]),
     "question and answer": ({"question": "a", "answer": "b"}, ["question to instruction", "answer to output"]),
-    "ShareGPT": ({"conversations": [{"from": "human", "value": "a"}]}, ["conversations hold a conversation"]),
-    "chat": ({"messages": [{"role": "user", "content": "a"}]}, ["messages hold a conversation"]),
-    "InstructIE": (
-        {"id": 1, "text": "a", "relation": [{"head": "b"}]},
-        ["relation holds the triples", "text to input"],
-    ),
-    "DuIE": ({"text": "a", "spo_list": [{"subject": "b"}]}, ["spo_list holds the triples (DuIE's form)"]),
-    "IEPile": ({"task": "RE", "instruction": '{"schema": ["a"]}', "output": "{}"}, ["IEPile's form"]),
+    "another conversation": ({"dialogue": [{"speaker": "a", "text": "b"}]}, ["dialogue hold a conversation"]),
+    "triples": ({"text": "a", "triples": [["b"]]}, ["triples holds the triples", "text to input"]),
+    "half of DuIE": ({"text": "a", "spo_list": [{"subject": "b"}]}, ["spo_list holds the triples", "--from: iepile"]),
 }
+NAMED = {  # that score.py does not turn by itself
+    "InstructIE": ({"id": 1, "text": "a", "relation": [{"head": "b", "tail": "c"}]}, "--from instructie"),
+    "DuIE": ({"id": 1, "text": "a", "spo_list": [{"subject": "b", "object": "c"}]}, "--from duie (DuIE's form)"),
+    "messages": ({"id": 1, "messages": [{"role": "user", "content": "a"}]}, "--from messages (chat messages)"),
+}
+
+
+@pytest.mark.parametrize("form", NAMED)
+def test_a_known_form_is_named_where_it_is_not_read_directly(tmp_path, form):
+    record, words = NAMED[form]
+    (tmp_path / "x.json").write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        load_answers(tmp_path / "x.json", "hint")
+    assert f"neither kg nor output; python src/utils/convert.py {words}" in str(caught.value)
+    with pytest.raises(UserError) as caught:
+        convert_record(record)
+    assert words in str(caught.value)
 
 
 @pytest.mark.parametrize("form", OTHERS)
