@@ -28,16 +28,20 @@ class Started(NamedTuple):
     copied: int  # tokens of them
     firsts: torch.Tensor  # BROKEN where its logits are not finite
     chances: torch.Tensor | None = None  # how likely they were; None: nobody asked
+    about: list[tuple[int, ...]] | None = None  # what the model is told of each (Laid.about)
 
 
 class Places:
     """`size` rows, each with a stretch of the kept tokens; a row without a record has one token, behind the others.
 
     `count`: tokens of all stretches. `shared`: so long a beginning, in common with a prompt that is kept, is copied.
-    `scored`: how likely each token was is kept too.
+    `scored`: how likely each token was is kept too. `about`: numbers that the model is told of each record; 0: it is
+    told nothing. `given`: what it is given in every pass.
     """
 
-    def __init__(self, model, size: int, count: int, shared: int, scored: bool = False):
+    def __init__(
+        self, model, size: int, count: int, shared: int, scored: bool = False, about: int = 0, given: dict | None = None
+    ):
         self.shared = shared
         self.kept, self.count = Kept(model, count + size), count
         self.tokens = torch.zeros(size, dtype=torch.long, device=model.device)  # the newest, not kept yet
@@ -47,6 +51,8 @@ class Places:
         self.each = torch.arange(size + 1, dtype=torch.int32, device=model.device)
         self.starts = torch.zeros_like(self.tokens)  # of the row's stretch
         self.last = torch.zeros_like(self.tokens)  # position that the stretch has room for
+        self.given = given or {}
+        self.about = torch.zeros(size, about, dtype=torch.long, device=model.device) if about else None
         self.taken = {}  # row -> Place
         self.prompts = []  # (tokens, where their keys and values stand), also of records that are done
         self.clear(list(range(size)))
@@ -64,6 +70,8 @@ class Places:
         lengths = torch.tensor(list(map(len, new.prompts)), device=self.tokens.device)
         self.tokens[rows], self.positions[rows] = new.firsts.clamp(min=0), lengths
         self.starts[rows], self.last[rows] = starts, ends - starts - 1
+        if self.about is not None:
+            self.about[rows] = torch.tensor(new.about, device=self.tokens.device)
         self.taken |= {place.row: place for place in new.places}
         self.prompts += [(ids, place.start) for ids, place in zip(new.prompts, new.places, strict=True)]
         chances = [0.0] * len(rows) if new.chances is None else new.chances.tolist()
@@ -84,8 +92,9 @@ class Places:
         """Records move to the first rows, what is kept of them stays; `busy` (row -> number) anew."""
         moved = {row: at for at, row in enumerate(sorted(busy))}
         rows = torch.tensor(list(moved), device=self.tokens.device)
-        for part in (self.tokens, self.positions, self.starts, self.last):
-            part[: len(rows)] = part[rows]
+        for part in (self.tokens, self.positions, self.starts, self.last, self.about):
+            if part is not None:
+                part[: len(rows)] = part[rows]
         self.taken = {at: self.taken[row]._replace(row=at) for row, at in moved.items()}
         self.clear(list(range(len(rows), len(self.tokens))))
         return {moved[row]: number for row, number in busy.items()}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from decoding.kept import Spans, _attend_each
+from decoding.kept import Spans, _attend_each, _records_of
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -16,7 +16,7 @@ def test_every_token_sees_those_of_its_record_up_to_itself(dtype, share, window)
     key, value = torch.randn(2, 60, 2, 16, dtype=dtype)
     bounds = torch.tensor([0, *asked]).cumsum(0).int()
     spans = Spans(bounds, torch.tensor([*starts, 0]).int(), torch.tensor(seen).int(), max(asked))
-    out = _attend_each(query, key, value, spans, 0.3, window)
+    out = _attend_each(query, key, value, _records_of(spans), 0.3, window)
     row = 0
     for count, start, most in zip(asked, starts, seen, strict=True):
         for last in range(start + most - count + 1, start + most + 1):

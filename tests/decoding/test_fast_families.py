@@ -1,0 +1,110 @@
+"""The engine `fast` over this project's own models: the answers of `batch`, and those of the published code."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import CHATGLM, ROOT
+from helpers_prediction import RECORDS, loaded
+from peft import LoraConfig, get_peft_model
+
+from data.prompts import Piece
+from decoding import fast_engine
+from decoding.answers import Rules
+from decoding.batch_engine import answer
+from decoding.fast_engine import Tuning
+from tokens.codec import Codec
+
+MOSS, CPMBEE = (ROOT / "tests" / "golden" / name for name in ("moss", "cpmbee"))
+FAMILIES = ("chatglm", "moss", "cpmbee")
+TEXTS = [f"{one['instruction']}{one['input']}"[: 10 + 11 * number] for number, one in enumerate((RECORDS * 2)[:12])]
+TEXTS[3] = "<unk> ☃㐀 and ☃ 𠀀 <<"  # CPM-Bee's vocabulary lacks some of it, and numbers it
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    glm = tmp_path_factory.mktemp("bases") / "chatglm"
+    shutil.copytree(CHATGLM / "base", glm)
+    shutil.copy(CHATGLM / "ice_text.model", glm)
+    return {"chatglm": glm, "moss": MOSS, "cpmbee": CPMBEE}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def base(request, folders):
+    model, codec = loaded(folders[request.param])
+    return model, codec, [codec.encode([Piece(text, from_template=False)]) for text in TEXTS]
+
+
+def fast(model, codec, prompts, rules, **tuning):
+    order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
+    made, waiting = {}, {index: prompts[index] for index in order}
+    for group in fast_engine.answers(model, codec, waiting, rules, Tuning(**tuning)):
+        made |= group
+    return [made[index] for index in range(len(prompts))]
+
+
+def with_adapter(model):
+    """A LoRA adapter on every linear layer, whose weights matter."""
+    torch.manual_seed(0)
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")).eval()
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.3)
+    return adapted
+
+
+def test_answers_are_those_of_batch_however_many_are_side_by_side(base):
+    model, codec, prompts = base
+    rules = Rules(14)
+    alone = [answer(model, codec, [prompt], rules)[0] for prompt in prompts]
+    assert len({one.text for one in alone}) > 6
+    for size, tokens in ((1, 8192), (4, 1), (4, 90), (12, 8192)):  # of prompts computed together
+        assert fast(model, codec, prompts, rules._replace(batch_size=size), pass_tokens=tokens) == alone, (size, tokens)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_adapters(base, merged):
+    model, codec, prompts = base
+    plain, rules = fast(model, codec, prompts[:6], Rules(8, batch_size=4)), Rules(8)
+    adapted = with_adapter(model)
+    try:
+        if merged:
+            adapted.merge_adapter()
+        made = fast(adapted, codec, prompts[:6], rules._replace(batch_size=4))
+        assert made == [answer(adapted, codec, [prompt], rules)[0] for prompt in prompts[:6]] != plain
+    finally:
+        adapted.unload() if not merged else (adapted.unmerge_adapter(), adapted.unload())
+
+
+@pytest.mark.parametrize("ahead", [1, 5])
+def test_an_answer_that_gets_more_room_goes_on(base, ahead, monkeypatch):
+    model, codec, prompts = base
+    room = 2.6 * (sum(map(len, prompts)) / len(prompts) + ahead)
+    monkeypatch.setattr(fast_engine, "room", lambda *_: room)
+    alone = [answer(model, codec, [prompt], Rules(12))[0] for prompt in prompts]
+    assert fast(model, codec, prompts, Rules(12, batch_size=3), ahead=ahead) == alone
+
+
+def test_an_answer_ends_where_the_positions_do(folders):
+    model, codec = loaded(folders["moss"])
+    short = Codec(**{**vars(codec), "context": 40, "eos_id": -1})
+    prompts = [[5 + at % 300 for at in range(count)] for count in (39, 36, 20)]
+    made = fast(model, short, prompts, Rules(8, batch_size=3))
+    assert [one.tokens for one in made] == [1, 4, 8]
+    assert [one.finish_reason for one in made] == ["length"] * 3
+
+
+def test_the_published_code_answers_alike(folders):
+    """Tokens recorded from it, ids written as text by a codec of the test."""
+    asked = {}
+    golden = json.loads((MOSS / "golden.json").read_text(encoding="utf-8"))
+    asked["moss"] = [
+        (ids, said[len(ids) :]) for ids, said in zip(golden["prompt_ids"], golden["greedy_single"], strict=True)
+    ]
+    codec = SimpleNamespace(decode=lambda ids: " ".join(map(str, ids)), eos_id=-1)
+    for name, pairs in asked.items():
+        model, _ = loaded(folders[name])
+        made = fast(model, codec, [ids for ids, _ in pairs], Rules(len(pairs[0][1]), batch_size=4))
+        assert [one.text for one in made] == [" ".join(map(str, said)) for _, said in pairs], name
