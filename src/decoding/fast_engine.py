@@ -53,7 +53,7 @@ MEASURED = Tuning()
 
 def why_not(serving: Serving) -> str | None:
     """Why the engine cannot serve these rules, base and adapter or prefix on this device; None: it can."""
-    if serving.prefix:
+    if serving.prefix and not serving.family.own_prefix:
         return "it does not know prefixes"
     rules = serving.rules
     asked = {"num_beams": rules.num_beams > 1, "do_sample": rules.do_sample, "device_map": bool(serving.device_map)}
@@ -300,17 +300,18 @@ def _make_places(
     """Places for a batch of records of average length, and the tokens that each needs: all that it may have, or `ahead`
     new ones at first where so few fit that a card would mostly read weights.
     """
-    size = rules.batch_size
+    size, learnt = rules.batch_size, len(laid.learnt[0][0]) if laid.learnt else 0
     gc.collect()  # of an earlier use, or attempt
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     needs = {number: len(ids) + budgets[number] for number, ids in waiting.items()}
     longest, mean, fit = max(needs.values()), sum(needs.values()) / len(needs), room(model.config, model.device, tuning)
-    if fit < 0.9 * min(size, tuning.enough) * mean:
+    if fit < 0.9 * min(size, tuning.enough) * (mean + learnt):
         needs = {number: len(ids) + min(budgets[number], tuning.ahead) for number, ids in waiting.items()}
         mean = sum(needs.values()) / len(needs)
     told = {"about": len(next(iter(laid.about.values()))) if laid.about else 0, "given": laid.given}
-    return Places(model, size, max(longest, int(min(size * mean, fit))), tuning.shared, rules.confidence, **told), needs
+    count = max(longest + learnt, int(min(size * (mean + learnt), fit)))
+    return Places(model, size, count, tuning.shared, rules.confidence, **told, learnt=laid.learnt), needs
 
 
 def _start(

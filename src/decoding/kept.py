@@ -38,16 +38,21 @@ class Bias(NamedTuple):
 
 
 class Kept:
-    """Keys and values of `count` tokens, one behind the other: what a model takes for its cache.
+    """Keys and values of `count` tokens, one behind the other: what a model takes for its cache. Behind them, to be
+    copied, stand those `learnt` of each layer, (tokens, heads, size), if there are any.
 
     transformers' models read them by the attention NAME; this project's own ask `attend`.
     """
 
-    def __init__(self, model, count: int):
+    def __init__(self, model, count: int, learnt: list = ()):
         layers, heads, per_head = kept_shape(model.config.get_text_config())
         self.device = model.device
-        shape, like = (count, heads, per_head), {"device": self.device, "dtype": model.dtype}
+        self.learnt = torch.arange(count, count + (len(learnt[0][0]) if learnt else 0), device=model.device)
+        shape, like = (count + len(self.learnt), heads, per_head), {"device": self.device, "dtype": model.dtype}
         self.layers = [(torch.zeros(shape, **like), torch.zeros(shape, **like)) for _ in range(layers)]
+        for both, own in zip(self.layers, learnt, strict=False):
+            for kept, numbers in zip(both, own, strict=True):
+                kept[count:] = numbers
         self.marks = torch.zeros(count, dtype=torch.long, device=self.device)  # for a model whose scores have a Bias
         self.begin(None, None)
 

@@ -17,6 +17,7 @@ class Laid(NamedTuple):
     about: dict[int, tuple[int, ...]] | None
     given: dict[str, torch.Tensor]  # arguments of the model that are the same in every pass
     reader: Callable  # number -> what decodes the tokens of its answer
+    learnt: list = ()  # keys and values of each layer, (tokens, heads, size), in front of every record
 
 
 def lay_out(model, codec, waiting: dict[int, list[int]]) -> Laid:
@@ -29,4 +30,5 @@ def lay_out(model, codec, waiting: dict[int, list[int]]) -> Laid:
     about = None
     if getattr(model, "sees_prompts_whole", False):  # but for the last token, with which the answer begins
         about = {number: (len(ids) - 1,) for number, ids in waiting.items()}
-    return Laid(waiting, about, {}, lambda _: codec)
+    prefix = getattr(model, "learnt_prefix", None)
+    return Laid(waiting, about, {}, lambda _: codec, prefix() if prefix else ())

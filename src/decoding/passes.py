@@ -44,6 +44,9 @@ def compute(
     if copied.any():
         inside = _ranges(torch.zeros_like(copied), copied)
         kept.copy(*((inside + first.repeat_interleave(copied)).to(kept.device) for first in (sources, starts)))
+    if places.learnt:
+        each = (starts - places.learnt)[:, None] + torch.arange(places.learnt)
+        kept.copy(kept.learnt.repeat(len(prompts)), each.flatten().to(kept.device))
     told = None if about is None else torch.tensor(about)
     whole = torch.zeros_like(lengths) if about is None else told[:, 0]
     begins = torch.maximum(copied, whole)
@@ -53,7 +56,8 @@ def compute(
     records = torch.cat([torch.arange(len(prompts)).repeat_interleave(ends - firsts) for firsts, ends in parts])
     ids = [prompts[record][at] for record, at in zip(records.tolist(), positions.tolist(), strict=True)]
     given = torch.tensor(ids), positions, positions + starts[records]
-    spans = [_spans(ends - firsts, starts, ends, kept.device) for firsts, ends in parts]
+    learnt = places.learnt  # tokens in front of all
+    spans = [_spans(ends - firsts, starts - learnt, ends + learnt, kept.device) for firsts, ends in parts]
     front = len(ids) - int((lengths - begins).sum())
     seen = spans[-1]._replace(front=front, whole=spans[0]) if front else spans[0]
     more = {} if about is None else {"about": told[records].to(kept.device)}
@@ -127,11 +131,12 @@ def make_step(model, places: Places, size: int):
     next call; on a card the replay of a CUDA graph.
     """
     tokens, positions, starts = places.tokens[:size], places.positions[:size], places.starts[:size]
-    said = places.said[:size]
+    said, learnt = places.said[:size], places.learnt
     more = {} if places.about is None else {"about": places.about[:size]}
 
     def step() -> torch.Tensor:
-        spans = Spans(places.each[: size + 1], pad(starts, (0, 1)).int(), (positions + 1).int(), 1)
+        bounds = pad(starts - learnt, (0, 1)).int(), (positions + 1 + learnt).int()
+        spans = Spans(places.each[: size + 1], *bounds, 1)
         logits = _pass(model, places, tokens, positions, starts + positions, spans, **more)
         chosen = logits.argmax(-1)
         tokens.copy_(chosen)

@@ -36,14 +36,23 @@ class Places:
 
     `count`: tokens of all stretches. `shared`: so long a beginning, in common with a prompt that is kept, is copied.
     `scored`: how likely each token was is kept too. `about`: numbers that the model is told of each record; 0: it is
-    told nothing. `given`: what it is given in every pass.
+    told nothing. `given`: what it is given in every pass. `learnt`: keys and values (tokens, heads, size) of each
+    layer that stand in front of every record's; a stretch is counted from behind them.
     """
 
     def __init__(
-        self, model, size: int, count: int, shared: int, scored: bool = False, about: int = 0, given: dict | None = None
+        self,
+        model,
+        size: int,
+        count: int,
+        shared: int,
+        scored: bool = False,
+        about: int = 0,
+        given: dict | None = None,
+        learnt: list = (),
     ):
-        self.shared = shared
-        self.kept, self.count = Kept(model, count + size), count
+        self.shared, self.learnt = shared, len(learnt[0][0]) if learnt else 0
+        self.kept, self.count = Kept(model, count + size, learnt), count
         self.tokens = torch.zeros(size, dtype=torch.long, device=model.device)  # the newest, not kept yet
         self.said = torch.zeros_like(self.tokens)  # the same, or BROKEN
         self.sure = torch.zeros(size, device=model.device) if scored else None  # the probability of what is said
@@ -105,13 +114,13 @@ class Places:
         for row, need in zip((row for row in range(len(self.tokens)) if row not in self.taken), needs, strict=False):
             start = 0
             for other in sorted([*self.taken.values(), *found], key=lambda place: place.start):
-                if other.start - start >= need:
+                if other.start - self.learnt - start >= need + self.learnt:
                     break
                 start = other.end
             else:
-                if self.count - start < need:
+                if self.count - start < need + self.learnt:
                     break
-            found.append(Place(row, start, start + need))
+            found.append(Place(row, start + self.learnt, start + self.learnt + need))
         return found
 
     def overwrite(self, places: list[Place]) -> None:
@@ -119,7 +128,7 @@ class Places:
         self.prompts = [
             (ids, start)
             for ids, start in self.prompts
-            if all(place.end <= start or start + len(ids) <= place.start for place in places)
+            if all(place.end <= start or start + len(ids) <= place.start - self.learnt for place in places)
         ]
 
     def beginnings(self, prompts: list[list[int]]) -> list[tuple[int, int]]:

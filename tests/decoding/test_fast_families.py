@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import CHATGLM, ROOT
+from helpers_chatglm import Golden
 from helpers_prediction import RECORDS, loaded
 from peft import LoraConfig, get_peft_model
 
@@ -16,6 +17,7 @@ from decoding.answers import Rules
 from decoding.batch_engine import answer
 from decoding.fast_engine import Tuning
 from tokens.codec import Codec
+from tokens.cpmbee import Prompt
 
 MOSS, CPMBEE = (ROOT / "tests" / "golden" / name for name in ("moss", "cpmbee"))
 FAMILIES = ("chatglm", "moss", "cpmbee")
@@ -96,15 +98,47 @@ def test_an_answer_ends_where_the_positions_do(folders):
     assert [one.finish_reason for one in made] == ["length"] * 3
 
 
-def test_the_published_code_answers_alike(folders):
-    """Tokens recorded from it, ids written as text by a codec of the test."""
-    asked = {}
+def numbers(**more):
+    """A codec that writes tokens as numbers, which no token ends."""
+    return SimpleNamespace(decode=lambda ids: " ".join(map(str, ids)), eos_id=-1, **more)
+
+
+def said(model, codec, prompts, count):
+    return [list(map(int, one.text.split())) for one in fast(model, codec, prompts, Rules(count, batch_size=4))]
+
+
+@pytest.mark.parametrize("name", ["base", "deep28", "ptv2-emb", "ptv2-mlp"])
+def test_the_published_chatglm_answers_alike(name):
+    """The last two with a prefix of its own."""
+    golden = Golden(CHATGLM / name)
+    prompts, made = ([golden[f"p{number}_{part}"][0].tolist() for number in range(3)] for part in ("input_ids", "gen"))
+    count = min(len(ids) - len(prompt) for ids, prompt in zip(made, prompts, strict=True))
+    expected = [ids[len(prompt) : len(prompt) + count] for ids, prompt in zip(made, prompts, strict=True)]
+    assert said(golden.model, numbers(), prompts * 2, count) == expected * 2
+
+
+def test_the_published_moss_answers_alike(folders):
     golden = json.loads((MOSS / "golden.json").read_text(encoding="utf-8"))
-    asked["moss"] = [
-        (ids, said[len(ids) :]) for ids, said in zip(golden["prompt_ids"], golden["greedy_single"], strict=True)
-    ]
-    codec = SimpleNamespace(decode=lambda ids: " ".join(map(str, ids)), eos_id=-1)
-    for name, pairs in asked.items():
-        model, _ = loaded(folders[name])
-        made = fast(model, codec, [ids for ids, _ in pairs], Rules(len(pairs[0][1]), batch_size=4))
-        assert [one.text for one in made] == [" ".join(map(str, said)) for _, said in pairs], name
+    prompts, model = golden["prompt_ids"], loaded(folders["moss"])[0]
+    expected = [ids[len(prompt) :] for ids, prompt in zip(golden["greedy_single"], prompts, strict=True)]
+    assert said(model, numbers(), prompts, len(expected[0])) == expected
+
+
+def test_the_published_cpm_bee_answers_alike(folders):
+    model, codec = loaded(folders["cpmbee"])
+    golden = json.loads((CPMBEE / "golden.json").read_text(encoding="utf-8"))
+    own, asked = numbers(lay_out=codec.lay_out, naming=lambda _: numbers()), 0
+    for data, expected in zip(golden["gen_data"], golden["greedy_single"], strict=True):
+        if isinstance(data["<ans>"], str):  # one answer
+            asked += 1
+            assert said(model, own, [Prompt([0], data)], golden["gen_max_steps"]) == [[token for token, _ in expected]]
+    assert asked > 1
+
+
+@pytest.mark.parametrize("name", ["ptv2-emb", "ptv2-mlp"])
+def test_a_prefix_of_chatglms_own(name, folders):
+    model, (_, codec) = Golden(CHATGLM / name).model, loaded(folders["chatglm"])
+    prompts = [codec.encode([Piece(text, from_template=False)]) for text in TEXTS]
+    alone = [answer(model, codec, [prompt], Rules(12))[0] for prompt in prompts]
+    for size, tokens in ((1, 8192), (4, 1), (12, 8192)):
+        assert fast(model, codec, prompts, Rules(12, batch_size=size), pass_tokens=tokens) == alone

@@ -338,6 +338,14 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
             loss=loss, logits=logits, past_key_values=out.past_key_values, hidden_states=out.hidden_states
         )
 
+    @torch.no_grad()
+    def learnt_prefix(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Learnt keys and values of each layer, [P, n, d]; none without P-Tuning."""
+        if not self.transformer.prefix_length:
+            return []
+        made = self.transformer.make_prefix(1)
+        return [tuple(part[0].transpose(0, 1) for part in layer) for layer in made]
+
     def prepare_inputs_for_generation(
         self, input_ids, past_key_values=None, attention_mask=None, use_cache=True, **kwargs
     ):
