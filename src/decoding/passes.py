@@ -93,7 +93,9 @@ def _pass(model, places: Places, ids, positions, at, spans: Spans, **more):
     """
     places.kept.begin(at, spans)
     given = {"input_ids": ids[None], "position_ids": positions[None], "past_key_values": places.kept}
-    return model(**given, use_cache=True, spans=spans, **places.given, **more).logits[0]
+    logits = model(**given, use_cache=True, spans=spans, **places.given, **more).logits[0]
+    places.kept.begin(None, None)  # what the pass was told is let go
+    return logits
 
 
 def make_steps(model, places: Places, enough: int) -> dict[int, Callable]:
