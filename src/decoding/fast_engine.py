@@ -309,9 +309,9 @@ def _make_places(
     if fit < 0.9 * min(size, tuning.enough) * (mean + learnt):
         needs = {number: len(ids) + min(budgets[number], tuning.ahead) for number, ids in waiting.items()}
         mean = sum(needs.values()) / len(needs)
-    told = {"about": len(next(iter(laid.about.values()))) if laid.about else 0, "given": laid.given}
+    told = len(next(iter(laid.about.values()))) if laid.about else 0, laid.given, laid.learnt
     count = max(longest + learnt, int(min(size * (mean + learnt), fit)))
-    return Places(model, size, count, tuning.shared, rules.confidence, **told, learnt=laid.learnt), needs
+    return Places(model, size, count, tuning.shared, rules.confidence, *told), needs
 
 
 def _start(

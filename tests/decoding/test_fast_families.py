@@ -1,17 +1,15 @@
 """The engine `fast` over this project's own models: the answers of `batch`, and those of the published code."""
 
 import json
-import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import CHATGLM, ROOT
+from helpers import CHATGLM, ROOT, published
 from helpers_chatglm import Golden
 from helpers_prediction import RECORDS, loaded
 from peft import LoraConfig, get_peft_model
 
-from checkpoints.family import find_family
 from data.prompts import Piece
 from decoding import fast_engine
 from decoding.answers import Rules
@@ -19,7 +17,6 @@ from decoding.batch_engine import answer
 from decoding.fast_engine import Tuning
 from tokens.codec import Codec
 from tokens.cpmbee import Prompt
-from tokens.readers import load_codec
 
 MOSS, CPMBEE = (ROOT / "tests" / "golden" / name for name in ("moss", "cpmbee"))
 FAMILIES = ("chatglm", "moss", "cpmbee")
@@ -29,9 +26,7 @@ TEXTS[3] = "<unk> ☃㐀 and ☃ 𠀀 <<"  # CPM-Bee's vocabulary lacks some of 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    glm = tmp_path_factory.mktemp("bases") / "chatglm"
-    shutil.copytree(CHATGLM / "base", glm)
-    shutil.copy(CHATGLM / "ice_text.model", glm)
+    glm, _ = published("base", tmp_path_factory.mktemp("bases") / "chatglm")
     return {"chatglm": glm, "moss": MOSS, "cpmbee": CPMBEE}
 
 
@@ -140,9 +135,8 @@ def test_the_published_cpm_bee_answers_alike(folders):
 
 @pytest.mark.parametrize("name", ["ptv2-emb", "ptv2-mlp"])
 def test_a_prefix_of_chatglms_own(name, tmp_path):
-    folder = shutil.copytree(CHATGLM / name, tmp_path / name)
-    shutil.copy(CHATGLM / "ice_text.model", folder)
-    model, codec = Golden(folder).model, load_codec(folder, find_family(folder)[0])
+    folder, codec = published(name, tmp_path / name)
+    model = Golden(folder).model
     prompts = [codec.encode([Piece(text, from_template=False)]) for text in TEXTS]
     alone = [answer(model, codec, [prompt], Rules(12))[0] for prompt in prompts]
     for size, tokens in ((1, 8192), (4, 1), (12, 8192)):
