@@ -1,5 +1,6 @@
 """Keys and values of many records, one behind the other in one tensor a layer, and the attention that reads them."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from loading.shape import kept_shape
 from ops import available
 
 NAME = "kept"  # of the attention, among those of transformers
+COPIED = 2**19  # bytes: keys and values of a record in a layer that are sooner copied than asked for apart, on a CPU
 
 
 class Spans(NamedTuple):
@@ -76,6 +78,11 @@ class Kept:
         scale = query.shape[-1] ** -0.5
         if query.device.type == "cuda" and (bias is None or spans.most == 1):
             return _attend_on_card(query, key, value, spans, scale, None, causal, bias)
+        few = spans.most == 1 and len(spans.seen) > 1
+        if few and 2 * math.prod(key.shape[1:]) * key.itemsize * int(spans.seen[0]) < COPIED:
+            if "padded" not in self._records:
+                self._records["padded"] = _pad_keys(spans, bias)
+            return _attend_padded(query, key, value, *self._records["padded"], scale)
         if causal not in self._records:  # the same in all layers
             self._records[causal] = _records_of(spans, causal, bias)
         return _attend_each(query, key, value, self._records[causal], scale, None, causal)
@@ -153,17 +160,41 @@ def _bias_of(bias: Bias, rows: int, start: int, end: int, causal: bool) -> torch
     """Record.bias of the last `rows` kept tokens from `start` to `end`. Its last axis is laid out in steps of 8, which
     torch's kernels ask for.
     """
-    device, far = bias.marks.device, len(bias.near) // 2
-    keys = torch.arange(start, end + (start - end) % 8, device=device)
+    device = bias.marks.device
+    keys = torch.arange(start, end + (start - end) % 8, device=device).clamp(max=end - 1)
     queries = torch.arange(end - rows, end, device=device)[:, None]
-    marks = bias.marks[keys.clamp(max=end - 1)]
-    apart = bias.apart[bias.marks[queries], marks]
-    near = bias.near[(keys - queries).clamp(-far, far) + far]
-    index = torch.where(apart < 0, near, apart)
+    index = _rows_of(bias, queries, keys[None])
     added = bias.table.t().index_select(1, index.flatten()).unflatten(1, index.shape)
     if causal and rows > 1:
         added = added.masked_fill(keys > queries, -torch.inf)
     return added[..., : end - start]
+
+
+def _rows_of(bias: Bias, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """The rows of a bias's table, by where queries (…, 1) and keys (…, keys) stand."""
+    far = len(bias.near) // 2
+    apart = bias.apart[bias.marks[queries], bias.marks[keys]]
+    return torch.where(apart < 0, bias.near[(keys - queries).clamp(-far, far) + far], apart)
+
+
+def _pad_keys(spans: Spans, bias: Bias | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the keys of records stand, as many for each as the longest sees, (records, keys); and what is added to
+    their scores, or which are seen, (records, heads or 1, 1, keys).
+    """
+    starts, seen = spans.keys[:-1, None].long(), spans.seen[:, None].long()
+    place = torch.arange(int(seen.max()), device=seen.device)
+    at, there = starts + torch.minimum(place, seen - 1), place < seen
+    if bias is None:
+        return at, there[:, None, None]
+    added = bias.table[_rows_of(bias, starts + seen - 1, at)].transpose(1, 2)
+    return at, added.masked_fill(~there[:, None], -torch.inf)[:, :, None]
+
+
+def _attend_padded(query, key, value, at, mask, scale: float):
+    """One new token of each record, all at once, from copies of what they see."""
+    parts = query[:, :, None], key[at].transpose(1, 2), value[at].transpose(1, 2)
+    more = {"attn_mask": mask, "scale": scale, "enable_gqa": key.shape[1] < query.shape[1]}
+    return scaled_dot_product_attention(*parts, **more)[:, :, 0]
 
 
 def _attend_each(query, key, value, records: list[Record], scale: float | None, window: int | None, causal=True):
