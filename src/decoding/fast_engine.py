@@ -175,7 +175,7 @@ def answers(
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-            # Only here nothing holds on to the tensors that the error was about.
+            gc.collect()  # only here nothing holds on to the tensors that the error was about
             if size > 1:
                 size //= 2
                 say(f"\nbatch_size: {size} (out of memory)")
@@ -301,8 +301,8 @@ def _make_places(
     new ones at first where so few fit that a card would mostly read weights.
     """
     size, learnt = rules.batch_size, len(laid.learnt[0][0]) if laid.learnt else 0
-    gc.collect()  # of an earlier use, or attempt
-    if torch.cuda.is_available():
+    if model.device.type == "cuda":
+        gc.collect()  # of an earlier use
         torch.cuda.empty_cache()
     needs = {number: len(ids) + budgets[number] for number, ids in waiting.items()}
     longest, mean, fit = max(needs.values()), sum(needs.values()) / len(needs), room(model.config, model.device, tuning)

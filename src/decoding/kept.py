@@ -192,7 +192,10 @@ def _pad_keys(spans: Spans, bias: Bias | None) -> tuple[torch.Tensor, torch.Tens
 
 def _attend_padded(query, key, value, at, mask, scale: float):
     """One new token of each record, all at once, from copies of what they see."""
-    parts = query[:, :, None], key[at].transpose(1, 2), value[at].transpose(1, 2)
+    copied = (
+        _wide(kept).index_select(0, at.flatten()).view(kept.dtype).unflatten(0, at.shape) for kept in (key, value)
+    )
+    parts = query[:, :, None], *(part.transpose(1, 2) for part in copied)
     more = {"attn_mask": mask, "scale": scale, "enable_gqa": key.shape[1] < query.shape[1]}
     return scaled_dot_product_attention(*parts, **more)[:, :, 0]
 
