@@ -4,6 +4,7 @@ TEST_ON_CARD=1 python -m pytest tests/test_on_card.py
 """
 
 import os
+import random
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -13,15 +14,20 @@ import torch
 from helpers import ROOT
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from data.prompts import Piece
 from decoding import constrained, fast_engine
 from decoding.answers import NOT_FINITE, Failure, Rules
 from decoding.constrained import make_limits
 from decoding.fast_engine import MEASURED, Tuning
 from loading import quantised
 from loading.quantised import QUANTISATIONS, use_plain_product
+from models.cpmbee import convert, prefill
+from models.cpmbee.data import name_columns
+from models.cpmbee.generation import Feed, Reader, _adjuster
 from ops import fp8_product, packed_attention
 from tokens import batches
 from tokens.batches import IGNORED, make_collator
+from tokens.cpmbee import load_tree_codec
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card and TEST_ON_CARD=1")
 KINDS = [
@@ -128,22 +134,94 @@ def compare_with_whole_passes(exact, model, size: int, tuning: Tuning = MEASURED
         half = len(ids) // 2  # a beginning that is copied, and an end that differs, or the last token alone
         prompts[len(prompts)] = ids[:half] + [10 + (token + len(prompts) // 18) % 990 for token in ids[half:]]
     prompts = dict(sorted(prompts.items(), key=lambda item: -len(item[1])))
-    said = {}
-    fast_engine.use_kernels(model)
     asked = dict.fromkeys(prompts)
     limits = make_limits([b"%d " % token for token in range(1000)], codec.eos_id, asked) if refused else None
+    said = said_by_fast(model, codec, prompts, size, tuning, limits)
+    for number, ids in prompts.items():
+        with torch.inference_mode():
+            logits = exact(torch.tensor([ids + said[number]], device="cuda")).logits[0, len(ids) - 1 : -1]
+        check_taken(logits.clone(), said[number], refused)  # no longer one of inference mode
+
+
+def said_by_fast(model, codec, prompts: dict, size: int, tuning: Tuning = MEASURED, limits=None) -> dict:
+    """The 40 tokens that `fast` answers each prompt with; `codec` writes them as numbers."""
+    said = {}
+    fast_engine.use_kernels(model)
     for made in fast_engine.answers(model, codec, prompts, Rules(40, batch_size=size), tuning, limits):
         said |= {number: [int(token) for token in answer.text.split()] for number, answer in made.items()}
     assert {len(ids) for ids in said.values()} == {40}
+    return said
+
+
+def check_taken(logits, said: list[int], refused=()) -> None:
+    """Tokens are the likeliest by exact logits (tokens, vocabulary), but for near ties, which rounding decides."""
+    taken = logits.gather(1, torch.tensor(said, device="cuda")[:, None])[:, 0]
+    near = 0.5 * logits.std(-1)
+    logits[:, list(refused)] = -torch.inf
+    assert ((logits.max(-1).values - taken).abs() < near).all()
+
+
+NUMBERS = SimpleNamespace(decode=lambda ids: " ".join(map(str, ids)), eos_id=-1)  # a codec that writes ids
+OWN = {  # this project's own models, in small; ids below 10 are in no prompt
+    "chatglm": {"inner_hidden_size": 1024, "num_layers": 3, "num_attention_heads": 4, "bos_token_id": 5},
+    "moss": {"n_embd": 1024, "n_layer": 3, "n_head": 4, "rotary_dim": 64, "n_positions": 2048},  # heads of 256
+}
+
+
+def make_own(model_type: str):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(model_type, hidden_size=512, vocab_size=1000, **OWN[model_type])
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).cuda().eval()
+
+
+@pytest.mark.parametrize("model_type", sorted(OWN))
+@pytest.mark.parametrize("size", [1, 4, 24])
+@pytest.mark.parametrize("most", [1, Tuning().pass_tokens])
+def test_fast_takes_the_likeliest_tokens_of_own_models(model_type, size, most):
+    exact = make_own(model_type)
+    end = [exact.config.gmask_token_id, exact.config.bos_token_id] if model_type == "chatglm" else []
+    rows = sorted((row["input_ids"] + end for row in make_rows() * 4), key=len, reverse=True)
+    prompts = dict(enumerate(rows))
+    model = make_own(model_type).to(torch.bfloat16)
+    said = said_by_fast(model, NUMBERS, prompts, size, Tuning(pass_tokens=most, enough=1))
     for number, ids in prompts.items():
-        whole = torch.tensor([ids + said[number]], device="cuda")
         with torch.inference_mode():
-            logits = exact(whole).logits[0, len(ids) - 1 : -1]
-        logits = logits.clone()  # no longer one of inference mode
-        taken = logits.gather(1, whole[0, len(ids) :, None])[:, 0]
-        near = 0.5 * logits.std(-1)  # rounding decides near ties only
-        logits[:, list(refused)] = -torch.inf
-        assert ((logits.max(-1).values - taken).abs() < near).all()
+            logits = exact(torch.tensor([ids + said[number]], device="cuda")).logits[0, len(ids) - 1 : -1]
+        check_taken(logits.clone(), said[number])
+
+
+@pytest.mark.parametrize("size", [1, 4, 24])
+@pytest.mark.parametrize("most", [1, Tuning().pass_tokens])
+def test_fast_takes_the_likeliest_tokens_of_trees(size, most):
+    codec = load_tree_codec(ROOT / "tests" / "golden" / "cpmbee")
+    words, draw = [word for word in codec.tokenizer.words[20:] if "<" not in word], random.Random(0)
+    pieces = [
+        [Piece("".join(draw.choices([*words, "☃", "㐀"], k=count)), False)] for count in (400, 250, 99, 8, 2, 1) * 4
+    ]
+    asked = sorted(map(codec.encode, pieces), key=len, reverse=True)
+    exact, model = make_trees(codec), make_trees(codec).to(torch.bfloat16)
+    own = SimpleNamespace(lay_out=codec.lay_out, naming=lambda names: NUMBERS, eos_id=-1)
+    said = said_by_fast(model, own, dict(enumerate(asked)), size, Tuning(pass_tokens=most, enough=1))
+    given = prefill(codec.tokenizer, [one.data for one in asked])
+    columns, _ = name_columns(codec.tokenizer, [convert(codec.tokenizer, one.data) for one in asked])
+    for number in range(len(asked)):
+        with torch.inference_mode():
+            one = slice(number, number + 1)
+            alone = given._replace(**{name: getattr(given, name)[one] for name in given._fields if name[:4] != "ext_"})
+            reader, read = Reader(exact, alone), Feed(codec.tokenizer.bos_id, 0, 0, alone.predicted[0][0][0])
+            adjust, logits = _adjuster(codec.tokenizer, alone, 1.0), []
+            for token in said[number]:
+                logits.append(adjust(reader.read([read]), [])[0])
+                pair = (token, 0) if token < len(codec.tokenizer) else columns[token - len(codec.tokenizer)]
+                read = Feed(*pair, read.position + 1, read.segment)
+        check_taken(torch.stack(logits).clone(), said[number])
+
+
+def make_trees(codec):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 512, "dim_ff": 1024, "num_hidden_layers": 3, "num_attention_heads": 4, "dim_head": 128}
+    config = AutoConfig.for_model("cpmbee", vocab_size=len(codec.tokenizer), **sizes)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).cuda().eval()
 
 
 def test_a_record_whose_logits_are_not_finite_fails_alone():
@@ -181,6 +259,27 @@ def test_attention_of_one_new_token(dtype, size, share, window):
         score = torch.einsum("hs,ths->ht", query[record].double(), key) * size**-0.5
         exact = torch.einsum("ht,ths->hs", score.softmax(-1), value)
         assert (out[record] - exact).abs().max() < 4 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("share", [1, 3])
+def test_attention_of_one_new_token_with_a_bias(share):
+    from ops.decode_attention import attend  # needs Triton
+
+    torch.manual_seed(0)
+    query, kept = torch.randn(5, 4 * share, 64, dtype=torch.bfloat16), torch.randn(2, 600, 4, 64, dtype=torch.bfloat16)
+    starts, seen = torch.tensor([0, 5, 90, 95, 300, 599]), torch.tensor([1, 33, 5, 200, 256])
+    table, marks = torch.randn(30, 4 * share, dtype=torch.bfloat16), torch.randint(0, 4, (600,))
+    apart, near = torch.randint(0, 15, (4, 4)).fill_diagonal_(-1), torch.randint(15, 30, (2 * 50 + 1,))
+    moved = (part.cuda() for part in (query, *kept, starts.int(), seen.int()))
+    out = attend(*moved, 0.125, None, tuple(part.cuda() for part in (table, marks, apart, near))).cpu().double()
+    for record, first, count in zip(range(5), starts.tolist(), seen.tolist(), strict=False):
+        key, value = kept[:, first : first + count].double().repeat_interleave(share, 2)
+        mine, distance = marks[first + count - 1], torch.arange(1 - count, 1).clamp(min=-50)
+        rows = apart[mine, marks[first : first + count]]
+        rows = torch.where(rows < 0, near[distance + 50], rows)
+        score = torch.einsum("hs,ths->ht", query[record].double(), key) * 0.125 + table[rows].double().T
+        exact = torch.einsum("ht,ths->hs", score.softmax(-1), value)
+        assert (out[record] - exact).abs().max() < 4 * torch.finfo(torch.bfloat16).eps
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -6,6 +6,7 @@ have the same shapes, and on a card each is captured as a CUDA graph and replaye
 
 import gc
 import math
+import sys
 from bisect import bisect
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from decoding.answers import ALONE, NOT_FINITE, Answer, Failure, Rules, cut_answ
 from decoding.batch_engine import choose_batch_size, load_model
 from decoding.constrained import Limits, Walks
 from decoding.kept import use_kept_attention
+from decoding.laid import Laid, lay_out
 from decoding.passes import compute, decode, make_steps
 from decoding.places import BROKEN, Places, Started
 from decoding.serving import Serving
@@ -51,7 +53,7 @@ MEASURED = Tuning()
 
 def why_not(serving: Serving) -> str | None:
     """Why the engine cannot serve these rules, base and adapter or prefix on this device; None: it can."""
-    if serving.prefix:
+    if serving.prefix and not serving.family.own_prefix:
         return "it does not know prefixes"
     rules = serving.rules
     asked = {"num_beams": rules.num_beams > 1, "do_sample": rules.do_sample, "device_map": bool(serving.device_map)}
@@ -70,7 +72,12 @@ def why_not(serving: Serving) -> str | None:
         return f"rope_type {', '.join(rope)} turns all records of a pass as the longest of them asks for"
     if method := getattr(config, "quantization_config", None):
         return f"the base comes quantised ({method.get('quant_method')}), which was not tried with it"
-    return packed_attention.why_not(config, serving.family.packed_types, serving.device, serving.precision.dtype)
+    family, device, dtype = serving.family, serving.device, serving.precision.dtype
+    if reason := packed_attention.why_not(config, family.packed_types + family.laid_types, device, dtype):
+        return reason
+    if family.kernel and device.type == "cuda" and (reason := available.why_not("decode_attention", device, dtype)):
+        return f"family {family.name} needs its kernel: {reason}"
+    return None
 
 
 def rope_types(config) -> set[str]:
@@ -150,13 +157,17 @@ def answers(
     if model.device.type == "cuda":
         torch.cuda.set_device(model.device)  # which streams, graphs and Triton take
     usual = use_kept_attention(model)
+    laid = lay_out(model, codec, waiting)
+    if laid.about:  # what a prompt that sees itself whole begins with is not that of another
+        tuning = tuning._replace(shared=sys.maxsize)
+    waiting = laid.prompts
     left, size, count = dict(waiting), rules.batch_size, Counter()
     try:
         while left:
             size = min(size, len(left))
             try:
                 now = rules._replace(batch_size=size)
-                for made in _answers(model, codec, dict(left), now, count, tuning, limits):
+                for made in _answers(model, codec, dict(left), now, count, tuning, limits, laid):
                     for number in made:
                         del left[number]
                     yield made
@@ -164,7 +175,7 @@ def answers(
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-            # Only here nothing holds on to the tensors that the error was about.
+            gc.collect()  # only here nothing holds on to the tensors that the error was about
             if size > 1:
                 size //= 2
                 say(f"\nbatch_size: {size} (out of memory)")
@@ -180,10 +191,10 @@ def answers(
         model.set_attn_implementation(usual)
 
 
-def _answers(model, codec, waiting: dict[int, list[int]], rules: Rules, count: Counter, tuning: Tuning, limits):
+def _answers(model, codec, waiting: dict, rules: Rules, count: Counter, tuning: Tuning, limits, laid: Laid):
     """One attempt of `answers`; adds the tokens of prompts to `count`: computed, copied."""
-    budget, walks = rules.max_new_tokens, limits and Walks(limits)
-    places, needs = _make_places(model, rules, waiting, tuning)
+    budgets, walks = {number: _budget(codec, ids, rules) for number, ids in waiting.items()}, limits and Walks(limits)
+    places, needs = _make_places(model, rules, waiting, tuning, budgets, laid)
     beside, steps = _stream_beside(places), make_steps(model, places, tuning.enough)
     every = tuning.watched if walks and not beside else tuning.steps
     queue, prompts = deque(waiting), dict(waiting)
@@ -191,7 +202,7 @@ def _answers(model, codec, waiting: dict[int, list[int]], rules: Rules, count: C
     busy, finished = {}, {}  # row -> number; number -> its tokens, or Failure
     while queue or busy:
         if finished and not beside:
-            yield _cut(codec, finished, sure, rules, walks)
+            yield _cut(laid, finished, sure, rules, walks)
             finished = {}
         if busy:
             size = next(size for size in steps if size >= len(busy))
@@ -199,22 +210,22 @@ def _answers(model, codec, waiting: dict[int, list[int]], rules: Rules, count: C
                 busy = places.gather(busy)
             made = decode(places, size, steps[size], every, walks and walks.mend(busy, places))
         if finished:  # a card is not waited for: it decodes while answers are put on disk, and new prompts computed
-            yield _cut(codec, finished, sure, rules, walks)
+            yield _cut(laid, finished, sure, rules, walks)
         with torch.cuda.stream(beside):  # None: no other one
-            finished, started = _start(model, prompts, queue, places, needs, tuning.pass_tokens)
+            finished, started = _start(model, prompts, queue, places, needs, tuning.pass_tokens, laid)
         free = []
         for (row, number), (new, chances) in zip(busy.items(), made.of(list(busy)) if busy else (), strict=True):
             before, prompt = len(said[number]), waiting[number]
             most = needs[number] - len(prompt) + 1  # that it has room for: the newest token is not kept yet
-            new = new[: min(budget, most) - before]
+            new = new[: min(budgets[number], most) - before]
             said[number] = ids = said[number] + (walks.take(number, new) if walks else new)
             sure[number] = [*sure[number], *chances][: len(ids)]
             if _is_broken(codec, ids[max(0, before - 1) :]):
                 finished[number] = Failure(NOT_FINITE)
-            elif _has_ended(codec, ids, before, rules, tuning.block):
+            elif _has_ended(laid.reader(number), ids, before, rules, tuning.block, budgets[number]):
                 finished[number] = ids
             elif len(ids) == most:  # it goes on, with all the room that it may need, when its turn comes again
-                prompts[number], needs[number] = prompt + ids, len(prompt) + budget
+                prompts[number], needs[number] = prompt + ids, len(prompt) + budgets[number]
                 queue.append(number)
             else:
                 continue
@@ -232,7 +243,7 @@ def _answers(model, codec, waiting: dict[int, list[int]], rules: Rules, count: C
             count.update(copied=started.copied, computed=sum(map(len, started.prompts)) - started.copied)
         if walks and walks.refused:
             places.set_back({row: waiting[n] + said[n] for row, n in busy.items() if n in walks.refused})
-    yield _cut(codec, finished, sure, rules, walks)
+    yield _cut(laid, finished, sure, rules, walks)
 
 
 def _is_broken(codec, ids: list[int]) -> bool:
@@ -240,9 +251,15 @@ def _is_broken(codec, ids: list[int]) -> bool:
     return BROKEN in ids and codec.eos_id not in ids[: ids.index(BROKEN)]
 
 
-def _has_ended(codec, ids: list[int], before: int, rules: Rules, block: int) -> bool:
+def _budget(codec, prompt: list[int], rules: Rules) -> int:
+    """Tokens of an answer, which ends where the model's positions do, if they do."""
+    context = getattr(codec, "context", None)
+    return min(rules.max_new_tokens, (context or sys.maxsize) - len(prompt))
+
+
+def _has_ended(codec, ids: list[int], before: int, rules: Rules, block: int, budget: int) -> bool:
     """Whether the new tokens of a record are a whole answer; `before`: as many were looked at, in blocks."""
-    if codec.eos_id in ids or len(ids) == rules.max_new_tokens:
+    if codec.eos_id in ids or len(ids) == budget:
         return True
     if not rules.max_repeats or before // block == len(ids) // block:
         return False
@@ -252,13 +269,15 @@ def _has_ended(codec, ids: list[int], before: int, rules: Rules, block: int) -> 
         return True
 
 
-def _cut(codec, finished: dict, sure: dict, rules: Rules, walks: Walks | None) -> dict[int, Answer | Failure]:
+def _cut(laid: Laid, finished: dict, sure: dict, rules: Rules, walks: Walks | None) -> dict[int, Answer | Failure]:
     """The answers that tokens are; what has failed already stays as it is."""
     made = {}
     for number, ids in finished.items():
         try:
             chances = sure[number] if rules.confidence else None
-            made[number] = ids if isinstance(ids, Failure) else cut_answer(codec, ids, rules.max_repeats, chances)
+            made[number] = (
+                ids if isinstance(ids, Failure) else cut_answer(laid.reader(number), ids, rules.max_repeats, chances)
+            )
             if walks and not isinstance(ids, Failure):
                 made[number] = walks.end(number, made[number])
         except Exception as error:  # noqa: BLE001 - whatever one record's tokens make a tokenizer raise
@@ -275,23 +294,29 @@ def _stream_beside(places: Places):
     return stream
 
 
-def _make_places(model, rules: Rules, waiting: dict[int, list[int]], tuning: Tuning) -> tuple[Places, dict[int, int]]:
+def _make_places(
+    model, rules: Rules, waiting: dict[int, list[int]], tuning: Tuning, budgets: dict[int, int], laid: Laid
+) -> tuple[Places, dict[int, int]]:
     """Places for a batch of records of average length, and the tokens that each needs: all that it may have, or `ahead`
     new ones at first where so few fit that a card would mostly read weights.
     """
-    size, budget = rules.batch_size, rules.max_new_tokens
-    gc.collect()  # of an earlier use, or attempt
-    if torch.cuda.is_available():
+    size, learnt = rules.batch_size, len(laid.learnt[0][0]) if laid.learnt else 0
+    if model.device.type == "cuda":
+        gc.collect()  # of an earlier use
         torch.cuda.empty_cache()
-    needs = {number: len(ids) + budget for number, ids in waiting.items()}
+    needs = {number: len(ids) + budgets[number] for number, ids in waiting.items()}
     longest, mean, fit = max(needs.values()), sum(needs.values()) / len(needs), room(model.config, model.device, tuning)
-    if fit < 0.9 * min(size, tuning.enough) * mean:
-        needs = {number: len(ids) + min(budget, tuning.ahead) for number, ids in waiting.items()}
+    if fit < 0.9 * min(size, tuning.enough) * (mean + learnt):
+        needs = {number: len(ids) + min(budgets[number], tuning.ahead) for number, ids in waiting.items()}
         mean = sum(needs.values()) / len(needs)
-    return Places(model, size, max(longest, int(min(size * mean, fit))), tuning.shared, rules.confidence), needs
+    told = len(next(iter(laid.about.values()))) if laid.about else 0, laid.given, laid.learnt
+    count = max(longest + learnt, int(min(size * (mean + learnt), fit)))
+    return Places(model, size, count, tuning.shared, rules.confidence, *told), needs
 
 
-def _start(model, prompts: dict, queue: deque, places: Places, needs: dict, most: int) -> tuple[dict, Started | None]:
+def _start(
+    model, prompts: dict, queue: deque, places: Places, needs: dict, most: int, laid: Laid
+) -> tuple[dict, Started | None]:
     """Compute the next prompts of the queue, at most `most` tokens, where there is room; (failures, the rest)"""
     failed = {}
     while found := places.find(needs[number] for number in queue):
@@ -300,11 +325,12 @@ def _start(model, prompts: dict, queue: deque, places: Places, needs: dict, most
         totals = list(accumulate(len(text) - tokens for text, (tokens, _) in zip(texts, shared, strict=True)))
         count = max(1, bisect(totals, most))
         numbers, texts, taken = [queue.popleft() for _ in range(count)], texts[:count], found[:count]
+        about = [laid.about[number] for number in numbers] if laid.about else None
         places.overwrite(taken)  # even by an attempt that fails
         try:
-            firsts, chances = compute(model, places, texts, taken, shared[:count])
+            firsts, chances = compute(model, places, texts, taken, shared[:count], about)
             copied = sum(tokens for tokens, _ in shared[:count])
-            return failed, Started(numbers, taken, texts, copied, firsts, chances)
+            return failed, Started(numbers, taken, texts, copied, firsts, chances, about)
         except torch.AcceleratorError:
             raise  # the card takes no further orders from this process
         except Exception as error:  # whatever one record makes a model raise, the others shall be answered

@@ -1,5 +1,6 @@
 """Keys and values of many records, one behind the other in one tensor a layer, and the attention that reads them."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from loading.shape import kept_shape
 from ops import available
 
 NAME = "kept"  # of the attention, among those of transformers
+COPIED = 2**19  # bytes: keys and values of a record in a layer that are sooner copied than asked for apart, on a CPU
 
 
 class Spans(NamedTuple):
@@ -21,17 +23,69 @@ class Spans(NamedTuple):
     keys: torch.Tensor
     seen: torch.Tensor
     most: int  # tokens of one record in the pass
+    front: int = 0  # tokens of the pass in front of all these
+    whole: "Spans | None" = None  # about those in front: each sees all that its record has there, those behind it too
+
+
+class Bias(NamedTuple):
+    """What is added to the score of a query and a key of one record: a row of a table with one number a head.
+
+    Tokens have marks. Of two with the same one, the distance chooses the row, of others their marks do.
+    """
+
+    table: torch.Tensor  # (rows, heads)
+    marks: torch.Tensor  # of all kept tokens
+    apart: torch.Tensor  # (marks, marks): the row for a query's mark and a key's, -1 where they are the same
+    near: torch.Tensor  # (2 far + 1): the row for a key's place - the query's, at most `far` apart, + far
 
 
 class Kept:
-    """Keys and values of `count` tokens, one behind the other: what a model takes for its cache."""
+    """Keys and values of `count` tokens, one behind the other: what a model takes for its cache. Behind them, to be
+    copied, stand those `learnt` of each layer, (tokens, heads, size), if there are any.
 
-    def __init__(self, model, count: int):
+    transformers' models read them by the attention NAME; this project's own ask `attend`.
+    """
+
+    def __init__(self, model, count: int, learnt: list = ()):
         layers, heads, per_head = kept_shape(model.config.get_text_config())
         self.device = model.device
-        shape, like = (count, heads, per_head), {"device": self.device, "dtype": model.dtype}
+        self.learnt = torch.arange(count, count + (len(learnt[0][0]) if learnt else 0), device=model.device)
+        shape, like = (count + len(self.learnt), heads, per_head), {"device": self.device, "dtype": model.dtype}
         self.layers = [(torch.zeros(shape, **like), torch.zeros(shape, **like)) for _ in range(layers)]
-        self.at = None  # where those of the pass's tokens go
+        for both, own in zip(self.layers, learnt, strict=False):
+            for kept, numbers in zip(both, own, strict=True):
+                kept[count:] = numbers
+        self.marks = torch.zeros(count, dtype=torch.long, device=self.device)  # for a model whose scores have a Bias
+        self.begin(None, None)
+
+    def begin(self, at, spans: Spans | None) -> None:
+        """A new pass: where keys and values of its tokens go, and what these see."""
+        self.at, self.spans, self._records = at, spans, {}
+
+    def attend(self, query, key, value, layer: int, bias: tuple | None = None) -> torch.Tensor:
+        """A layer's attention: the pass's tokens, (tokens, heads, size) each, are kept; what they see is of that shape.
+
+        Scores are divided by √size; `bias`: the parts of a Bias.
+        """
+        bias = bias and Bias(*bias)
+        self.update(*(part.transpose(0, 1)[None] for part in (key, value)), layer)
+        key, value = self.layers[layer]
+        query, spans, front = query.to(key.dtype), self.spans, self.spans.front
+        rest = self._attend(query[front:], key, value, spans, True, bias)
+        return torch.cat([self._attend(query[:front], key, value, spans.whole, False, bias), rest]) if front else rest
+
+    def _attend(self, query, key, value, spans: Spans, causal: bool, bias: Bias | None):
+        scale = query.shape[-1] ** -0.5
+        if query.device.type == "cuda" and (bias is None or spans.most == 1):
+            return _attend_on_card(query, key, value, spans, scale, None, causal, bias)
+        few = spans.most == 1 and len(spans.seen) > 1
+        if few and 2 * math.prod(key.shape[1:]) * key.itemsize * int(spans.seen[0]) < COPIED:
+            if "padded" not in self._records:
+                self._records["padded"] = _pad_keys(spans, bias)
+            return _attend_padded(query, key, value, *self._records["padded"], scale)
+        if causal not in self._records:  # the same in all layers
+            self._records[causal] = _records_of(spans, causal, bias)
+        return _attend_each(query, key, value, self._records[causal], scale, None, causal)
 
     def update(self, key, value, layer: int, *_, **__):
         for kept, new in zip(self.layers[layer], (key, value), strict=True):
@@ -64,32 +118,103 @@ def use_kept_attention(model) -> str:
 def _attention(module, query, key, value, mask, scaling=None, sliding_window=None, spans: Spans | None = None, **more):
     """transformers' contract: (1, heads, tokens, size) in, (1, tokens, heads, size) and no weights out."""
     parts = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    if query.device.type != "cuda":
-        return _attend_each(*parts, spans, scaling, sliding_window)[None], None
+    if query.device.type == "cuda":
+        return _attend_on_card(*parts, spans, scaling, sliding_window)[None], None
+    return _attend_each(*parts, _records_of(spans), scaling, sliding_window)[None], None
+
+
+def _attend_on_card(query, key, value, spans: Spans, scale, window: int | None, causal=True, bias: Bias | None = None):
+    """All records at once, by a kernel. With a bias, one token a record."""
     if spans.most == 1 and not available.why_not("decode_attention", query.device, query.dtype):
         from ops.decode_attention import attend, serves  # Triton, which comes with torch where there are cards
 
         if serves(query.shape[1], key.shape[1], query.shape[-1]):
-            return attend(*parts, spans.keys, spans.seen, scaling, sliding_window)[None], None
-    bounds = spans.queries, spans.keys, spans.most, key.shape[2]
-    seen = {"scale": scaling, "seqused_k": spans.seen, "window_size_left": sliding_window and sliding_window - 1}
-    return torch.ops.aten._flash_attention_forward(*parts, *bounds, 0.0, True, False, **seen)[0][None], None
+            return attend(query, key, value, spans.keys, spans.seen, scale, window, bias)
+    if bias is not None:
+        raise NotImplementedError("a bias of the scores needs the kernel of ops/decode_attention.py")
+    bounds = spans.queries, spans.keys, spans.most, key.shape[0]
+    seen = {"scale": scale, "seqused_k": spans.seen, "window_size_left": window and window - 1}
+    return torch.ops.aten._flash_attention_forward(query, key, value, *bounds, 0.0, causal, False, **seen)[0]
 
 
-def _attend_each(query, key, value, spans: Spans, scale: float | None, window: int | None):
-    """On a CPU: one record after the other. `window`: tokens that each one sees, itself included; None: all."""
-    out, first = torch.empty_like(query), 0
-    bounds = (part.tolist() for part in (spans.queries[1:], spans.keys[:-1], spans.seen))
-    for last, start, seen in zip(*bounds, strict=True):
-        rows, end = last - first, start + seen
+class Record(NamedTuple):
+    """One record of a pass, as `_attend_each` takes it."""
+
+    first: int  # of its tokens in the pass
+    last: int
+    start: int  # of the kept tokens that it sees
+    end: int
+    bias: torch.Tensor | None  # (heads, its tokens, those it sees), -inf where one is not seen
+
+
+def _records_of(spans: Spans, causal: bool = True, bias: Bias | None = None) -> list[Record]:
+    """The records of a pass. On a card it is waited for."""
+    bounds, found = (part.tolist() for part in (spans.queries[:-1], spans.queries[1:], spans.keys[:-1], spans.seen)), []
+    for first, last, start, seen in zip(*bounds, strict=True):
+        added = None if bias is None else _bias_of(bias, last - first, start, start + seen, causal)
+        found.append(Record(first, last, start, start + seen, added))
+    return found
+
+
+def _bias_of(bias: Bias, rows: int, start: int, end: int, causal: bool) -> torch.Tensor:
+    """Record.bias of the last `rows` kept tokens from `start` to `end`. Its last axis is laid out in steps of 8, which
+    torch's kernels ask for.
+    """
+    device = bias.marks.device
+    keys = torch.arange(start, end + (start - end) % 8, device=device).clamp(max=end - 1)
+    queries = torch.arange(end - rows, end, device=device)[:, None]
+    index = _rows_of(bias, queries, keys[None])
+    added = bias.table.t().index_select(1, index.flatten()).unflatten(1, index.shape)
+    if causal and rows > 1:
+        added = added.masked_fill(keys > queries, -torch.inf)
+    return added[..., : end - start]
+
+
+def _rows_of(bias: Bias, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """The rows of a bias's table, by where queries (…, 1) and keys (…, keys) stand."""
+    far = len(bias.near) // 2
+    apart = bias.apart[bias.marks[queries], bias.marks[keys]]
+    return torch.where(apart < 0, bias.near[(keys - queries).clamp(-far, far) + far], apart)
+
+
+def _pad_keys(spans: Spans, bias: Bias | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the keys of records stand, as many for each as the longest sees, (records, keys); and what is added to
+    their scores, or which are seen, (records, heads or 1, 1, keys).
+    """
+    starts, seen = spans.keys[:-1, None].long(), spans.seen[:, None].long()
+    place = torch.arange(int(seen.max()), device=seen.device)
+    at, there = starts + torch.minimum(place, seen - 1), place < seen
+    if bias is None:
+        return at, there[:, None, None]
+    added = bias.table[_rows_of(bias, starts + seen - 1, at)].transpose(1, 2)
+    return at, added.masked_fill(~there[:, None], -torch.inf)[:, :, None]
+
+
+def _attend_padded(query, key, value, at, mask, scale: float):
+    """One new token of each record, all at once, from copies of what they see."""
+    copied = (
+        _wide(kept).index_select(0, at.flatten()).view(kept.dtype).unflatten(0, at.shape) for kept in (key, value)
+    )
+    parts = query[:, :, None], *(part.transpose(1, 2) for part in copied)
+    more = {"attn_mask": mask, "scale": scale, "enable_gqa": key.shape[1] < query.shape[1]}
+    return scaled_dot_product_attention(*parts, **more)[:, :, 0]
+
+
+def _attend_each(query, key, value, records: list[Record], scale: float | None, window: int | None, causal=True):
+    """One record after the other. `window`: tokens that each one sees, itself included; None: all."""
+    out = torch.empty_like(query)
+    for first, last, start, end, bias in records:
+        rows = last - first
         begin = start if window is None else max(start, end - rows - window + 1)  # none of them sees those before
         parts = query[first:last], key[begin:end], value[begin:end]
-        out[first:last] = _attend_once(*parts, scale) if rows == 1 else _attend_many(*parts, scale, window)
-        first = last
+        if rows == 1:
+            out[first:last] = _attend_once(*parts, scale, bias)
+        else:
+            out[first:last] = _attend_many(*parts, scale, window, causal, bias)
     return out
 
 
-def _attend_once(query, key, value, scale: float | None):
+def _attend_once(query, key, value, scale: float | None, bias=None):
     """A record's one new token: heads that share keys are rows of one product, and a row alone stands twice, for in 16
     bits torch multiplies several rows many times faster than one (docs/log.md).
     """
@@ -97,17 +222,20 @@ def _attend_once(query, key, value, scale: float | None):
     rows = query.view(kept, -1, size)
     share = rows.shape[1]
     rows = rows if share > 1 else rows.expand(-1, 2, -1)
-    made = scaled_dot_product_attention(rows[None], key.transpose(0, 1)[None], value.transpose(0, 1)[None], scale=scale)
+    more = {"scale": scale, "attn_mask": None if bias is None else bias.view(1, kept, share, -1)}
+    made = scaled_dot_product_attention(rows[None], key.transpose(0, 1)[None], value.transpose(0, 1)[None], **more)
     return made[0, :, :share].reshape(query.shape)
 
 
-def _attend_many(query, key, value, scale: float | None, window: int | None):
-    """The last tokens of a record, which see those before them."""
+def _attend_many(query, key, value, scale: float | None, window: int | None, causal=True, bias=None):
+    """The last tokens of a record, which see those before them; not `causal`: those behind them, too."""
     rows, seen = len(query), len(key)
-    windowed, mask = window is not None and window < seen, None
-    if rows < seen or windowed:
-        mask = torch.ones(rows, seen, dtype=torch.bool).tril(seen - rows)
+    windowed, mask = window is not None and window < seen, bias
+    if mask is None and causal and (rows < seen or windowed):
+        mask = torch.ones(rows, seen, dtype=torch.bool, device=query.device).tril(seen - rows)
         mask = mask.triu(seen - rows - window + 1) if windowed else mask
     parts = (part.transpose(0, 1)[None] for part in (query, key, value))
-    causal = {"attn_mask": mask, "is_causal": mask is None}  # its own mask is of a square alone
-    return scaled_dot_product_attention(*parts, **causal, scale=scale, enable_gqa=True)[0].transpose(0, 1)
+    more = {"attn_mask": mask, "is_causal": causal and mask is None}  # its own mask is of a square alone
+    return scaled_dot_product_attention(*parts, **more, scale=scale, enable_gqa=key.shape[1] < query.shape[1])[
+        0
+    ].transpose(0, 1)

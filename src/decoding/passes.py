@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import pad
 
 from decoding.choosing import chances_of
-from decoding.kept import Kept, Spans
+from decoding.kept import Spans
 from decoding.places import BROKEN, Place, Places
 
 
@@ -28,25 +28,42 @@ class Made(NamedTuple):
 
 @torch.inference_mode()
 def compute(
-    model, places: Places, prompts: list[list[int]], taken: list[Place], shared: list[tuple[int, int]]
+    model,
+    places: Places,
+    prompts: list[list[int]],
+    taken: list[Place],
+    shared: list[tuple[int, int]],
+    about: list[tuple[int, ...]] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Keys and values of prompts into the places `taken`, `shared` beginnings copied; the tokens that follow, and how
-    likely they are.
+    likely they are. `about`: of each prompt, as in Laid.
     """
-    kept = places.kept
-    lengths, starts = torch.tensor([[len(prompt), place.start] for prompt, place in zip(prompts, taken, strict=True)]).T
+    kept, counts = places.kept, [len(prompt) for prompt in prompts]
+    lengths, starts = torch.tensor([[count, place.start] for count, place in zip(counts, taken, strict=True)]).T
     copied, sources = torch.tensor(shared).T
     if copied.any():
         inside = _ranges(torch.zeros_like(copied), copied)
         kept.copy(*((inside + first.repeat_interleave(copied)).to(kept.device) for first in (sources, starts)))
-    new, positions = lengths - copied, _ranges(copied, lengths)
-    bounds = pad(new.cumsum(0), (1, 0))
-    ids = [token for prompt, (begin, _) in zip(prompts, shared, strict=True) for token in prompt[begin:]]
-    given = torch.tensor(ids), positions, positions + starts.repeat_interleave(new)
+    if places.learnt:
+        each = (starts - places.learnt)[:, None] + torch.arange(places.learnt)
+        kept.copy(kept.learnt.repeat(len(prompts)), each.flatten().to(kept.device))
+    told = None if about is None else torch.tensor(about)
+    whole = torch.zeros_like(lengths) if about is None else told[:, 0]
+    begins = torch.maximum(copied, whole)
+    # What is seen whole stands in front; what is behind it sees what is before it.
+    parts = [(torch.zeros_like(whole), whole), (begins, lengths)] if whole.any() else [(begins, lengths)]
+    positions = torch.cat([_ranges(*part) for part in parts])
+    records = torch.cat([torch.arange(len(prompts)).repeat_interleave(ends - firsts) for firsts, ends in parts])
+    ids = [prompts[record][at] for record, at in zip(records.tolist(), positions.tolist(), strict=True)]
+    given = torch.tensor(ids), positions, positions + starts[records]
+    learnt = places.learnt  # tokens in front of all
+    spans = [_spans(ends - firsts, starts - learnt, ends + learnt, kept.device) for firsts, ends in parts]
+    front = len(ids) - int((lengths - begins).sum())
+    seen = spans[-1]._replace(front=front, whole=spans[0]) if front else spans[0]
+    more = {} if about is None else {"about": told[records].to(kept.device)}
+    last = (front + (lengths - begins).cumsum(0) - 1).to(kept.device)
     given = (part.to(kept.device) for part in given)
-    spans = (part.to(kept.device, torch.int32) for part in (bounds, pad(starts, (0, 1)), lengths))
-    last = (bounds[1:] - 1).to(kept.device)
-    logits = _pass(model, kept, *given, Spans(*spans, int(max(new))), logits_to_keep=last)
+    logits = _pass(model, places, *given, seen, logits_to_keep=last, **more)
     tokens = logits.argmax(-1)
     chances = chances_of(logits, tokens) if places.sure is not None else None
     return tokens.masked_fill(_are_broken(logits, tokens), BROKEN), chances
@@ -63,11 +80,22 @@ def _ranges(firsts: torch.Tensor, lasts: torch.Tensor) -> torch.Tensor:
     return torch.cat([torch.arange(first, last) for first, last in zip(firsts, lasts, strict=True)])
 
 
-def _pass(model, kept: Kept, ids, positions, at, spans: Spans, **more):
-    """The logits of tokens (each argument one number a token) whose keys and values go to `at`."""
-    kept.at = at
-    given = {"input_ids": ids[None], "position_ids": positions[None], "past_key_values": kept, "use_cache": True}
-    return model(**given, spans=spans, **more).logits[0]
+def _spans(counts, starts, seen, device) -> Spans:
+    """Of records with so many tokens in a pass, which see the `seen` kept ones from `starts` on."""
+    bounds = (pad(counts.cumsum(0), (1, 0)), pad(starts, (0, 1)), seen)
+    return Spans(*(part.to(device, torch.int32) for part in bounds), int(counts.max()))
+
+
+def _pass(model, places: Places, ids, positions, at, spans: Spans, **more):
+    """The logits of tokens (each argument one number a token) whose keys and values go to `at`.
+
+    transformers' models hand `spans` on to the attention; this project's own find them in what is kept.
+    """
+    places.kept.begin(at, spans)
+    given = {"input_ids": ids[None], "position_ids": positions[None], "past_key_values": places.kept}
+    logits = model(**given, use_cache=True, spans=spans, **places.given, **more).logits[0]
+    places.kept.begin(None, None)  # what the pass was told is let go
+    return logits
 
 
 def make_steps(model, places: Places, enough: int) -> dict[int, Callable]:
@@ -105,11 +133,13 @@ def make_step(model, places: Places, size: int):
     next call; on a card the replay of a CUDA graph.
     """
     tokens, positions, starts = places.tokens[:size], places.positions[:size], places.starts[:size]
-    said = places.said[:size]
+    said, learnt = places.said[:size], places.learnt
+    more = {} if places.about is None else {"about": places.about[:size]}
 
     def step() -> torch.Tensor:
-        spans = Spans(places.each[: size + 1], pad(starts, (0, 1)).int(), (positions + 1).int(), 1)
-        logits = _pass(model, places.kept, tokens, positions, starts + positions, spans)
+        bounds = pad(starts - learnt, (0, 1)).int(), (positions + 1 + learnt).int()
+        spans = Spans(places.each[: size + 1], *bounds, 1)
+        logits = _pass(model, places, tokens, positions, starts + positions, spans, **more)
         chosen = logits.argmax(-1)
         tokens.copy_(chosen)
         said.copy_(chosen).masked_fill_(_are_broken(logits, chosen), BROKEN)  # seen when answers are handed over

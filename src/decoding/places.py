@@ -28,18 +28,31 @@ class Started(NamedTuple):
     copied: int  # tokens of them
     firsts: torch.Tensor  # BROKEN where its logits are not finite
     chances: torch.Tensor | None = None  # how likely they were; None: nobody asked
+    about: list[tuple[int, ...]] | None = None  # what the model is told of each (Laid.about)
 
 
 class Places:
     """`size` rows, each with a stretch of the kept tokens; a row without a record has one token, behind the others.
 
     `count`: tokens of all stretches. `shared`: so long a beginning, in common with a prompt that is kept, is copied.
-    `scored`: how likely each token was is kept too.
+    `scored`: how likely each token was is kept too. `about`: numbers that the model is told of each record; 0: it is
+    told nothing. `given`: what it is given in every pass. `learnt`: keys and values (tokens, heads, size) of each
+    layer that stand in front of every record's; a stretch is counted from behind them.
     """
 
-    def __init__(self, model, size: int, count: int, shared: int, scored: bool = False):
-        self.shared = shared
-        self.kept, self.count = Kept(model, count + size), count
+    def __init__(
+        self,
+        model,
+        size: int,
+        count: int,
+        shared: int,
+        scored: bool = False,
+        about: int = 0,
+        given: dict | None = None,
+        learnt: list = (),
+    ):
+        self.shared, self.learnt = shared, len(learnt[0][0]) if learnt else 0
+        self.kept, self.count = Kept(model, count + size, learnt), count
         self.tokens = torch.zeros(size, dtype=torch.long, device=model.device)  # the newest, not kept yet
         self.said = torch.zeros_like(self.tokens)  # the same, or BROKEN
         self.sure = torch.zeros(size, device=model.device) if scored else None  # the probability of what is said
@@ -47,6 +60,8 @@ class Places:
         self.each = torch.arange(size + 1, dtype=torch.int32, device=model.device)
         self.starts = torch.zeros_like(self.tokens)  # of the row's stretch
         self.last = torch.zeros_like(self.tokens)  # position that the stretch has room for
+        self.given = given or {}
+        self.about = torch.zeros(size, about, dtype=torch.long, device=model.device) if about else None
         self.taken = {}  # row -> Place
         self.prompts = []  # (tokens, where their keys and values stand), also of records that are done
         self.clear(list(range(size)))
@@ -64,6 +79,8 @@ class Places:
         lengths = torch.tensor(list(map(len, new.prompts)), device=self.tokens.device)
         self.tokens[rows], self.positions[rows] = new.firsts.clamp(min=0), lengths
         self.starts[rows], self.last[rows] = starts, ends - starts - 1
+        if self.about is not None:
+            self.about[rows] = torch.tensor(new.about, device=self.tokens.device)
         self.taken |= {place.row: place for place in new.places}
         self.prompts += [(ids, place.start) for ids, place in zip(new.prompts, new.places, strict=True)]
         chances = [0.0] * len(rows) if new.chances is None else new.chances.tolist()
@@ -84,8 +101,9 @@ class Places:
         """Records move to the first rows, what is kept of them stays; `busy` (row -> number) anew."""
         moved = {row: at for at, row in enumerate(sorted(busy))}
         rows = torch.tensor(list(moved), device=self.tokens.device)
-        for part in (self.tokens, self.positions, self.starts, self.last):
-            part[: len(rows)] = part[rows]
+        for part in (self.tokens, self.positions, self.starts, self.last, self.about):
+            if part is not None:
+                part[: len(rows)] = part[rows]
         self.taken = {at: self.taken[row]._replace(row=at) for row, at in moved.items()}
         self.clear(list(range(len(rows), len(self.tokens))))
         return {moved[row]: number for row, number in busy.items()}
@@ -96,13 +114,13 @@ class Places:
         for row, need in zip((row for row in range(len(self.tokens)) if row not in self.taken), needs, strict=False):
             start = 0
             for other in sorted([*self.taken.values(), *found], key=lambda place: place.start):
-                if other.start - start >= need:
+                if other.start - self.learnt - start >= need + self.learnt:
                     break
                 start = other.end
             else:
-                if self.count - start < need:
+                if self.count - start < need + self.learnt:
                     break
-            found.append(Place(row, start, start + need))
+            found.append(Place(row, start + self.learnt, start + self.learnt + need))
         return found
 
     def overwrite(self, places: list[Place]) -> None:
@@ -110,7 +128,7 @@ class Places:
         self.prompts = [
             (ids, start)
             for ids, start in self.prompts
-            if all(place.end <= start or start + len(ids) <= place.start for place in places)
+            if all(place.end <= start or start + len(ids) <= place.start - self.learnt for place in places)
         ]
 
     def beginnings(self, prompts: list[list[int]]) -> list[tuple[int, int]]:

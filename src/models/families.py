@@ -39,6 +39,8 @@ class Family:
     prefix_types: tuple[str, ...] = ()  # model types that keep a prefix in their cache as peft makes it; each is tested
     prefix_keeps: tuple[str, ...] = ()  # of them: gradient checkpointing would lose the prefix
     packed_types: tuple[str, ...] = ()  # model types whose layers hand bounds and window on to attention, and have no state
+    laid_types: tuple[str, ...] = ()  # those of this project, whose layers ask the cache of the engine fast to attend
+    kernel: bool = False  # of them: on a card that needs ops/decode_attention.py, for what is added to the scores
     context_keys: tuple[str, ...] = ()  # of config.json: positions that the base has or was trained on
     turned_types: tuple[str, ...] = ()  # model types that keep the weights of a layer as (in, out)
     scales_products: bool = False  # products are divided by √inputs, and an adapter's of 2023 only its base's
@@ -88,8 +90,10 @@ FAMILIES = (
         package="models.chatglm",
         prompt_apart=True,
         answer_only=True,
+        engines=("batch", "fast"),
         embeds=False,
         own_prefix="transformer.prefix_encoder",
+        laid_types=("chatglm",),
         context_keys=("max_sequence_length",),
         refused=(
             (
@@ -108,7 +112,9 @@ FAMILIES = (
         lora_targets=("qkv_proj",),
         tokenizer="moss",
         package="models.moss",
+        engines=("batch", "fast"),
         prefix_types=("moss",),
+        laid_types=("moss",),
         context_keys=("n_positions",),
         refused=(
             ("wbits", (4, 8), "holds GPTQ's 4-bit or 8-bit weights; give moss-moon-003-sft itself, and --bits 4 or 8"),
@@ -122,8 +128,11 @@ FAMILIES = (
         tokenizer="cpm-bee",
         package="models.cpmbee",
         answer_only=True,
+        engines=("batch", "fast"),
         embeds=False,
         draws=False,
+        laid_types=("cpmbee",),
+        kernel=True,
         scales_products=True,
     ),
     _stock("qwen", "qwen2", "qwen3"),

@@ -7,10 +7,13 @@ import json
 import re
 from pathlib import Path
 
+import torch
 from transformers import AddedToken, AutoConfig, AutoModelForCausalLM, CodeGenConfig, CodeGenForCausalLM, GPT2Tokenizer
+from transformers.models.codegen.modeling_codegen import CodeGenAttention
 
 # Keys of published configurations that mean nothing to the model: how it was made, or what no MOSS has.
 MEANINGLESS = ("auto_map", "tokenizer_class", "wbits", "groupsize", "gradient_checkpointing", "scale_attn_weights")
+CORES = 4  # parts that qkv_proj was made in
 FIRST, EOS = "<|endoftext|>", "<eom>"
 
 
@@ -25,11 +28,37 @@ class MossConfig(CodeGenConfig):
         super().__init__(**{**released, "bos_token_id": 106028, "eos_token_id": 106068, **kept})
 
 
+class MossAttention(CodeGenAttention):
+    """CodeGen's, and with a cache that has an attention of its own (`attend`), that one."""
+
+    def forward(self, hidden_states, layer_past=None, attention_mask=None, position_ids=None, **more):
+        if not hasattr(layer_past, "attend"):
+            return super().forward(hidden_states, layer_past, attention_mask, position_ids, **more)
+        query, value, key = self.qkv_proj(hidden_states[0]).unflatten(-1, (CORES, 3, -1)).unbind(-2)
+        query, key, value = (part.flatten(1).unflatten(1, (-1, self.head_dim)) for part in (query, key, value))
+        table = self.embed_positions[position_ids[0], None]  # (tokens, 1, rotated numbers)
+        query, key = (turn_pairs(part, *table.chunk(2, dim=-1)) for part in (query, key))
+        return self.out_proj(layer_past.attend(query, key, value, self.layer_idx).flatten(1)[None]), None
+
+
+def turn_pairs(numbers: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> torch.Tensor:
+    """The first numbers (tokens, heads, size) turned, each pair of neighbours by one angle of (tokens, 1, angles)."""
+    pairs = numbers[..., : 2 * sin.shape[-1]].unflatten(-1, (-1, 2)).to(sin.dtype)
+    first, second = pairs.unbind(-1)
+    turned = torch.stack([first * cos - second * sin, second * cos + first * sin], dim=-1).flatten(-2)
+    return torch.cat([turned.to(numbers.dtype), numbers[..., 2 * sin.shape[-1] :]], dim=-1)
+
+
 class MossForCausalLM(CodeGenForCausalLM):
     """CodeGen's model: the same parameters, the same numbers."""
 
     config_class = MossConfig
     _keys_to_ignore_on_load_unexpected = [r"h\.\d+\.attn\.causal_mask"]  # noqa: RUF012 - buffers in every file
+
+    def __init__(self, config: MossConfig):
+        super().__init__(config)
+        for block in self.transformer.h:
+            block.attn.__class__ = MossAttention  # made anew, it would draw its first values again
 
 
 AutoConfig.register("moss", MossConfig, exist_ok=True)

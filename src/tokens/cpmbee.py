@@ -1,10 +1,10 @@
 """CPM-Bee's rows: a record is a small tree of texts, of which one is to be said, instead of one text."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data.prompts import Piece, make_prompt
-from models.cpmbee import CpmBeeConfig, collate, convert, escape, load_tokenizer, training_features
+from models.cpmbee import CpmBeeConfig, collate, convert, escape, lay_out, load_tokenizer, training_features, unescape
 from models.cpmbee.data import ANSWER
 from tokens.batches import IGNORED
 from tokens.codec import Codec
@@ -30,6 +30,23 @@ def make_tree(pieces: list[Piece], answer: str = "") -> dict:
 @dataclass(frozen=True)
 class TreeCodec(Codec):
     """CPM-Bee's rules: beside its ids a token has a number among its like, a segment and a place in the tree."""
+
+    names: dict[int, str] | None = None  # what the record whose answer is read calls its own ids
+
+    def lay_out(self, waiting: dict[int, Prompt]) -> tuple[dict, dict, dict, dict]:
+        """Of prompts by their numbers what decoding.laid.Laid says: prompts, about and given; and their names."""
+        laid = lay_out(self.tokenizer, [prompt.data for prompt in waiting.values()])
+        about = ((len(ids) - 1, *unnamed) for ids, unnamed in zip(laid.prompts, laid.unnamed, strict=True))
+        parts = (dict(zip(waiting, part, strict=True)) for part in (laid.prompts, about, laid.names))
+        prompts, about, names = parts
+        return prompts, about, laid.given, names
+
+    def naming(self, names: dict[int, str]) -> "TreeCodec":
+        """The codec that reads answers to a prompt with these names."""
+        return replace(self, names=names)
+
+    def decode(self, ids) -> str:
+        return unescape(self.tokenizer.decode(ids, self.names or {}))
 
     def encode(self, pieces: list[Piece]) -> Prompt:
         data = make_tree(pieces)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from decoding.kept import Spans, _attend_each
+from decoding.kept import Bias, Spans, _attend_each, _attend_padded, _pad_keys, _records_of
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -16,7 +16,7 @@ def test_every_token_sees_those_of_its_record_up_to_itself(dtype, share, window)
     key, value = torch.randn(2, 60, 2, 16, dtype=dtype)
     bounds = torch.tensor([0, *asked]).cumsum(0).int()
     spans = Spans(bounds, torch.tensor([*starts, 0]).int(), torch.tensor(seen).int(), max(asked))
-    out = _attend_each(query, key, value, spans, 0.3, window)
+    out = _attend_each(query, key, value, _records_of(spans), 0.3, window)
     row = 0
     for count, start, most in zip(asked, starts, seen, strict=True):
         for last in range(start + most - count + 1, start + most + 1):
@@ -27,3 +27,25 @@ def test_every_token_sees_those_of_its_record_up_to_itself(dtype, share, window)
             assert (out[row].double() - exact).abs().max() < 4 * torch.finfo(dtype).eps
             row += 1
     assert row == len(query)
+
+
+@pytest.mark.parametrize("share", [1, 3])
+@pytest.mark.parametrize("biased", [False, True])
+def test_one_new_token_of_each_record_sees_the_same_with_copied_keys(share, biased):
+    torch.manual_seed(0)
+    starts, seen = torch.tensor([3, 10, 40, 0]).int(), torch.tensor([1, 9, 17]).int()
+    query, (key, value) = torch.randn(3, 2 * share, 16), torch.randn(2, 60, 2, 16)
+    apart = torch.tensor([[-1, 3, 4], [5, -1, 6], [7, 8, -1]])
+    bias = Bias(torch.randn(14, 2 * share), torch.randint(0, 3, (60,)), apart, torch.arange(9, 14)) if biased else None
+    spans = Spans(torch.arange(4).int(), starts, seen, 1)
+    each = _attend_each(query, key, value, _records_of(spans, True, bias), 0.3, None)
+    padded = _attend_padded(query, key, value, *_pad_keys(spans, bias), 0.3)
+    torch.testing.assert_close(padded, each)
+    for record, (first, count) in enumerate(zip(starts.tolist(), seen.tolist(), strict=False)):
+        score = torch.einsum("hs,ths->ht", query[record], key[first : first + count].repeat_interleave(share, 1)) * 0.3
+        for token in range(count) if biased else ():
+            kinds = bias.marks[first + count - 1], bias.marks[first + token]
+            near = bias.near[max(token - count + 1, -2) + 2]
+            score[:, token] += bias.table[near if kinds[0] == kinds[1] else apart[kinds]]
+        exact = torch.einsum("ht,ths->hs", score.softmax(-1), value[first : first + count].repeat_interleave(share, 1))
+        torch.testing.assert_close(each[record], exact)

@@ -41,6 +41,13 @@ def make_positions(input_ids: torch.Tensor, valid: torch.Tensor | None, config: 
     return torch.stack([first, index - start[:, None] + 1], dim=1).clamp(min=0)
 
 
+def laid_positions(index: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+    """Positions [1, 2, S] of tokens at `index` [1, S] of their records, whose contexts, [gMASK] the last of them, have
+    `whole` [S] tokens.
+    """
+    return torch.stack([torch.where(index < whole, index, whole - 1), (index - whole + 1).clamp(min=0)], dim=1)
+
+
 def make_visible(start: torch.Tensor | None, valid: torch.Tensor | None, past: int, size: int, device) -> torch.Tensor:
     """Which keys a query sees: bool [B or 1, 1, S, C + S], True = visible.
 
@@ -87,7 +94,10 @@ class Attention(nn.Module):
 
     def forward(self, x, tables, visible, cache, prefix):
         q, k, v = self.query_key_value(x).unflatten(-1, (self.heads, -1)).chunk(3, dim=-1)  # each [B, S, n, d]
-        q, k, v = (part.transpose(1, 2) for part in (rotate(q, *tables), rotate(k, *tables), v))
+        q, k = rotate(q, *tables), rotate(k, *tables)
+        if visible is None:  # the cache knows
+            return self.dense(cache.attend(q[0], k[0], v[0], self.layer).flatten(1)[None])
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
         if prefix is not None:  # learnt keys are not rotated
             k, v = (torch.cat([learnt.to(part.dtype), part], dim=2) for learnt, part in zip(prefix, (k, v), strict=True))
         if cache is not None:
@@ -155,6 +165,10 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
     _keep_in_fp32_modules = ["prefix_encoder"]  # noqa: RUF012
     _keep_in_fp32_modules_strict = ["prefix_encoder"]  # noqa: RUF012
     _supports_sdpa = True
+    sees_prompts_whole = True
+
+    def set_attn_implementation(self, *_, **__):
+        """Nothing: attention is torch's, or that of a cache that has its own (`attend`)."""
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -212,10 +226,14 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
+        about: torch.LongTensor | None = None,
         **_,
     ) -> BaseModelOutputWithPast:
         """`attention_mask` [B, C + S]: 1 for tokens, 0 for padding. `position_ids` [B, 2, S]: made from the ids when
         left out, which with a filled cache, or without `input_ids`, is a ValueError.
+
+        With `about` [S, 1], the lengths of contexts, the tokens are of many records, one behind the other in one row;
+        `position_ids` [1, S] are their places in these, and the cache knows what they see.
         """
         x = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         rows, size = x.shape[:2]
@@ -230,20 +248,24 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
                 "tokens and 0 for padding, cached ones included and the learnt prefix not"
             )
         start = None
-        if past == 0:
+        if past == 0 and about is None:
             if input_ids is None:
                 raise ValueError("inputs_embeds alone: <sop> and [gMASK] are found in input_ids; give them too")
             number = self.config.bos_token_id
             if not bool((input_ids == number).any(dim=1).all()):
                 raise ValueError(f"a row of input_ids has no <sop> (id {number}): every prompt ends with it")
             start = answer_start(input_ids, self.config)[0]
+        if about is not None:
+            position_ids = laid_positions(position_ids, about[:, 0])
         if position_ids is None:
             if past:
                 raise ValueError("position_ids are missing: with a filled cache they cannot be told from input_ids")
             position_ids = make_positions(input_ids, attention_mask, self.config)
-        visible = make_visible(start, attention_mask, tokens_past, size, x.device)
+        visible = None
+        if about is None:
+            visible = make_visible(start, attention_mask, tokens_past, size, x.device)
         prefix = [None] * self.config.num_layers
-        if self.prefix_length:
+        if self.prefix_length and about is None:
             visible = F.pad(visible, (self.prefix_length, 0), value=True)
             if past == 0:
                 prefix = self.make_prefix(rows)
@@ -291,6 +313,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        about: torch.LongTensor | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """Logits [B, S, V] (of the last `logits_to_keep` positions, or of those positions) and, with labels [B, S],
@@ -304,6 +327,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
+            about=about,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(out.last_hidden_state[:, kept])
@@ -313,6 +337,14 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss, logits=logits, past_key_values=out.past_key_values, hidden_states=out.hidden_states
         )
+
+    @torch.no_grad()
+    def learnt_prefix(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Learnt keys and values of each layer, [P, n, d]; none without P-Tuning."""
+        if not self.transformer.prefix_length:
+            return []
+        made = self.transformer.make_prefix(1)
+        return [tuple(part[0].transpose(0, 1) for part in layer) for layer in made]
 
     def prepare_inputs_for_generation(
         self, input_ids, past_key_values=None, attention_mask=None, use_cache=True, **kwargs

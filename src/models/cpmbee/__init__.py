@@ -6,7 +6,7 @@ Importing it makes transformers' AutoConfig and AutoModelForCausalLM read its ch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from models.cpmbee.configuration import CpmBeeConfig
-from models.cpmbee.data import collate, convert, prefill, training_features
+from models.cpmbee.data import collate, convert, lay_out, prefill, training_features
 from models.cpmbee.generation import Generated, generate
 from models.cpmbee.modeling import CpmBeeForCausalLM, lora_alphas
 from models.cpmbee.tokenizer import CpmBeeTokenizer, escape, load_tokenizer, unescape
@@ -23,6 +23,7 @@ __all__ = [
     "convert",
     "escape",
     "generate",
+    "lay_out",
     "load_tokenizer",
     "lora_alphas",
     "prefill",

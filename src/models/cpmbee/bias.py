@@ -36,3 +36,13 @@ def bias_index(config: CpmBeeConfig, distance: torch.Tensor, relation: torch.Ten
     buckets = config.position_bias_num_buckets
     near = distance_buckets(distance, buckets, config.position_bias_max_distance)
     return torch.where(relation == 0, near, buckets + relation - 1)
+
+
+def bias_tables(config: CpmBeeConfig, relations: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same as two tables: rows by a query's and a key's segment, of relations as many, -1 within one segment; and
+    rows within a segment by the distance, from -max_distance to max_distance, beyond which nothing changes.
+    """
+    far, buckets = config.position_bias_max_distance, config.position_bias_num_buckets
+    apart = torch.where(relations == 0, -1, buckets + relations - 1)
+    distances = torch.arange(-far, far + 1, device=relations.device)
+    return apart, distance_buckets(distances, buckets, far)

@@ -162,22 +162,16 @@ def prefill(tokenizer: CpmBeeTokenizer, data: list[dict]) -> Prompts:
 
     ValueError for data without `<ans>`, or with none but empty dicts there.
     """
-    examples, columns, names = [convert(tokenizer, _asked(one)) for one in data], {}, []
-    for example in examples:
-        if not example.predicted:
-            raise ValueError(f"data to be answered need a text under {ANSWER}, e.g. {{{ANSWER!r}: ''}}")
-        named = {}
-        for base, members in example.families.items():
-            for text, sub in members.items() if base != tokenizer.answer_id else ():
-                column = len(tokenizer) + columns.setdefault((base, sub), len(columns)) if sub else base
-                named[column] = text
-        names.append(named)
+    examples = [convert(tokenizer, _asked(one)) for one in data]
+    if not all(example.predicted for example in examples):
+        raise ValueError(f"data to be answered need a text under {ANSWER}, e.g. {{{ANSWER!r}: ''}}")
+    columns, names = name_columns(tokenizer, examples)
 
     def padded(entries) -> torch.Tensor:
         """Of each example the `entries` of its context."""
         return _padded([list(compress(entries(example), example.context)) for example in examples], left=True)
 
-    table = torch.tensor(list(columns), dtype=torch.long).view(-1, 2)
+    table = torch.tensor(columns, dtype=torch.long).view(-1, 2)
     return Prompts(
         ids=padded(lambda example: example.ids),
         subs=padded(lambda example: example.subs),
@@ -190,6 +184,58 @@ def prefill(tokenizer: CpmBeeTokenizer, data: list[dict]) -> Prompts:
         names=names,
         predicted=[example.predicted for example in examples],
     )
+
+
+def name_columns(tokenizer, examples: list[Example]) -> tuple[list[tuple[int, int]], list[dict[int, str]]]:
+    """(id, sub id) of every token with a sub id that some example names, the columns of the ext table; and what each
+    example calls those columns (vocabulary + column) and families that it names.
+    """
+    columns, names = {}, []
+    for example in examples:
+        named = {}
+        for base, members in example.families.items():
+            for text, sub in members.items() if base != tokenizer.answer_id else ():
+                column = len(tokenizer) + columns.setdefault((base, sub), len(columns)) if sub else base
+                named[column] = text
+        names.append(named)
+    return list(columns), names
+
+
+class Laid(NamedTuple):
+    """Records to be answered side by side by `CpmBeeForCausalLM` with a cache that has an attention of its own."""
+
+    prompts: list[list[int]]  # marked tokens, and the `<s>` of the answer
+    unnamed: list[list[bool]]  # of each record: the `columns` that it does not name
+    given: dict[str, list]  # the model's arguments: ext_table_ids, ext_table_sub, relations and columns
+    names: list[dict[int, str]]  # as in Prompts
+
+
+def lay_out(tokenizer: CpmBeeTokenizer, data: list[dict]) -> Laid:
+    """The same as `prefill` for data of one shape with one answer each; ValueError for others."""
+    examples = [convert(tokenizer, _asked(one)) for one in data]
+    first = examples[0]
+    if any(len(one.predicted) != 1 or one.relations != first.relations for one in examples):
+        raise ValueError(f"data answered side by side need one text under {ANSWER} and one shape")
+    columns, names = name_columns(tokenizer, examples)
+    columns, words = columns or [(tokenizer.pad_id, 1)], len(tokenizer)  # never empty; nobody names this one
+    class_of = {pair: words + column for column, pair in enumerate(columns)}
+    classes = words + len(columns)
+
+    def prompt(example: Example) -> list[int]:
+        rows = zip(example.ids, example.subs, example.segments, example.context, strict=True)
+        marked = [(class_of[i, sub] if sub else i) + (segment + 1) * classes for i, sub, segment, given in rows if given]
+        return [*marked, tokenizer.bos_id]
+
+    checked = [tokenizer.unknown_id, *range(words, classes)]
+    order = [first.predicted[0][0], *range(first.count)]
+    given = {
+        "ext_table_ids": [base for base, _ in columns],
+        "ext_table_sub": [sub for _, sub in columns],
+        "relations": [[first.relations[one * first.count + other] for other in order] for one in order],
+        "columns": checked,
+    }
+    unnamed = [[column not in named for column in checked] for named in names]
+    return Laid([prompt(example) for example in examples], unnamed, given, names)
 
 
 def _asked(data: dict) -> dict:

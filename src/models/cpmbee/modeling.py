@@ -17,10 +17,10 @@ from transformers import PreTrainedModel, initialization
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutput
 
-from models.cpmbee.bias import bias_index, segment_relations
+from models.cpmbee.bias import bias_index, bias_tables, segment_relations
 from models.cpmbee.configuration import CpmBeeConfig
 from models.cpmbee.data import ANSWER, IGNORED
-from models.cpmbee.generation import generate
+from models.cpmbee.generation import SUPPRESSED, generate
 from models.cpmbee.tokenizer import unescape
 
 RESIDUAL = 1.05  # the hidden state is divided by it after every addition
@@ -67,10 +67,12 @@ class Attention(nn.Module):
         self.heads, self.index = config.num_attention_heads, index
 
     def forward(self, hidden, bias, past_key_values=None):
-        query, key, value = (
-            scaled(project, hidden).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for project in (self.project_q, self.project_k, self.project_v)
-        )
+        projects = self.project_q, self.project_k, self.project_v
+        query, key, value = (scaled(project, hidden).unflatten(-1, (self.heads, -1)) for project in projects)
+        if hasattr(past_key_values, "attend"):  # a cache with an attention of its own
+            attended = past_key_values.attend(query[0], key[0], value[0], self.index, bias)[None]
+            return scaled(self.attention_out, attended.flatten(2))
+        query, key, value = (part.transpose(1, 2) for part in (query, key, value))
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.index)
         # torch divides by √(size of a head) and keeps the softmax in float32 for every dtype.
@@ -205,6 +207,7 @@ class CpmBeeForCausalLM(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ("CpmBeeLayer",)
     _supports_sdpa = True
+    sees_prompts_whole = True
     _tied_weights_keys = {"lm_head.weight": "cpmbee.input_embedding.weight"}  # noqa: RUF012 - transformers' own form
 
     def __init__(self, config: CpmBeeConfig):
@@ -240,6 +243,9 @@ class CpmBeeForCausalLM(PreTrainedModel):
         if missing_keys is not None and "cpmbee.input_embedding.weight" not in missing_keys:
             missing_keys.add("lm_head.weight")
         super().tie_weights(missing_keys=missing_keys, recompute_mapping=recompute_mapping)
+
+    def set_attn_implementation(self, *_, **__):
+        """Nothing: attention is torch's, or that of a cache that has its own (`attend`)."""
 
     def get_input_embeddings(self):
         return self.cpmbee.input_embedding
@@ -282,20 +288,21 @@ class CpmBeeForCausalLM(PreTrainedModel):
     def forward(
         self,
         input_ids,
-        input_id_sub,
-        length,
-        context,
-        sample_ids,
-        num_segments,
-        segment,
-        segment_rel_offset,
-        segment_rel,
-        span,
+        input_id_sub=None,
+        length=None,
+        context=None,
+        sample_ids=None,
+        num_segments=None,
+        segment=None,
+        segment_rel_offset=None,
+        segment_rel=None,
+        span=None,
         labels=None,
         ext_table_ids=None,
         ext_table_sub=None,
         num_items_in_batch=None,
         return_dict=True,
+        past_key_values=None,
         **unknown,
     ):
         """Logits of whole rows, or with `labels` the loss and the logits of the labelled positions alone.
@@ -304,7 +311,11 @@ class CpmBeeForCausalLM(PreTrainedModel):
         `data.collate`. `labels` stand at the position that predicts them (they are not shifted here), IGNORED
         elsewhere; the loss is the mean over the others, or their sum / `num_items_in_batch`. Logits: (batch, length,
         vocabulary + X), with labels (labelled positions, vocabulary + X).
+
+        With `past_key_values`, a cache that has an attention of its own: see `_read`.
         """
+        if past_key_values is not None:
+            return self._read(input_ids[0], past_key_values, ext_table_ids, ext_table_sub, **unknown)
         given = sorted(name for name, value in unknown.items() if value is not None and value is not False)
         if given:
             raise TypeError(f"CPM-Bee has no use for {', '.join(given)}; its batches come from models.cpmbee.collate")
@@ -332,6 +343,30 @@ class CpmBeeForCausalLM(PreTrainedModel):
             loss = functional.cross_entropy(logits.float(), labels, reduction="sum") / count
         out = CausalLMOutput(loss=loss, logits=logits)
         return out if return_dict is not False else out.to_tuple()
+
+    def _read(self, tokens, cache, ext_table_ids, ext_table_sub, relations, columns, about, logits_to_keep=None, **_):
+        """Logits (1, tokens or those of `logits_to_keep`, vocabulary + X) of the tokens of many records, one behind the
+        other, by what the cache keeps of them. An answer's token is a class, id or vocabulary + column of the ext
+        table; a prompt's is that + (its segment + 1) · classes, and so a token tells its mark, 0 in an answer.
+
+        `relations` (marks, marks): of a query's segment to a key's. `about` (tokens, 1 + columns): behind the first
+        number, which of the classes `columns` a token's record does not name; they are suppressed.
+        """
+        words = self.config.vocab_size
+        classes = words + len(ext_table_ids)
+        marks, tokens = tokens // classes, tokens % classes
+        column = (tokens - words).clamp(min=0)
+        ids = torch.where(tokens < words, tokens, ext_table_ids[column])
+        subs = torch.where(tokens < words, 0, ext_table_sub[column])
+        cache.marks.index_copy_(0, cache.at, marks)
+        table = self.cpmbee.position_bias.relative_attention_bias
+        bias = (table, cache.marks, *bias_tables(self.config, relations))
+        hidden = self.cpmbee.encoder(self.cpmbee.embed(ids[None], subs[None]), bias, cache)[0]
+        if logits_to_keep is not None:
+            hidden, about = hidden[logits_to_keep], about[logits_to_keep]
+        logits = self.logits(hidden, ext_table_ids, ext_table_sub)
+        named = logits.index_select(1, columns).masked_fill(about[:, 1:].bool(), SUPPRESSED)
+        return CausalLMOutput(logits=logits.index_copy(1, columns, named)[None])
 
 
 def openbmb_file(folder: Path) -> Path | None:
