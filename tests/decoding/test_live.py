@@ -7,7 +7,7 @@ from decoding.answers import Rules
 from decoding.batch_engine import generate
 from decoding.fast_engine import Live, Tuning
 
-TEXTS = ["勾股定理", "北京市位于华北平原", "鲁迅，原名周树人，浙江绍兴人", "月球", "长城全长两万多千米", "水", "李白是唐代诗人"]
+TEXTS = ["勾股定理", "北京市位于华北平原", "鲁迅，原名周树人", "月球", "长城全长两万多千米", "水", "李白是诗人"]
 
 
 def test_prompts_that_come_while_others_are_answered_have_the_answers_of_one_at_a_time():
