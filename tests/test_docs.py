@@ -16,7 +16,7 @@ from transformers import HfArgumentParser
 
 from common.errors import UserError
 from models import families
-from utils import args, args_predict, args_pt, convert, gguf_to_hf, graph, score, weight_diff
+from utils import args, args_predict, args_pt, args_serve, convert, gguf_to_hf, graph, score, weight_diff
 
 READMES = ("README.md", "README_CN.md")
 WEIGHTS = ("docs/weights.md", "docs/weights_CN.md")
@@ -31,7 +31,8 @@ MANY_CARDS = ("docs/many_cards.md", "docs/many_cards_CN.md")
 PREDICTION = ("docs/prediction.md", "docs/prediction_CN.md")
 GRAPH = ("docs/graph.md", "docs/graph_CN.md")
 ARCHITECTURE = ("docs/architecture.md", "docs/architecture_CN.md")
-PAIRS = [READMES, WEIGHTS, PTUNING, MEMORY, MANY_CARDS, PREDICTION, GRAPH, ARCHITECTURE, *MODELS]
+WEB = ("docs/web.md", "docs/web_CN.md")
+PAIRS = [READMES, WEIGHTS, PTUNING, MEMORY, MANY_CARDS, PREDICTION, GRAPH, ARCHITECTURE, WEB, *MODELS]
 PAGES = [name for pair in PAIRS for name in pair]
 TEXT = {name: (ROOT / name).read_text(encoding="utf-8") for name in PAGES}
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.bash"))
@@ -41,6 +42,8 @@ PARSERS = {
     "scripts/sweep_rate.py": sweep_rate.read_flags,
     "src/test_finetune.py": args.parse_finetune,
     "src/inference.py": args_predict.parse_inference,
+    "src/extract.py": args_serve.parse_extract,
+    "src/serve.py": args_serve.parse_serve,
     "src/finetuning_pt.py": args_pt.parse_ptuning,
     "src/inference_pt.py": args_pt.parse_ptuning_inference,
     "src/utils/gguf_to_hf.py": gguf_to_hf.parse,
@@ -53,7 +56,7 @@ COMMANDS_OF_FILES = {
 }
 PTUNING_ARGUMENTS = (args_pt.TunedModelArguments, args_pt.PtuningArguments)
 PTUNING_INFERENCE = (args_pt.OriginalModelArguments, args_pt.PtuningInferenceArguments)
-OTHER_PROGRAMS = ("hf", "pip", "source")  # and `python3 -m venv`: nothing of this project
+OTHER_PROGRAMS = ("hf", "pip", "source", "curl")  # and `python3 -m venv`: nothing of this project
 USERS_OWN = ("data/train.json", "data/valid.json")  # paths under models/, lora/, result/, results/ are not looked for
 
 
@@ -154,7 +157,7 @@ def actions(parser):
 
 @pytest.mark.parametrize(
     ("pair", "least"),
-    [(READMES, 10), *((pair, 5) for pair in (WEIGHTS, PTUNING, MANY_CARDS, PREDICTION, GRAPH, *MODELS))],
+    [(READMES, 10), *((pair, 5) for pair in (WEIGHTS, PTUNING, MANY_CARDS, PREDICTION, GRAPH, WEB, *MODELS))],
 )
 def test_both_have_the_same_headings_and_code_blocks(pair, least):
     levels = [re.findall(r"^(#+) ", prose(TEXT[name]), re.MULTILINE) for name in pair]
@@ -261,6 +264,10 @@ def test_the_tables_of_p_tuning_have_every_flag_with_its_default(name):
 def test_every_flag_in_the_prose_exists(name, capsys):
     known = {*actions(parser_of("")), *actions(parser_of("## Prediction"))}
     known |= {*actions(HfArgumentParser(PTUNING_ARGUMENTS)), *actions(HfArgumentParser(PTUNING_INFERENCE))}
+    known |= {
+        *actions(HfArgumentParser(args_serve.ServeArguments)),
+        *actions(HfArgumentParser(args_serve.ExtractArguments)),
+    }
     known |= {"--model", "--tokenizer", "--counting"}  # of scripts/random_base.py
     known |= {"--jobs"}  # of scripts/sweep_rate.py
     known |= {"--help", "--help_all", "--master_port", "--nocheck"}  # of torchrun, and fire's way to say --check False

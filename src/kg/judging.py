@@ -34,7 +34,10 @@ def append_verdicts(path: str | Path, said: dict) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab") as file:
+    with open(path, "a+b") as file:
+        file.seek(0)
+        whole = file.read()
+        file.truncate(whole.rfind(b"\n") + 1)  # half a line is left of a process that was killed
         file.write(to_line(said).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
@@ -48,7 +51,7 @@ def read_verdicts(path: str | Path) -> dict[str, dict]:
     with open(path, encoding="utf-8") as file:
         for line in file:
             if not line.endswith("\n"):
-                continue  # half of one, of a process that was killed
+                continue  # half of one
             said = json.loads(line)
             before = texts.get(said["text"], {"triples": {}, "relations": []})
             judged = dict(before["triples"])
