@@ -9,6 +9,7 @@ import subprocess
 from unittest.mock import patch
 
 import pytest
+import bench_web
 import random_base
 import sweep_rate
 from helpers import ROOT
@@ -38,6 +39,7 @@ TEXT = {name: (ROOT / name).read_text(encoding="utf-8") for name in PAGES}
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.bash"))
 RUNNABLE = [name for name in SCRIPTS if re.match(r"fine_|infer_|run_inference", name)]
 PARSERS = {
+    "scripts/bench_web.py": bench_web.read_flags,
     "scripts/random_base.py": random_base.parse,
     "scripts/sweep_rate.py": sweep_rate.read_flags,
     "src/test_finetune.py": args.parse_finetune,
@@ -269,6 +271,7 @@ def test_every_flag_in_the_prose_exists(name, capsys):
         *actions(HfArgumentParser(args_serve.ExtractArguments)),
     }
     known |= {"--model", "--tokenizer", "--counting"}  # of scripts/random_base.py
+    known |= {"--url", "--people", "--rounds", "--length"}  # of scripts/bench_web.py
     known |= {"--jobs"}  # of scripts/sweep_rate.py
     known |= {"--help", "--help_all", "--master_port", "--nocheck"}  # of torchrun, and fire's way to say --check False
     known |= {"--nproc_per_node", "--nnodes", "--node_rank", "--master_addr"}  # of torchrun, too

@@ -26,7 +26,12 @@ export function startAsk(options) {
   place("question").addEventListener("submit", event => { event.preventDefault(); ask(); });
   place("stop").addEventListener("click", () => stopping?.abort());
   showExamples(options.examples);
-  whenSpeaking(() => { fillTopics(place("topic").value); showExamples(options.examples); });
+  whenSpeaking(() => {
+    fillTopics(place("topic").value);
+    showExamples(options.examples);
+    const last = read();
+    if (last && last.done && !stopping) finish(last.question, last.done);
+  });
   const before = read();
   fill(before ? before.question : { text: "", topic: "", relations: ["位于", "类型", "别名", "作者", "出生地点", "创建时间"] });
   if (before && before.done) finish(before.question, before.done);
@@ -128,6 +133,7 @@ function working(now) {
   place("go").disabled = now;
   place("stop").disabled = !now;
   place("triples").setAttribute("aria-busy", now);
+  place("answer").open = now; // it is seen while it is written
 }
 
 function list(found) {

@@ -18,7 +18,7 @@ const STYLE = () => [
 ];
 
 export function drawing(container, chosen = () => {}) {
-  const graph = window.cytoscape({ container, style: STYLE(), minZoom: 0.1, maxZoom: 2.5, wheelSensitivity: 0.3 });
+  const graph = window.cytoscape({ container, style: STYLE(), minZoom: 0.1, maxZoom: 2.5 });
   const colours = new Map();
   let timer = 0;
   graph.on("tap", "node, edge", event => chosen(event.target.data()));
@@ -31,7 +31,9 @@ export function drawing(container, chosen = () => {}) {
     const id = `n ${name}`;
     const there = graph.getElementById(id);
     if (there.length) { there.data("size", Math.min(46, there.data("size") + 4)); return id; }
-    const middle = { x: graph.width() / 2 + Math.random() * 60 - 30, y: graph.height() / 2 + Math.random() * 60 - 30 };
+    const angle = graph.nodes().length * 2.4; // a spiral: no two begin at one place
+    const far = 40 * Math.sqrt(1 + graph.nodes().length);
+    const middle = { x: far * Math.cos(angle), y: far * Math.sin(angle) };
     graph.add({ group: "nodes", data: { id, name, size: 20 }, classes: absent ? "absent" : "", position: middle });
     return id;
   }
@@ -41,8 +43,9 @@ export function drawing(container, chosen = () => {}) {
       graph.resize();
       if (!graph.nodes().length) return;
       const many = graph.nodes().length > 150;
-      graph.layout({ name: "cose", animate: false, randomize: many, numIter: many ? 250 : 700, nodeRepulsion: 12000, idealEdgeLength: 85, padding: 34 }).run();
-      if (graph.zoom() > 1.4) { graph.zoom(1.4); graph.center(); }
+      graph.layout({ name: "cose", animate: false, randomize: many, numIter: many ? 250 : 1000, nodeRepulsion: 60000, idealEdgeLength: 110,
+        nodeDimensionsIncludeLabels: true, nodeOverlap: 30, gravity: 0.6, padding: 30 }).run();
+      if (graph.zoom() > 1.15) { graph.zoom(1.15); graph.center(); }
       container.dataset.nodes = graph.nodes().length;
       container.dataset.edges = graph.edges().length;
     }, 60);

@@ -105,6 +105,7 @@ export function judgeList(into, record, triples, changed = () => {}) {
     for (const triple of before.right) {
       if (!rows.some(row => same(said(row), triple))) rows.push({ triple, verdict: "add", to: null });
     }
+    if (before.complete && rows.every(row => row.verdict)) note.textContent = say("judged_before");
     show();
   }
 
