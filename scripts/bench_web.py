@@ -17,7 +17,8 @@ from common.errors import UserError, run_script
 from common.flags import Range, check_ranges, command, parse_flags
 
 RANGES = {"people": Range(1, 1000), "rounds": Range(1, 1000), "length": Range(12, 10_000)}
-TEXT = "{}号楼是一座位于上海市浦东新区的著名旅游建筑，高{}米，1991年动工，1994年建成，由江欢成设计，每年接待大量来自各地的游客。"
+TEXT = "{}号楼是一座位于上海市浦东新区的著名旅游建筑，高{}米，1991年动工，1994年建成，"
+TEXT += "由江欢成设计，每年接待大量来自各地的游客。"
 RELATIONS = ["位于", "高度", "创建时间", "类型"]
 
 

@@ -8,8 +8,8 @@ import shlex
 import subprocess
 from unittest.mock import patch
 
-import pytest
 import bench_web
+import pytest
 import random_base
 import sweep_rate
 from helpers import ROOT
