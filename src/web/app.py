@@ -9,11 +9,13 @@ from typing import Annotated, Literal
 
 from fastapi import FastAPI, File, Form, Header, Query, Request, Response, UploadFile
 from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.background import BackgroundTask
 
 from common.errors import UserError
+from common.files import to_line
 from kg.export import FORMATS
 from kg.wordings import ask_for
 from prediction.jobs import run_name
@@ -38,10 +40,16 @@ ERRORS = {
         503: "the model has failed",
     }.items()
 }
-Event = Literal["start", "wait", "text", "triples", "part", "done", "error"]
 Identity = Annotated[str, Query(max_length=1000, description="the record's id, as JSON")]
 Limit = Annotated[int, Query(ge=1, le=2000)]
 Short = Annotated[str, Query(max_length=1000)]
+
+
+class Json(JSONResponse):
+    """JSON that half a surrogate pair, as a request may hold it, does not break."""
+
+    def render(self, content) -> bytes:
+        return to_line(content).encode()
 
 
 def make_app(model: Model, jobs: Jobs, graphs: Graphs, door: Door, examples: list[dict]) -> FastAPI:
@@ -65,13 +73,19 @@ def make_app(model: Model, jobs: Jobs, graphs: Graphs, door: Door, examples: lis
         redoc_url=None,
         responses=ERRORS,
         separate_input_output_schemas=False,
+        default_response_class=Json,
     )
+
+    @app.exception_handler(RequestValidationError)
+    async def say_field(request: Request, error: RequestValidationError):
+        """Where, and what was expected; not what was sent."""
+        return Json({"detail": [{name: one[name] for name in ("loc", "msg", "type")} for one in error.errors()]}, 422)
 
     @app.exception_handler(UserError)
     async def say_what(request: Request, error: UserError):
         code = 429 if isinstance(error, Busy | Full) else 503 if model.server.broken else 400
         headers = {"Retry-After": "5"} if code == 429 else None
-        return JSONResponse({"detail": hide(str(error), jobs.folder.parent)}, code, headers)
+        return Json({"detail": hide(str(error), jobs.folder.parent)}, code, headers)
 
     @app.post("/api/extract", response_model=forms.Answer, tags=["ask"])
     async def extract(question: forms.Question, request: Request, accept: Annotated[str, Header()] = ""):
@@ -80,7 +94,7 @@ def make_app(model: Model, jobs: Jobs, graphs: Graphs, door: Door, examples: lis
         """
         if len(question.text) > model.max_text:
             detail = f"the text has {len(question.text):,} characters; {model.max_text:,} are the most"
-            return JSONResponse({"detail": detail}, 413)
+            return Json({"detail": detail}, 413)
         record = make_record(model, question)
         events = answer(model, record)
         if "text/event-stream" in accept:
@@ -95,7 +109,7 @@ def make_app(model: Model, jobs: Jobs, graphs: Graphs, door: Door, examples: lis
         state = model.server.state()
         about = {"status": "failed" if state["broken"] else "ready", "engine": model.plan.engine}
         answer = about | {"model": run_name(model.plan), **state}
-        return JSONResponse(answer, 503 if state["broken"] else 200)
+        return Json(answer, 503 if state["broken"] else 200)
 
     @app.get("/api/options", tags=["ask"])
     async def options():
@@ -243,5 +257,5 @@ def _download(file: Path, name: str, after: BackgroundTask | None = None) -> Fil
     return FileResponse(file, filename=name, media_type="application/octet-stream", background=after)
 
 
-def _missing() -> JSONResponse:
-    return JSONResponse({"detail": "there is no such thing"}, 404)
+def _missing() -> Json:
+    return Json({"detail": "there is no such thing"}, 404)

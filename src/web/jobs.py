@@ -50,6 +50,7 @@ class Jobs:
 
     def add(self, upload: Path, name: str, instruction: str | None) -> dict:
         """A job made of an uploaded file; UserError for one that cannot be read, Full when too many wait."""
+        name = Path(name).name.encode("utf-8", "replace").decode()[-80:]
         with self.lock:
             if sum(job["status"] in (WAITING, RUNNING) for job in self.jobs.values()) >= self.most:
                 raise Full(f"{self.most} jobs are not finished yet; wait for one, or stop one")
@@ -59,7 +60,7 @@ class Jobs:
         try:
             records = work.take_upload(upload, name, instruction, place)
             now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-            job = {"id": identity, "name": name[-80:], "created": now, "status": WAITING, "records": records}
+            job = {"id": identity, "name": name, "created": now, "status": WAITING, "records": records}
             write_lines(place / STATE, [to_line(job)])
         except BaseException:
             shutil.rmtree(place, ignore_errors=True)

@@ -41,6 +41,7 @@ def browser():
 def page(browser, address):
     context = browser.new_context(locale="en-GB", viewport={"width": 1280, "height": 860})
     page = context.new_page()
+    page.set_default_timeout(8000)
     asked, wrong = [], []
     page.on("request", lambda request: asked.append(request.url))
     page.on("pageerror", lambda error: wrong.append(str(error)))
@@ -56,8 +57,8 @@ def page(browser, address):
 
 def ask(page, text=TEXT, relations=("位于", "高度")):
     page.fill("#text", text)
-    for chip in page.locator('#chips [aria-pressed="true"]').all():
-        chip.click()
+    while page.locator('#chips [aria-pressed="true"]').count():
+        page.locator('#chips [aria-pressed="true"]').first.click()
     page.fill("#free", "，".join(relations))
     page.click("#add")
     page.click("#go")
