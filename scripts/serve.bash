@@ -19,7 +19,7 @@ case " $* " in
         bash scripts/quickstart.bash
         adapter=$(newest)
     fi
-    chosen=(--lora_weights "$adapter")
+    chosen=(--lora_weights "$adapter" --merge_lora)
     ;;
 esac
 install requirements.txt

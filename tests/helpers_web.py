@@ -31,7 +31,15 @@ BASE = "http://127.0.0.1"
 
 def open_plan(base, *more):
     """A plan and its open model. Constrained, a random model says triples of the text."""
-    flags = ["--model_name_or_path", str(base), "--max_new_tokens", "40", "--constrain", "text", *more]
+    return _open(["--model_name_or_path", str(base), "--max_new_tokens", "40", "--constrain", "text", *more])
+
+
+def open_adapter(folder):
+    """The same of an adapter."""
+    return _open(["--lora_weights", str(folder), "--merge_lora"])
+
+
+def _open(flags):
     model_args, args = parse_serve(flags)
     plan = plan_adapter(model_args, args)
     window = choose_short_window(args.window, plan.context, args.max_new_tokens)
@@ -39,10 +47,21 @@ def open_plan(base, *more):
 
 
 @contextmanager
-def serving(opened, folder, token=None, rows=4, waiting=64, most_jobs=3, upload=2**20, text=2000, host="127.0.0.1"):
+def serving(
+    opened,
+    folder,
+    token=None,
+    rows=4,
+    waiting=64,
+    most_jobs=3,
+    upload=2**20,
+    text=2000,
+    host="127.0.0.1",
+    topics=TOPICS,
+):
     """(application, Model, Jobs, Graphs) of a server with its data in `folder`; its threads end with the block."""
     plan, model, window = opened
-    served = Model(plan, Server(plan, model, window, rows, waiting), window, text, TOPICS)
+    served = Model(plan, Server(plan, model, window, rows, waiting), window, text, topics)
     jobs = Jobs(folder / "jobs", served, most_jobs)
     graphs = Graphs(folder / "graph", folder)
     app = make_app(served, jobs, graphs, make_door(host, [], token, upload), EXAMPLES)

@@ -31,13 +31,15 @@ def ask_for(relations: list[str], wording: str = "contest", entities: list[str] 
         kinds = ENTITIES.format(entities=_listed(entities, ",")) if entities else ""
         text = OLDER.format(entities=kinds, relations=_listed(names, ","))
     else:
-        text = CONTEST.format(relations=_listed(names, ", "))
-    if read_schema(text) != names:
-        odd = next(
-            (name for name in names if not name or read_schema(CONTEST.format(relations=f"'{name}'")) != [name]), ""
-        )
+        text = _contest(names)
+    if read_schema(text) != names or any("\n" in name or "\r" in name for name in names):
+        odd = next((name for name in names if read_schema(_contest([name])) != [name] or "\n" in name), "")
         raise UserError(f"the relation {odd!r} cannot stand in a list; leave out quotes, brackets and line ends")
     return text
+
+
+def _contest(names: list[str]) -> str:
+    return CONTEST.format(relations=_listed(names, ", "))
 
 
 def _listed(names, comma: str) -> str:

@@ -1,6 +1,7 @@
 """The page in a real browser: everything a person does on it, and that it asks no other host.
 
-It needs Chromium (Debian: apt install chromium) and writes its pictures to the folder SCREENSHOTS, if that is set.
+It needs Chromium (Debian: apt install chromium). SCREENSHOTS=docs/images ADAPTER=lora/quickstart-400 writes the
+pictures of the documentation, by an adapter that has learnt something.
 """
 
 import json
@@ -10,14 +11,18 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers_web import TEXT, listening, open_plan, serving, wait_until
+from helpers import ROOT
+from helpers_web import TEXT, listening, open_adapter, open_plan, serving, wait_until
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 if CHROMIUM is None:
     pytest.skip("no Chromium is installed (Debian, Ubuntu: apt install chromium)", allow_module_level=True)
 from playwright.sync_api import expect, sync_playwright  # noqa: E402
 
-PICTURES = os.environ.get("SCREENSHOTS")
+PICTURES, ADAPTER = os.environ.get("SCREENSHOTS"), os.environ.get("ADAPTER")
+SHOWN = "东方明珠广播电视塔位于上海市浦东新区，高468米，1994年建成，由江欢成设计。"
+SAMPLE = ROOT / "data" / "sample"
+TOPICS = json.loads((SAMPLE / "relations.json").read_text(encoding="utf-8"))
 HOSTILE = "<img src=x onerror=alert(1)>"
 
 
@@ -64,11 +69,6 @@ def ask(page, text=TEXT, relations=("位于", "高度")):
     page.click("#go")
 
 
-def picture(page, name, **more):
-    if PICTURES:
-        page.screenshot(path=Path(PICTURES) / f"{name}.png", **more)
-
-
 def test_a_question_shows_marks_triples_and_a_graph(page):
     ask(page)
     expect(page.locator("ul.triples li .verdicts").first).to_be_visible()
@@ -76,7 +76,6 @@ def test_a_question_shows_marks_triples_and_a_graph(page):
     assert page.inner_text("#marked") == TEXT
     wait_until(lambda: int(page.get_attribute("#drawing", "data-edges") or 0) > 0)
     assert page.inner_text("#raw") or page.text_content("#raw").startswith("(")
-    picture(page, "web-ask")
     page.reload()  # and nothing is lost
     expect(page.locator("ul.triples li .verdicts").first).to_be_visible()
     assert page.inner_text("#marked") == TEXT
@@ -100,7 +99,7 @@ def test_names_are_shown_as_text(page):
 def test_a_question_can_be_stopped(page, address):
     ask(page, text=TEXT * 120)
     expect(page.locator("#stop")).to_be_enabled()
-    page.wait_for_function("document.getElementById('raw').textContent.length > 10")
+    page.wait_for_selector("#raw:not(:empty)")
     page.click("#stop")
     expect(page.locator("#progress")).to_have_text("stopped")
     wait_until(lambda: not address.model.server.state()["running"])
@@ -126,7 +125,6 @@ def test_verdicts_are_kept_and_seen_again(page):
     expect(page.locator(".source").first).to_contain_text(TEXT)
     page.locator(".source button").first.click()
     expect(page.locator(".source ul.triples li").first).to_be_visible()
-    picture(page, "web-graph")
     page.fill("#name", "没有这个名字")
     page.keyboard.press("Enter")
     expect(page.locator("#graph-error")).to_contain_text("没有这个名字")
@@ -149,7 +147,6 @@ def test_a_file_is_answered(page, tmp_path):
     job = page.locator('.job[data-status="finished"]').first
     expect(job).to_be_visible(timeout=15_000)
     expect(job).to_contain_text("F1")
-    picture(page, "web-batch")
     with page.expect_download() as download:
         job.get_by_text("predictions").click()
     assert len(Path(download.value.path()).read_text(encoding="utf-8").splitlines()) == 3
@@ -170,7 +167,6 @@ def test_it_fits_a_phone(browser, address):
         page.click(f"#tab-{tab}")
         assert page.evaluate("document.documentElement.scrollWidth") <= 375, tab
     page.click("#tab-ask")
-    picture(page, "web-phone", full_page=True)
     context.close()
 
 
@@ -207,3 +203,39 @@ def test_the_page_of_the_api_needs_nothing_from_elsewhere(page, address):
     card.get_by_role("button").click()
     expect(card.locator("pre")).to_contain_text("ready")
     assert re.search("/api/extract", page.inner_text("#paths"))
+
+
+@pytest.mark.skipif(not PICTURES, reason="SCREENSHOTS names no folder for pictures")
+def test_pictures_of_the_documentation(browser, tmp_path):
+    def take(page, name, **more):
+        page.wait_for_timeout(500)
+        page.screenshot(path=Path(PICTURES) / f"{name}.png", **more)
+
+    some = b"".join((SAMPLE / "valid_gold.json").read_bytes().splitlines(True)[:16])
+    plan = open_adapter(ADAPTER)
+    with serving(plan, tmp_path, rows=4, topics=TOPICS) as (app, *_), listening(app) as address:
+        page = browser.new_context(locale="zh-CN", viewport={"width": 1180, "height": 800}).new_page()
+        page.set_default_timeout(120_000)
+        page.goto(address)
+        page.wait_for_selector("body[data-ready]")
+        page.select_option("#topic", "建筑")
+        page.fill("#text", SHOWN)
+        page.click("#go")
+        page.wait_for_selector("#keep")
+        take(page, "web-ask")
+        page.click("#keep")
+        page.click("#tab-batch")
+        page.set_input_files("#file", {"name": "valid_gold.json", "mimeType": "text/plain", "buffer": some})
+        page.locator("#upload button").click()
+        page.wait_for_selector('.job[data-status="finished"]')
+        page.locator(".job details summary").click()
+        take(page, "web-batch")
+        page.get_by_role("button", name="加入图谱").last.click()
+        page.wait_for_timeout(2000)
+        page.click("#tab-graph")
+        page.locator("#about .link").first.click()
+        take(page, "web-graph")
+        page.set_viewport_size({"width": 390, "height": 780})
+        page.click("#tab-ask")
+        page.locator("#marked").scroll_into_view_if_needed()
+        take(page, "web-phone")

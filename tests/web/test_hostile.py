@@ -5,12 +5,14 @@ The suite sends some; HOSTILE_REQUESTS=1000 as many as that for all paths togeth
 
 import os
 from collections import Counter
+from contextlib import suppress
 
 import pytest
 import requests
 import schemathesis
 from helpers_web import listening, open_plan, serving
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Unsatisfiable
 
 REQUESTS = int(os.environ.get("HOSTILE_REQUESTS", "120"))
 
@@ -44,7 +46,8 @@ def test_no_request_makes_the_server_fail(server):
                 statuses[answer.status_code] += 1
                 assert answer.status_code < 500, (case.method, case.formatted_path, answer.text[:500])
 
-            send()
+            with suppress(Unsatisfiable):  # nothing is wrong with what takes nothing
+                send()
     assert statuses[200] > 5
     assert statuses[422] > 5
     assert requests.get(f"{server}/api/health").json()["status"] == "ready"
