@@ -261,3 +261,13 @@ def test_a_model_that_fails_is_said_and_waits_for_nobody(opened, tmp_path):
         assert "failed" in answer.json()["detail"]
         assert client.get("/api/health").status_code == 503
     assert not [thread for thread in threading.enumerate() if thread.name == "model"]
+
+
+def test_the_engine_batch_gives_the_same_answers_whole(opened, random_base, tmp_path):
+    found = []
+    for number, one in enumerate((opened, open_plan(random_base, "--engine", "batch"))):
+        with serving(one, tmp_path / str(number)) as (app, *_), TestClient(app, base_url=BASE) as client:
+            streamed = events(client.post("/api/extract", json=QUESTION, headers={"Accept": "text/event-stream"}).text)
+            found.append(streamed[-1][1] | {"seconds": 0})
+    assert found[0] == found[1]
+    assert [name for name, _ in streamed] == ["start", "text", "triples", "part", "done"]
