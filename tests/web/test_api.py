@@ -271,3 +271,17 @@ def test_the_engine_batch_gives_the_same_answers_whole(opened, random_base, tmp_
             found.append(streamed[-1][1] | {"seconds": 0})
     assert found[0] == found[1]
     assert [name for name, _ in streamed] == ["start", "text", "triples", "part", "done"]
+
+
+def test_questions_are_taken_in_turn_and_those_of_files_last_and_never_in_all_places(opened, tmp_path):
+    with serving(opened, tmp_path, rows=2) as (_, model, *_):
+        server, (question,) = model.server, ask_record(model.plan, RECORD, model.window)
+        for name, count, background in (("file", 3, True), ("long", 3, False), ("short", 1, False)):
+            server.ask([question._replace(text=name)] * count, print, background)
+        taken = []
+        while found := server._take(1, False):
+            (number,) = found
+            taken.append(server.running[number][0].questions[0].text)
+            if taken[-1] != "file":
+                server.running.pop(number)
+        assert taken == ["long", "short", "long", "long", "file"]  # the other place is kept for who asks next
