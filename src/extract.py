@@ -15,8 +15,6 @@ if __name__ == "__main__":
 from common.files import to_line
 from kg.tables import as_table
 from kg.wordings import ask_for
-from prediction.extracting import as_dicts, choose_short_window, extract
-from prediction.opening import plan_adapter
 from utils.args_serve import parse_extract, split_names
 
 TITLES = ("head", "relation", "tail", "in the text")
@@ -24,6 +22,10 @@ TITLES = ("head", "relation", "tail", "in the text")
 
 def main(argv=None) -> None:
     model_args, args = parse_extract(argv)
+    # Imported behind the flags, since torch takes seconds: --help and a wrong flag are answered at once.
+    from prediction.extracting import as_dicts, choose_short_window, extract
+    from prediction.opening import plan_adapter
+
     plan = plan_adapter(model_args, args)
     record = {"instruction": ask_for(split_names(args.relations), args.wording), "input": args.text}
     found = extract(plan, record, choose_short_window(args.window, plan.context, args.max_new_tokens))

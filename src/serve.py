@@ -17,10 +17,6 @@ if __name__ == "__main__":
 
 from common.files import read_json
 from common.refusals import naming
-from decoding.engines import ENGINES
-from prediction.extracting import choose_short_window
-from prediction.live import ROWS, Server
-from prediction.opening import open_model, plan_adapter
 from utils.args_serve import parse_serve
 
 SAMPLE = Path(__file__).resolve().parents[1] / "data" / "sample"
@@ -29,6 +25,11 @@ EXAMPLES = 4
 
 def main(argv=None) -> None:
     model_args, args = parse_serve(argv)
+    # Imported behind the flags, since torch takes seconds: --help and a wrong flag are answered at once.
+    from prediction.extracting import choose_short_window
+    from prediction.live import Server, choose_rows
+    from prediction.opening import open_model, plan_adapter
+
     try:
         import uvicorn
 
@@ -86,13 +87,6 @@ def listen(host: str, port: int) -> socket.socket:
         listening.close()
         raise UserError(f"--port {port}: {host} cannot be listened at ({error.strerror}); give another") from None
     return listening
-
-
-def choose_rows(plan, model, window: int) -> int:
-    """Questions answered side by side: what the memory holds, at most ROWS."""
-    rules, most = plan.serving.rules, ROWS[model.device.type]
-    choose = ENGINES[plan.engine].batch_size
-    return min(most, choose(model.config, [window] * most, rules.max_new_tokens, rules.num_beams, model.device))
 
 
 def read_examples(topics: dict) -> list[dict]:

@@ -23,6 +23,13 @@ ROWS = {"cpu": 16, "cuda": 64}  # questions answered side by side, at most
 TUNING = {"cpu": Tuning(steps=1, pass_tokens=2048), "cuda": Tuning(steps=4)}  # tokens are seen as they come
 
 
+def choose_rows(plan: Opening, model, window: int) -> int:
+    """Questions answered side by side: what the memory holds, at most ROWS."""
+    rules, most = plan.serving.rules, ROWS[model.device.type]
+    choose = ENGINES[plan.engine].batch_size
+    return min(most, choose(model.config, [window] * most, rules.max_new_tokens, rules.num_beams, model.device))
+
+
 class Busy(UserError):
     """More questions wait than may."""
 

@@ -182,7 +182,12 @@ def check_outputs(args) -> None:
 
 def parse_inference(argv=None):
     """(model, prediction) arguments of src/inference.py."""
-    model, args = parse((ModelArguments, InferenceArguments), argv)
+    return parse_adapter(InferenceArguments, argv)
+
+
+def parse_adapter(kind: type[AdapterArguments], argv=None):
+    """(model, prediction) arguments of a script whose own flags are those of `kind`."""
+    model, args = parse((ModelArguments, kind), argv)
     if args.device_map and model.max_memory_MB:
         raise UserError(
             f"--device_map {args.device_map} and --max_memory_MB {model.max_memory_MB} contradict each other: the "

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from common.errors import UserError
 from common.flags import Range, check_ranges, option
 from kg.wordings import WORDINGS, ask_for
-from utils.args_base import ModelArguments
 from utils.args_predict import AdapterArguments, parse_adapter
 
 SERVE_RANGES = {
@@ -102,9 +101,9 @@ def split_names(text: str) -> list[str]:
 
 def parse_extract(argv=None):
     """(model, extraction) arguments of src/extract.py."""
-    return parse((ModelArguments, ExtractArguments), argv)
+    return parse_adapter(ExtractArguments, argv)
 
 
 def parse_serve(argv=None):
     """(model, server) arguments of src/serve.py."""
-    return parse((ModelArguments, ServeArguments), argv)
+    return parse_adapter(ServeArguments, argv)
