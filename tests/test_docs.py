@@ -8,6 +8,7 @@ import shlex
 import subprocess
 from unittest.mock import patch
 
+import bench_web
 import pytest
 import random_base
 import sweep_rate
@@ -16,7 +17,7 @@ from transformers import HfArgumentParser
 
 from common.errors import UserError
 from models import families
-from utils import args, args_predict, args_pt, convert, gguf_to_hf, graph, score, weight_diff
+from utils import args, args_predict, args_pt, args_serve, convert, gguf_to_hf, graph, score, weight_diff
 
 READMES = ("README.md", "README_CN.md")
 WEIGHTS = ("docs/weights.md", "docs/weights_CN.md")
@@ -34,16 +35,21 @@ GRAPH = ("docs/graph.md", "docs/graph_CN.md")
 FORMATS = ("docs/formats.md", "docs/formats_CN.md")
 BY_NAME = ("docs/bases.md", "docs/bases_CN.md")
 ARCHITECTURE = ("docs/architecture.md", "docs/architecture_CN.md")
-PAIRS = [READMES, WEIGHTS, PTUNING, MEMORY, MANY_CARDS, PREDICTION, FORMATS, GRAPH, ARCHITECTURE, BY_NAME, *MODELS]
+WEB = ("docs/web.md", "docs/web_CN.md")
+TASKS = [WEIGHTS, PTUNING, MANY_CARDS, PREDICTION, FORMATS, GRAPH, WEB]
+PAIRS = [READMES, *TASKS, MEMORY, ARCHITECTURE, BY_NAME, *MODELS]
 PAGES = [name for pair in PAIRS for name in pair]
 TEXT = {name: (ROOT / name).read_text(encoding="utf-8") for name in PAGES}
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.bash"))
 RUNNABLE = [name for name in SCRIPTS if re.match(r"fine_|infer_|run_inference", name)]
 PARSERS = {
+    "scripts/bench_web.py": bench_web.read_flags,
     "scripts/random_base.py": random_base.parse,
     "scripts/sweep_rate.py": sweep_rate.read_flags,
     "src/test_finetune.py": args.parse_finetune,
     "src/inference.py": args_predict.parse_inference,
+    "src/extract.py": args_serve.parse_extract,
+    "src/serve.py": args_serve.parse_serve,
     "src/finetuning_pt.py": args_pt.parse_ptuning,
     "src/inference_pt.py": args_pt.parse_ptuning_inference,
     "src/utils/gguf_to_hf.py": gguf_to_hf.parse,
@@ -56,7 +62,7 @@ COMMANDS_OF_FILES = {
 }
 PTUNING_ARGUMENTS = (args_pt.TunedModelArguments, args_pt.PtuningArguments)
 PTUNING_INFERENCE = (args_pt.OriginalModelArguments, args_pt.PtuningInferenceArguments)
-OTHER_PROGRAMS = ("hf", "pip", "source")  # and `python3 -m venv`: nothing of this project
+OTHER_PROGRAMS = ("hf", "pip", "source", "curl")  # and `python3 -m venv`: nothing of this project
 USERS_OWN = ("data/train.json", "data/valid.json")  # paths under models/, lora/, result/, results/ are not looked for
 
 
@@ -157,7 +163,7 @@ def actions(parser):
 
 @pytest.mark.parametrize(
     ("pair", "least"),
-    [(READMES, 10), *((pair, 5) for pair in (WEIGHTS, PTUNING, MANY_CARDS, PREDICTION, FORMATS, GRAPH, *MODELS))],
+    [(READMES, 10), *((pair, 5) for pair in (*TASKS, *MODELS))],
 )
 def test_both_have_the_same_headings_and_code_blocks(pair, least):
     levels = [re.findall(r"^(#+) ", prose(TEXT[name]), re.MULTILINE) for name in pair]
@@ -264,7 +270,12 @@ def test_the_tables_of_p_tuning_have_every_flag_with_its_default(name):
 def test_every_flag_in_the_prose_exists(name, capsys):
     known = {*actions(parser_of("")), *actions(parser_of("## Prediction"))}
     known |= {*actions(HfArgumentParser(PTUNING_ARGUMENTS)), *actions(HfArgumentParser(PTUNING_INFERENCE))}
+    known |= {
+        *actions(HfArgumentParser(args_serve.ServeArguments)),
+        *actions(HfArgumentParser(args_serve.ExtractArguments)),
+    }
     known |= {"--model", "--tokenizer", "--counting"}  # of scripts/random_base.py
+    known |= {"--url", "--people", "--rounds", "--length"}  # of scripts/bench_web.py
     known |= {"--jobs"}  # of scripts/sweep_rate.py
     known |= {"--help", "--help_all", "--master_port", "--nocheck"}  # of torchrun, and fire's way to say --check False
     known |= {"--nproc_per_node", "--nnodes", "--node_rank", "--master_addr"}  # of torchrun, too

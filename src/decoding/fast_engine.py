@@ -9,8 +9,8 @@ import math
 import sys
 from bisect import bisect
 from collections import Counter, deque
-from collections.abc import Iterator
-from itertools import accumulate, islice
+from collections.abc import Callable, Iterator
+from itertools import accumulate, islice, product
 from typing import NamedTuple
 
 import torch
@@ -49,6 +49,16 @@ class Tuning(NamedTuple):
 
 
 MEASURED = Tuning()
+
+
+class Live(NamedTuple):
+    """Where prompts come from while others are answered, for a server."""
+
+    room: int  # tokens, prompts and answers together, of all records at work
+    # (free rows, whether nothing is at work) -> number -> prompt of so many at most; it may wait where nothing is at
+    # work; None: no more will come
+    more: Callable
+    took: Callable  # (number, tokens of its answer so far) -> whether it shall go on
 
 
 def why_not(serving: Serving) -> str | None:
@@ -150,9 +160,13 @@ def answers(
     rules: Rules,
     tuning: Tuning = MEASURED,
     limits: Limits | None = None,
+    live: Live | None = None,
 ) -> Iterator[dict[int, Answer | Failure]]:
-    """The engine: see engines.py. Out of memory it begins anew with half as many rows."""
-    if not waiting:
+    """The engine: see engines.py. Out of memory it begins anew with half as many rows.
+
+    `live`: more prompts come from there, until it says that there will be none.
+    """
+    if not waiting and not live:
         return
     if model.device.type == "cuda":
         torch.cuda.set_device(model.device)  # which streams, graphs and Triton take
@@ -163,14 +177,15 @@ def answers(
     waiting = laid.prompts
     left, size, count = dict(waiting), rules.batch_size, Counter()
     try:
-        while left:
-            size = min(size, len(left))
+        while left or live:
+            size = size if live else min(size, len(left))
             try:
                 now = rules._replace(batch_size=size)
-                for made in _answers(model, codec, dict(left), now, count, tuning, limits, laid):
+                for made in _answers(model, codec, dict(left), now, count, tuning, limits, laid, live, left):
                     for number in made:
                         del left[number]
                     yield made
+                live = None  # there is no more to come
                 continue
             except Exception as error:
                 if not is_out_of_memory(error):
@@ -180,6 +195,8 @@ def answers(
                 size //= 2
                 say(f"\nbatch_size: {size} (out of memory)")
                 continue
+            if not left:
+                raise MemoryError(ALONE)
             longest = next(iter(left))
             del left[longest]
             yield {longest: Failure(ALONE)}
@@ -191,16 +208,27 @@ def answers(
         model.set_attn_implementation(usual)
 
 
-def _answers(model, codec, waiting: dict, rules: Rules, count: Counter, tuning: Tuning, limits, laid: Laid):
-    """One attempt of `answers`; adds the tokens of prompts to `count`: computed, copied."""
+def _answers(
+    model,
+    codec,
+    waiting: dict,
+    rules: Rules,
+    count: Counter,
+    tuning: Tuning,
+    limits,
+    laid: Laid,
+    live: Live | None,
+    left: dict,
+):
+    """One attempt of `answers`; adds the tokens of prompts to `count`: computed, copied; those that come to `left`."""
     budgets, walks = {number: _budget(codec, ids, rules) for number, ids in waiting.items()}, limits and Walks(limits)
-    places, needs = _make_places(model, rules, waiting, tuning, budgets, laid)
+    places, needs = _make_places(model, rules, waiting, tuning, budgets, laid, live)
     beside, steps = _stream_beside(places), make_steps(model, places, tuning.enough)
     every = tuning.watched if walks and not beside else tuning.steps
     queue, prompts = deque(waiting), dict(waiting)
     said, sure = ({number: [] for number in waiting} for _ in range(2))  # new tokens, and their probabilities
     busy, finished = {}, {}  # row -> number; number -> its tokens, or Failure
-    while queue or busy:
+    while queue or busy or live:
         if finished and not beside:
             yield _cut(laid, finished, sure, rules, walks)
             finished = {}
@@ -211,6 +239,17 @@ def _answers(model, codec, waiting: dict, rules: Rules, count: Counter, tuning: 
             made = decode(places, size, steps[size], every, walks and walks.mend(busy, places))
         if finished:  # a card is not waited for: it decodes while answers are put on disk, and new prompts computed
             yield _cut(laid, finished, sure, rules, walks)
+        if live:  # what is done has been handed over
+            parts = waiting, prompts, needs, budgets, said, sure, *([walks.states] if walks else [])
+            for part, number in product(parts, said.keys() - {*queue, *busy.values()}):
+                part.pop(number, None)
+            came = live.more(len(places.tokens) - len(busy) - len(queue), not busy and not queue)
+            live = None if came is None else live
+            for number, ids in (came or {}).items():
+                left[number] = waiting[number] = prompts[number] = ids
+                budgets[number] = _budget(codec, ids, rules)
+                needs[number], said[number], sure[number] = len(ids) + budgets[number], [], []
+                queue.append(number)
         with torch.cuda.stream(beside):  # None: no other one
             finished, started = _start(model, prompts, queue, places, needs, tuning.pass_tokens, laid)
         free = []
@@ -220,9 +259,10 @@ def _answers(model, codec, waiting: dict, rules: Rules, count: Counter, tuning: 
             new = new[: min(budgets[number], most) - before]
             said[number] = ids = said[number] + (walks.take(number, new) if walks else new)
             sure[number] = [*sure[number], *chances][: len(ids)]
+            how = laid.reader(number), ids, before, rules, tuning.block
             if _is_broken(codec, ids[max(0, before - 1) :]):
                 finished[number] = Failure(NOT_FINITE)
-            elif _has_ended(laid.reader(number), ids, before, rules, tuning.block, budgets[number]):
+            elif _has_ended(*how, budgets[number]) or (live and not live.took(number, ids)):
                 finished[number] = ids
             elif len(ids) == most:  # it goes on, with all the room that it may need, when its turn comes again
                 prompts[number], needs[number] = prompt + ids, len(prompt) + budgets[number]
@@ -295,7 +335,7 @@ def _stream_beside(places: Places):
 
 
 def _make_places(
-    model, rules: Rules, waiting: dict[int, list[int]], tuning: Tuning, budgets: dict[int, int], laid: Laid
+    model, rules: Rules, waiting: dict, tuning: Tuning, budgets: dict[int, int], laid: Laid, live: Live | None
 ) -> tuple[Places, dict[int, int]]:
     """Places for a batch of records of average length, and the tokens that each needs: all that it may have, or `ahead`
     new ones at first where so few fit that a card would mostly read weights.
@@ -305,6 +345,8 @@ def _make_places(
         gc.collect()  # of an earlier use
         torch.cuda.empty_cache()
     needs = {number: len(ids) + budgets[number] for number, ids in waiting.items()}
+    if live:
+        return Places(model, size, live.room, tuning.shared, rules.confidence), needs
     longest, mean, fit = max(needs.values()), sum(needs.values()) / len(needs), room(model.config, model.device, tuning)
     if fit < 0.9 * min(size, tuning.enough) * (mean + learnt):
         needs = {number: len(ids) + min(budgets[number], tuning.ahead) for number, ids in waiting.items()}

@@ -20,6 +20,11 @@ class Laid(NamedTuple):
     learnt: list = ()  # keys and values of each layer, (tokens, heads, size), in front of every record
 
 
+def takes_more(model, codec) -> bool:
+    """Whether prompts can come while others are answered: they are their ids alone, as they stand."""
+    return not (hasattr(codec, "lay_out") or hasattr(model, "sees_prompts_whole") or hasattr(model, "learnt_prefix"))
+
+
 def lay_out(model, codec, waiting: dict[int, list[int]]) -> Laid:
     """The prompts as the model takes them: a codec whose prompts are more than their ids lays them out by itself."""
     own = getattr(codec, "lay_out", None)

@@ -54,7 +54,8 @@ def plan_adapter(model_args, args, processes: int = 1) -> Opening:
         run.pop("base", None)  # a fully fine-tuned model is its own base
     lacking = "no run.json beside --lora_weights names the base; give its"
     base = _choose_base("model_name_or_path", model_args, run, lacking, source)
-    check_apart(args.output_file, base, adapter)
+    if args.output_file:
+        check_apart(args.output_file, base, adapter)
     chosen = _choose_family(base, model_args, run, source)
     template = choose_template(args.prompt_template_name, run, chosen.template_name, _where(source))
     device = choose_device(args.device)

@@ -171,12 +171,16 @@ def row_of(task: Task, number: int, answer: Answer, rules: Rules) -> dict:
     each of its triples is.
     """
     row = {"output": answer.text, "finish_reason": answer.finish_reason, "budget": rules.max_new_tokens}
-    if answer.sure is not None:
-        question = task.questions[number]
-        names = read_schema(task.records[question.record]["instruction"])
-        chances = mean_probabilities(parse(answer.text, names, question.text), answer.text, answer.sure)
-        row["confidence"] = [round(chance, 4) for chance in chances]
-    return row
+    question = task.questions[number]
+    return row | confidence_of(answer, task.records[question.record]["instruction"], question.text)
+
+
+def confidence_of(answer: Answer, instruction: str, text: str) -> dict:
+    """How likely each triple of an answer is, as the field of a row; nothing where nobody asked for it."""
+    if answer.sure is None:
+        return {}
+    chances = mean_probabilities(parse(answer.text, read_schema(instruction), text), answer.text, answer.sure)
+    return {"confidence": [round(chance, 4) for chance in chances]}
 
 
 def cut_short(row: dict | None, ids: list[int], codec, rules: Rules) -> bool:

@@ -123,11 +123,9 @@ class AnswerArguments(AskedFlags, PrecisionFlags):
 
 
 @dataclass
-class InferenceArguments(NarrowFlags, AnswerArguments):
-    """Prediction."""
+class AdapterArguments(NarrowFlags, AnswerArguments):
+    """What answers: a base alone or with an adapter."""
 
-    input_file: str = option("data/valid.json", "records to predict: JSON lines or a JSON list")
-    output_file: str = option("results/results_valid.json", "where the records go, each with its output")
     lora_weights: str | None = option(None, "folder of a LoRA adapter; left out: the base alone")
     prompt_template_name: str | None = option(
         None, "default: what the adapter was trained with (run.json), else the family's", "--prompt_template"
@@ -162,6 +160,17 @@ class InferenceArguments(NarrowFlags, AnswerArguments):
             raise UserError("--fp8 and --engine vllm contradict each other; drop one of them")
         if self.merge_lora and not self.lora_weights:
             raise UserError("--merge_lora without --lora_weights: there is no adapter to merge; drop it")
+
+
+@dataclass
+class InferenceArguments(AdapterArguments):
+    """Prediction."""
+
+    input_file: str = option("data/valid.json", "records to predict: JSON lines or a JSON list")
+    output_file: str = option("results/results_valid.json", "where the records go, each with its output")
+
+    def __post_init__(self):
+        super().__post_init__()
         check_outputs(self)
 
 
@@ -174,7 +183,12 @@ def check_outputs(args) -> None:
 
 def parse_inference(argv=None):
     """(model, prediction) arguments of src/inference.py."""
-    model, args = parse((ModelArguments, InferenceArguments), argv)
+    return parse_adapter(InferenceArguments, argv)
+
+
+def parse_adapter(kind: type[AdapterArguments], argv=None):
+    """(model, prediction) arguments of a script whose own flags are those of `kind`."""
+    model, args = parse((ModelArguments, kind), argv)
     if args.device_map and model.max_memory_MB:
         raise UserError(
             f"--device_map {args.device_map} and --max_memory_MB {model.max_memory_MB} contradict each other: the "

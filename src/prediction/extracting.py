@@ -1,0 +1,102 @@
+"""One text asked for triples, and what came of it; for the page, its API and the command line."""
+
+from typing import NamedTuple
+
+from common.errors import UserError
+from data.asking import turn
+from decoding.answers import Answer, Failure, plan_batches
+from decoding.constrained import make_limits
+from decoding.engines import ENGINES
+from kg.schema import read_schema
+from kg.triples import Triple, parse
+from prediction.opening import Opening, open_model
+from prediction.predicting import confidence_of
+from prediction.questions import Question, ask_all, make_rows, permit
+
+WINDOW = 768  # tokens of a prompt where the base's context leaves more
+
+
+class Found(NamedTuple):
+    """What a model said about a text."""
+
+    triples: list[Triple]
+    confidence: list[float] | None  # of each triple, where it was asked for
+    output: str
+    finish_reason: str
+    failed: list[str]  # why parts of the text have no answer
+
+
+def choose_short_window(asked: int | None, context: int | None, max_new_tokens: int) -> int:
+    """Tokens of the longest prompt: as asked by --window, else WINDOW, or less where the base's context leaves less.
+
+    UserError where it leaves nothing.
+    """
+    most = None if context is None else context - max_new_tokens
+    if most is not None and most < 1:
+        raise UserError(
+            f"--max_new_tokens {max_new_tokens} leaves nothing of the base's context of {context} tokens; lower it"
+        )
+    return asked or min(WINDOW, most or WINDOW)
+
+
+def ask_record(plan: Opening, record: dict, window: int) -> list[Question]:
+    """The questions about a record; UserError where none can be asked."""
+    questions = ask_all(plan, [record], window)
+    if not any(question.ids for question in questions):
+        raise UserError(questions[0].reason)
+    return questions
+
+
+def read_part(plan: Opening, question: Question, text: str) -> list[Triple]:
+    """The triples that an answer, or its beginning, says, head first."""
+    found = parse(text, read_schema(question.instruction), question.text)
+    return [turn(triple) for triple in found] if plan.asking.tail_first else found
+
+
+def put_together(plan: Opening, record: dict, questions: list[Question], answers: dict[int, Answer | Failure]) -> Found:
+    """What the answers to a record's questions, by their numbers, say together."""
+    rows, failed = {}, []
+    for number, answer in answers.items():
+        if isinstance(answer, Failure):
+            failed.append(answer.reason)
+            continue
+        rows[number] = {"output": answer.text, "finish_reason": answer.finish_reason}
+        rows[number] |= confidence_of(answer, record["instruction"], questions[number].text)
+    (row,) = make_rows([record], questions, rows, plan.asking)
+    triples = parse(row["output"], read_schema(record["instruction"]), record["input"])
+    return Found(triples, row.get("confidence"), row["output"], row["finish_reason"], list(dict.fromkeys(failed)))
+
+
+def extract(plan: Opening, record: dict, window: int) -> Found:
+    """Open the model and ask it for one record. UserError when nothing was answered."""
+    questions = ask_record(plan, record, window)
+    asked = {number: question.ids for number, question in enumerate(questions) if question.ids}
+    model = open_model(plan, list(asked.values()))
+    numbers, lengths = list(asked), [len(ids) for ids in asked.values()]
+    order = [numbers[at] for batch in plan_batches(lengths, 1) for at in batch]
+    rules = plan.serving.rules._replace(batch_size=plan.serving.batch_size or min(8, len(order)))
+    limited = make_limits(plan.pieces, plan.codec.eos_id, permit(plan, questions)) if rules.constrain else None
+    more, answers = {"limits": limited} if limited else {}, {}
+    for made in ENGINES[plan.engine].answers(model, plan.codec, {n: asked[n] for n in order}, rules, **more):
+        answers |= made
+    found = put_together(plan, record, questions, answers)
+    if found.failed and not found.output:
+        raise UserError(found.failed[0])
+    return found
+
+
+def as_dicts(found: Found, text: str) -> list[dict]:
+    """The triples as objects: head, relation, tail, where head and tail first stand in the text ([first character, the
+    one behind the last], None: nowhere), whether one was completed, and the confidence where there is one.
+    """
+    rows = []
+    for number, triple in enumerate(found.triples):
+        at = {f"{end}_at": _place(name, text) for end, name in (("head", triple.head), ("tail", triple.tail))}
+        row = {**triple._asdict(), **at, "completed": None in at.values()}
+        rows.append(row | ({"confidence": found.confidence[number]} if found.confidence else {}))
+    return rows
+
+
+def _place(name: str, text: str) -> list[int] | None:
+    start = text.find(name)
+    return [start, start + len(name)] if name and start >= 0 else None

@@ -1,0 +1,109 @@
+"""The arguments of src/extract.py and src/serve.py: a model that is asked for single texts."""
+
+import ipaddress
+from dataclasses import dataclass
+
+from common.errors import UserError
+from common.flags import Range, check_ranges, option
+from kg.wordings import WORDINGS, ask_for
+from utils.args_predict import AdapterArguments, parse_adapter
+
+SERVE_RANGES = {
+    "port": Range(0, 65535),
+    "max_text": Range(1),
+    "max_upload_MB": Range(1, 10_000),
+    "max_waiting": Range(1, 100_000),
+    "max_jobs": Range(1, 10_000),
+}
+SHORTEST_TOKEN = 16  # characters
+
+
+@dataclass
+class TextArguments(AdapterArguments):
+    """What both have."""
+
+    output_file = ""  # nothing is written beside what is read
+
+    def __post_init__(self):
+        super().__post_init__()
+        for flag, given, instead in (
+            ("--retry_length", self.retry_length, "raise --max_new_tokens"),
+            ("--votes", self.votes > 1, "src/inference.py has votes"),
+            ("--engine vllm", self.engine == "vllm", "leave it out"),
+        ):
+            if given:
+                raise UserError(f"{flag}: not for single texts; {instead}")
+
+
+@dataclass
+class ExtractArguments(TextArguments):
+    """One sentence."""
+
+    text: str | None = option(None, "the text to find triples in")
+    relations: str | None = option(None, "the relations to look for, with commas between them: 位于,类型")
+    wording: str = option("contest", "of the question: one of the contest's two", choices=list(WORDINGS))
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("text", "relations"):
+            if getattr(self, name) is None:
+                raise UserError(f"--{name} is missing; e.g. --text 东方明珠位于上海。 --relations 位于,高度")
+        try:
+            ask_for(split_names(self.relations))
+        except UserError as error:
+            raise UserError(f"--relations {self.relations:.60}: {error}") from None
+
+
+@dataclass
+class ServeArguments(TextArguments):
+    """The page."""
+
+    host: str = option(
+        "127.0.0.1", "the address to listen at; any but this machine's own (127.0.0.1, ::1, localhost) needs --token"
+    )
+    port: int = option(7860, "the port to listen at; 0: any that is free")
+    token: str | None = option(None, f"who shows it may use the page and the API; {SHORTEST_TOKEN} characters or more")
+    allow_host: str | None = option(
+        None, "with --host: names by which browsers reach this machine, with commas between them (kg.example.org)"
+    )
+    data_dir: str = option("results/web", "folder of jobs, corrections and the graph")
+    store: str | None = option(None, "folder of the graph, as graph.py has it; default: graph in --data_dir")
+    max_text: int = option(20_000, "most characters of a text that is asked about")
+    max_upload_MB: int = option(64, "most megabytes of a file")
+    max_waiting: int = option(256, "most questions that wait; who asks then is told to come again (429)")
+    max_jobs: int = option(20, "most jobs that are not finished")
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_ranges(self, SERVE_RANGES)
+        if not is_own(self.host) and self.token is None:
+            raise UserError(f"--host {self.host} without --token: others could use it; give --token, or drop --host")
+        if self.token is not None and (len(self.token) < SHORTEST_TOKEN or not self.token.isascii()):
+            raise UserError(
+                f"--token: expected {SHORTEST_TOKEN} ASCII characters or more; openssl rand -hex 16 makes some"
+            )
+        if self.allow_host is not None and is_own(self.host):
+            raise UserError("--allow_host without --host: only this machine's own browsers reach it; drop it")
+
+
+def is_own(host: str) -> bool:
+    """Whether an address is reached from this machine alone."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def split_names(text: str) -> list[str]:
+    """The names in a text with Chinese or English commas between them."""
+    return [name.strip() for name in text.replace("，", ",").replace("、", ",").split(",") if name.strip()]
+
+
+def parse_extract(argv=None):
+    """(model, extraction) arguments of src/extract.py."""
+    return parse_adapter(ExtractArguments, argv)
+
+
+def parse_serve(argv=None):
+    """(model, server) arguments of src/serve.py."""
+    return parse_adapter(ServeArguments, argv)

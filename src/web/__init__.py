@@ -1,0 +1,1 @@
+"""The page and its API: FastAPI over a model that prediction/live.py serves."""

@@ -1,0 +1,66 @@
+"""Verdicts on triples: kept line by line, made training records, and the wordings these ask in."""
+
+import json
+
+import pytest
+from helpers import ROOT
+
+from common.errors import UserError
+from kg.judging import append_verdicts, read_verdicts, right_triples, write_corrections
+from kg.schema import read_schema
+from kg.wordings import ask_for
+
+
+def said(*triples, text="文本", complete=True, relations=("位于",)):
+    known = {"topic": "建筑", "entities": [], "wording": "contest"}
+    return {"text": text, "complete": complete, "relations": list(relations), "triples": list(triples), **known}
+
+
+def test_the_last_verdict_of_a_triple_counts_and_half_a_line_is_not_read(tmp_path):
+    file = tmp_path / "verdicts.jsonl"
+    append_verdicts(file, said(["accept", ["甲", "位于", "乙"], None], ["add", ["丙", "位于", "丁"], None]))
+    append_verdicts(file, said(["reject", ["甲", "位于", "乙"], None]))
+    append_verdicts(file, said(["correct", ["甲", "位于", "戊"], ["甲", "属于", "戊"]], complete=False))
+    with open(file, "a", encoding="utf-8") as half:
+        half.write('{"text": "文')
+    found = read_verdicts(file)["文本"]
+    assert right_triples(found) == [("丙", "位于", "丁"), ("甲", "属于", "戊")]
+    assert write_corrections(file, tmp_path / "corrections.jsonl") == 0
+    append_verdicts(file, said(["accept", ["己", "位于", "庚"], None]))  # in place of the half line
+    assert right_triples(read_verdicts(file)["文本"])[-1] == ("己", "位于", "庚")
+
+
+def test_records_ask_for_what_was_asked_and_answered(tmp_path):
+    file, target = tmp_path / "verdicts.jsonl", tmp_path / "corrections.jsonl"
+    append_verdicts(file, said(["correct", ["甲", "位于", "乙"], ["甲", "属于", "乙"]], relations=("位于", "高度")))
+    append_verdicts(file, said(["reject", ["甲", "位于", "乙"], None], text="另一段"))
+    assert write_corrections(file, target) == 2
+    first, second = map(json.loads, target.read_text(encoding="utf-8").splitlines())
+    assert read_schema(first["instruction"]) == ["位于", "高度", "属于"]
+    assert first["output"] == "(甲,属于,乙)"
+    assert (second["output"], second["kg"]) == ("NAN", [])
+
+
+def test_the_wordings_are_those_of_the_sample():
+    topics = json.loads((ROOT / "data" / "sample" / "relations.json").read_text(encoding="utf-8"))
+    lines = (ROOT / "data" / "sample" / "train.json").read_text(encoding="utf-8").splitlines()
+    seen = set()
+    for record in map(json.loads, lines):
+        wording = "older" if record["instruction"].startswith("使用") else "contest"
+        seen.add(wording)
+        entities = topics[record["cate"]]["entities"]
+        made = ask_for(read_schema(record["instruction"]), wording, entities)
+        if wording == "contest":
+            assert made == record["instruction"]
+        else:  # the order of the kinds is drawn there
+            assert sorted(made) == sorted(record["instruction"])
+    assert seen == {"contest", "older"}
+
+
+@pytest.mark.parametrize(
+    "names", [[], ["位于', '高度"], ["甲\n乙"], [" "], ["长" * 61], [f"关系{n}" for n in range(101)]]
+)
+def test_names_that_cannot_stand_in_a_list_are_refused(names):
+    for wording in ("contest", "older"):
+        with pytest.raises(UserError):
+            ask_for(names, wording)

@@ -1,0 +1,287 @@
+"""The page's API: what it answers, what it refuses, and that a file goes on after a restart."""
+
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx2 as httpx
+import pytest
+from fastapi.testclient import TestClient
+from helpers_web import BASE, QUESTION, RECORD, TEXT, listening, open_plan, serving, wait_until
+
+from data.records import load_training
+from prediction.extracting import ask_record, put_together
+from prediction.live import Busy
+from web.jobs import FINISHED, RUNNING, STOPPED
+
+
+@pytest.fixture(scope="module")
+def opened(random_base):
+    return open_plan(random_base)
+
+
+@pytest.fixture
+def client(opened, tmp_path):
+    with serving(opened, tmp_path) as (app, model, jobs, graphs), TestClient(app, base_url=BASE) as client:
+        client.model, client.jobs, client.graphs = model, jobs, graphs
+        yield client
+
+
+def events(text):
+    blocks = [block.split("\n") for block in text.split("\n\n") if block.strip()]
+    return [(lines[0].removeprefix("event: "), json.loads(lines[1].removeprefix("data: "))) for lines in blocks]
+
+
+def finished(client, job):
+    return wait_until(lambda: (found := client.get(f"/api/jobs/{job['id']}").json())["status"] == FINISHED and found)
+
+
+def upload(client, name, text, **form):
+    return client.post("/api/jobs", files={"file": (name, text.encode())}, data=form)
+
+
+def test_an_answer_comes_whole_or_as_it_is_made(client):
+    whole = client.post("/api/extract", json=QUESTION)
+    assert whole.status_code == 200
+    found = whole.json()
+    assert found["triples"]
+    assert {one["relation"] for one in found["triples"]} <= {"位于", "高度"}
+    for one in found["triples"]:
+        start, end = one["head_at"]
+        assert TEXT[start:end] == one["head"]
+    streamed = events(client.post("/api/extract", json=QUESTION, headers={"Accept": "text/event-stream"}).text)
+    names = [name for name, _ in streamed]
+    assert names[0] == "start"
+    assert names[-1] == "done"
+    assert names.count("text") > 3  # as it is made
+    assert streamed[-1][1] | {"seconds": 0} == found | {"seconds": 0, "triples": streamed[-1][1]["triples"]}
+    assert "".join(data["text"] for name, data in streamed if name == "text") == found["output"]
+    seen = [triple for name, data in streamed if name == "triples" for triple in data["triples"]]
+    assert seen == [[one["head"], one["relation"], one["tail"]] for one in found["triples"]]
+
+
+def test_a_long_text_is_asked_in_windows_and_both_wordings_are_known(client):
+    long = client.post("/api/extract", json={**QUESTION, "text": TEXT * 60, "topic": "建筑", "wording": "older"})
+    assert long.status_code == 200, long.text
+    assert long.json()["parts"] > 1
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "says"),
+    [
+        ({**QUESTION, "text": "字" * 2001}, 413, "2,000"),
+        ({**QUESTION, "relations": []}, 422, "relations"),
+        ({**QUESTION, "relations": ["位于', '高度"]}, 400, "quotes"),
+        ({**QUESTION, "text": " \n"}, 400, "empty"),
+        ({**QUESTION, "text": "\ud800"}, 422, ""),
+        ({**QUESTION, "temperature": 1}, 422, "temperature"),
+    ],
+)
+def test_what_cannot_be_asked_is_said(client, body, status, says):
+    answer = client.post("/api/extract", content=json.dumps(body), headers={"Content-Type": "application/json"})
+    assert answer.status_code == status, answer.text
+    assert says in answer.text
+
+
+def test_fifty_at_a_time_all_get_their_own_answer(opened, tmp_path):
+    texts = [f"{number}号楼位于上海市第{number}街，高{number}米。" for number in range(50)]
+    with serving(opened, tmp_path) as (app, model, _, _), listening(app) as address:
+
+        def ask(text):
+            return httpx.post(f"{address}/api/extract", json={**QUESTION, "text": text}, timeout=60).json()["output"]
+
+        alone = [ask(text) for text in texts[:5]]
+        with ThreadPoolExecutor(50) as people:
+            together = list(people.map(ask, texts))
+        assert together[:5] == alone
+        assert len(together) == 50
+        assert model.server.state()["waiting"] == model.server.state()["running"] == 0
+        assert not model.server.limits.asked  # nothing is kept of them
+
+
+def test_too_many_are_told_to_come_again(opened, tmp_path):
+    with serving(opened, tmp_path, rows=1, waiting=2) as (app, model, _, _):
+        questions = ask_record(model.plan, RECORD, model.window)
+        answers = {}
+        for number in range(2):  # its thread does not work yet
+            model.server.ask(questions, lambda _, value, number=number: answers.update({number: value}))
+        with pytest.raises(Busy, match="come|again"):
+            model.server.ask(questions, answers.update)
+        with TestClient(app, base_url=BASE) as client:
+            wait_until(lambda: len(answers) == 2 and not any(isinstance(one, str) for one in answers.values()))
+            assert client.post("/api/extract", json=QUESTION).status_code == 200
+        assert put_together(model.plan, RECORD, questions, {0: answers[0]}).triples
+
+
+def test_a_reader_who_leaves_stops_the_model_and_blocks_nobody(random_base, tmp_path):
+    opened = open_plan(random_base, "--max_new_tokens", "1200", "--constrain", "relations")
+    with serving(opened, tmp_path, rows=1) as (app, model, _, _), listening(app) as address:
+        with httpx.stream(
+            "POST", f"{address}/api/extract", json=QUESTION, headers={"Accept": "text/event-stream"}, timeout=30
+        ) as answer:
+            lines = answer.iter_lines()
+            while not next(lines).startswith("event: text"):
+                pass
+        started = time.time()
+        wait_until(lambda: not model.server.state()["running"])
+        assert time.time() - started < 2
+        assert httpx.get(f"{address}/api/health").json()["status"] == "ready"
+
+
+def test_a_file_is_answered_scored_and_brought_into_the_graph(client):
+    records = [{**RECORD, "id": number, "kg": [["东方明珠", "位于", "上海市"]]} for number in range(3)]
+    job = upload(client, "../../valid.jsonl", "\n".join(map(json.dumps, records)))
+    assert job.status_code == 202, job.text
+    done = finished(client, job.json())
+    assert done["records"] == 3
+    assert set(done["files"]) == {"predictions", "submission", "graph", "score"}
+    assert set(done["score"]) > {"f1", "contest", "by_relation"}
+    rows = client.get(f"/api/jobs/{done['id']}/files/predictions")
+    assert [json.loads(line)["id"] for line in rows.text.splitlines()] == [0, 1, 2]
+    assert "attachment" in rows.headers["content-disposition"]
+    answer = client.post(f"/api/jobs/{done['id']}/graph")
+    assert answer.json()["added"] == 3, answer.text
+    assert client.get("/api/graph").json()["edges"]
+    assert client.delete(f"/api/jobs/{done['id']}").status_code == 200
+    assert client.get(f"/api/jobs/{done['id']}").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "form", "says"),
+    [
+        ("a.txt", "一行\n\n另一行\n", {"relations": "位于，高度"}, None),
+        ("a.csv", "cate,text\n建筑,东方明珠位于上海。\n", {"relations": "位于"}, None),
+        ("a.csv", "甲,乙\n1,2\n", {"relations": "位于"}, "column"),
+        ("a.json", '[{"text": "东方明珠位于上海"}]', {}, "relations"),
+        ("a.jsonl", '{"input": 3}', {"relations": "位于"}, "a.jsonl:1"),
+        ("a.exe", "x", {}, ".jsonl"),
+        ("a.txt", "x" * (2**20 + 5), {"relations": "位于"}, "larger"),
+    ],
+)
+def test_uploads_of_many_kinds(client, name, text, form, says):
+    answer = upload(client, name, text, **form)
+    if says is None:
+        assert answer.status_code == 202, answer.text
+        assert finished(client, answer.json())["triples"] >= 0
+    else:
+        assert answer.status_code in (400, 413)
+        assert says in answer.json()["detail"]
+        assert str(client.jobs.folder) not in answer.text
+        assert not list(client.jobs.folder.iterdir())
+
+
+def test_a_job_that_a_restart_broke_off_goes_on(opened, tmp_path):
+    lines = "\n".join(f"第{number}座楼位于上海。" for number in range(40))
+    with serving(opened, tmp_path, rows=2) as (app, _, jobs, _), TestClient(app, base_url=BASE) as client:
+        job = upload(client, "many.txt", lines, relations="位于").json()
+        wait_until(lambda: client.get(f"/api/jobs/{job['id']}").json()["done"] > 3)
+        before = jobs.folder / job["id"] / "predictions.json.partial"
+    kept = len(before.read_text(encoding="utf-8").splitlines()) - 1
+    assert kept > 0
+    with serving(opened, tmp_path) as (app, model, jobs, _):
+        assert jobs.list_all()[0]["status"] in ("waiting", RUNNING)
+        with TestClient(app, base_url=BASE) as client:
+            assert finished(client, job)["records"] == 40
+        assert model.server.answered < 40
+
+
+def test_a_job_can_be_stopped_resumed_and_is_one_of_few(client):
+    lines = "\n".join(f"第{number}座楼位于上海。" for number in range(300))
+    jobs = [upload(client, f"{name}.txt", lines, relations="位于").json() for name in "甲乙丙"]
+    assert upload(client, "丁.txt", lines, relations="位于").status_code == 429
+    for job in jobs:
+        assert client.post(f"/api/jobs/{job['id']}/stop").json()["status"] == STOPPED
+    assert client.post(f"/api/jobs/{jobs[0]['id']}/stop").status_code == 400
+    assert client.post("/api/extract", json=QUESTION).status_code == 200
+    assert client.post(f"/api/jobs/{jobs[1]['id']}/resume").json()["status"] in ("waiting", RUNNING)
+    client.post(f"/api/jobs/{jobs[1]['id']}/stop")
+
+
+def test_a_short_question_does_not_wait_for_a_file(opened, tmp_path):
+    lines = "\n".join(f"第{number}座楼位于上海。" for number in range(400))
+    with serving(opened, tmp_path, rows=2) as (app, model, _, _), TestClient(app, base_url=BASE) as client:
+        job = upload(client, "many.txt", lines, relations="位于").json()
+        wait_until(lambda: model.server.state()["running"])
+        for _ in range(3):
+            assert client.post("/api/extract", json=QUESTION).status_code == 200
+        assert client.get(f"/api/jobs/{job['id']}").json()["status"] == RUNNING
+
+
+def test_verdicts_change_the_graph_and_become_training_records(client):
+    right, wrong, other = ["东方明珠", "位于", "上海市"], ["东方明珠", "高度", "4米"], ["东方明珠", "高度", "468米"]
+    assert client.post("/api/graph/records", json={"text": TEXT, "triples": [right, wrong]}).json()["added"] == 1
+    said = {**QUESTION, "triples": [{"verdict": "accept", "triple": right}]}
+    assert client.post("/api/corrections", json=said).json()["records"] == 0  # not all of it is judged
+    assert (
+        client.post("/api/corrections", json={**said, "triples": [{"verdict": "correct", "triple": wrong}]}).status_code
+        == 400
+    )
+    said = {**said, "complete": True, "triples": [{"verdict": "correct", "triple": wrong, "to": other}]}
+    assert client.post("/api/corrections", json=said).json()["records"] == 1
+    view = client.get("/api/graph", params={"name": "东方明珠"}).json()
+    names = [node["name"] for node in view["nodes"]]
+    triples = {(names[edge["head"]], edge["relation"], names[edge["tail"]]): edge for edge in view["edges"]}
+    assert set(triples) == {tuple(right), tuple(other)}
+    runs = {source["run"] for source in triples[tuple(right)]["sources"]}
+    assert "corrections" in runs
+    source = next(one for one in triples[tuple(right)]["sources"] if one["run"] != "corrections")
+    record = client.get("/api/graph/record", params={"run": source["run"], "id": json.dumps(source["id"])}).json()
+    assert record == {"text": TEXT, "topic": "", "triples": [right]}
+    file = client.graphs.folder / "corrections.jsonl"
+    (learnt,) = load_training(file)
+    assert (learnt["input"], learnt["kg"]) == (TEXT, [right, other])
+    assert client.get("/api/corrections").text == file.read_text(encoding="utf-8")
+    assert client.post("/api/verdicts", data={"text": TEXT}).json() == {
+        "right": [right, other],
+        "wrong": [wrong],
+        "complete": True,
+    }
+    assert client.get("/api/graph/names", params={"part": "明珠"}).json() == ["东方明珠"]
+    missing = client.get("/api/graph", params={"name": "明珠"})
+    assert missing.status_code == 400
+    assert "东方明珠" in missing.json()["detail"]
+
+
+def test_the_graph_can_be_had_in_every_form(client):
+    forms = client.get("/api/options").json()["formats"]
+    assert client.get(f"/api/graph/files/{forms[0]}").status_code == 400
+    client.post("/api/graph/records", json={"text": TEXT, "triples": [["东方明珠", "位于", "上海市"]]})
+    for form in forms:
+        answer = client.get(f"/api/graph/files/{form}")
+        assert answer.status_code == 200, form
+        assert len(answer.content) > 20
+    assert client.get("/api/graph/stats").json()["triples"] == 1
+
+
+def test_a_model_that_fails_is_said_and_waits_for_nobody(opened, tmp_path):
+    with serving((opened[0], None, opened[2]), tmp_path) as (app, _, _, _), TestClient(app, base_url=BASE) as client:
+        answer = client.post("/api/extract", json=QUESTION)
+        assert answer.status_code == 503, answer.text
+        assert "failed" in answer.json()["detail"]
+        assert client.get("/api/health").status_code == 503
+    assert not [thread for thread in threading.enumerate() if thread.name == "model"]
+
+
+def test_the_engine_batch_gives_the_same_answers_whole(opened, random_base, tmp_path):
+    found = []
+    for number, one in enumerate((opened, open_plan(random_base, "--engine", "batch"))):
+        with serving(one, tmp_path / str(number)) as (app, *_), TestClient(app, base_url=BASE) as client:
+            streamed = events(client.post("/api/extract", json=QUESTION, headers={"Accept": "text/event-stream"}).text)
+            found.append(streamed[-1][1] | {"seconds": 0})
+    assert found[0] == found[1]
+    assert [name for name, _ in streamed] == ["start", "text", "triples", "part", "done"]
+
+
+def test_questions_are_taken_in_turn_and_those_of_files_last_and_never_in_all_places(opened, tmp_path):
+    with serving(opened, tmp_path, rows=2) as (_, model, *_):
+        server, (question,) = model.server, ask_record(model.plan, RECORD, model.window)
+        for name, count, background in (("file", 3, True), ("long", 3, False), ("short", 1, False)):
+            server.ask([question._replace(text=name)] * count, print, background)
+        taken = []
+        while found := server._take(1, False):
+            (number,) = found
+            taken.append(server.running[number][0].questions[0].text)
+            if taken[-1] != "file":
+                server.running.pop(number)
+        assert taken == ["long", "short", "long", "long", "file"]  # the other place is kept for who asks next
