@@ -6,7 +6,7 @@ have the same shapes, and on a card each is captured as a CUDA graph and replaye
 
 import gc
 import math
-from bisect import bisect
+from bisect import bisect, bisect_left
 from collections import Counter, deque
 from collections.abc import Iterator
 from itertools import accumulate, islice
@@ -38,6 +38,7 @@ class Tuning(NamedTuple):
 
     steps: int = 8  # tokens made between two looks at what is finished
     watched: int = 1  # the same on a CPU where answers are constrained: a row computes in vain what is not permitted
+    drafted: int = 2  # the same on a CPU with drafts, where a step may make many
     block: int = 64  # new tokens of a record between two looks for loops
     pass_tokens: int = 12288  # of one pass over new prompts
     most: int = 512  # rows on a card
@@ -47,6 +48,9 @@ class Tuning(NamedTuple):
 
 
 MEASURED = Tuning()
+# On a card, by whether heads share keys and values: from so many rows on, most tokens of a draft. By arithmetic: so
+# many more are multiplied in the time in which weights, keys and values are read.
+DRAFTS = {False: ((128, 3), (32, 4), (0, 7)), True: ((128, 0), (32, 3), (0, 7))}
 
 
 def why_not(serving: Serving) -> str | None:
@@ -115,6 +119,18 @@ def choose_rows(
     return max(1, min(tuning.most, len(lengths), max(whole, min(short, tuning.enough))))
 
 
+def choose_drafts(config, rows: int, device: torch.device, tuning: Tuning = MEASURED) -> tuple[int, str]:
+    """Most tokens of a draft for so many records at a time, and why."""
+    if device.type != "cuda":
+        return 8, "a CPU computes some tokens in the time of one; beside many rows only the likeliest"
+    config = config.get_text_config()
+    heads = config.num_attention_heads
+    shared = (getattr(config, "num_key_value_heads", None) or heads) < heads
+    words = f"{rows} rows, keys and values {'shared by heads' if shared else 'of each head'}"
+    most = next(most for least, most in DRAFTS[shared] if rows >= least)
+    return most, f"{words}: {'a step mostly reads' if most else 'a step mostly computes'}"
+
+
 def room(config, device: torch.device, tuning: Tuning) -> float:
     """Tokens whose keys and values the free memory of a card holds beside a pass; on a CPU any number."""
     if device.type != "cuda":
@@ -176,6 +192,8 @@ def answers(
         if count["copied"]:
             computed, copied = count["computed"], count["copied"]
             say(f"\nprompts: {computed:,} tokens computed, {copied:,} copied from prompts that begin alike")
+        if rules.drafts and count["steps"]:
+            say(f"\ndrafts: {count['said'] / count['steps']:.2f} tokens a step of a record")
     finally:
         model.set_attn_implementation(usual)
 
@@ -185,7 +203,8 @@ def _answers(model, codec, waiting: dict[int, list[int]], rules: Rules, count: C
     budget, walks = rules.max_new_tokens, limits and Walks(limits)
     places, needs = _make_places(model, rules, waiting, tuning)
     beside, steps = _stream_beside(places), make_steps(model, places, tuning.enough)
-    every = tuning.watched if walks and not beside else tuning.steps
+    looks = [tuning.watched] * bool(walks) + [tuning.drafted] * bool(rules.drafts)
+    every = tuning.steps if beside or not looks else min(looks)
     queue, prompts = deque(waiting), dict(waiting)
     said, sure = ({number: [] for number in waiting} for _ in range(2))  # new tokens, and their probabilities
     busy, finished = {}, {}  # row -> number; number -> its tokens, or Failure
@@ -203,12 +222,14 @@ def _answers(model, codec, waiting: dict[int, list[int]], rules: Rules, count: C
         with torch.cuda.stream(beside):  # None: no other one
             finished, started = _start(model, prompts, queue, places, needs, tuning.pass_tokens)
         free = []
-        for (row, number), (new, chances) in zip(busy.items(), made.of(list(busy)) if busy else (), strict=True):
+        for (row, number), (new, chances, ends) in zip(busy.items(), made.of(list(busy)) if busy else (), strict=True):
             before, prompt = len(said[number]), waiting[number]
             most = needs[number] - len(prompt) + 1  # that it has room for: the newest token is not kept yet
             new = new[: min(budget, most) - before]
             said[number] = ids = said[number] + (walks.take(number, new) if walks else new)
             sure[number] = [*sure[number], *chances][: len(ids)]
+            count["said"] += len(ids) - before
+            count["steps"] += 1 + bisect_left(ends, len(ids) - before)  # those behind the end do not count
             if _is_broken(codec, ids[max(0, before - 1) :]):
                 finished[number] = Failure(NOT_FINITE)
             elif _has_ended(codec, ids, before, rules, tuning.block):
@@ -288,7 +309,9 @@ def _make_places(model, rules: Rules, waiting: dict[int, list[int]], tuning: Tun
     if fit < 0.9 * min(size, tuning.enough) * mean:
         needs = {number: len(ids) + min(budget, tuning.ahead) for number, ids in waiting.items()}
         mean = sum(needs.values()) / len(needs)
-    return Places(model, size, max(longest, int(min(size * mean, fit))), tuning.shared, rules.confidence), needs
+    beside = rules.drafts  # tokens of each stretch
+    count = max(longest + beside, int(min(size * (mean + beside), fit)))
+    return Places(model, size, count, tuning.shared, rules.confidence, rules.drafts, longest), needs
 
 
 def _start(model, prompts: dict, queue: deque, places: Places, needs: dict, most: int) -> tuple[dict, Started | None]:

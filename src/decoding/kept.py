@@ -1,5 +1,6 @@
 """Keys and values of many records, one behind the other in one tensor a layer, and the attention that reads them."""
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from loading.shape import kept_shape
 from ops import available
 
 NAME = "kept"  # of the attention, among those of transformers
+FEW = 16  # tokens of a record in a pass, as drafts are, on a CPU
 
 
 class Spans(NamedTuple):
@@ -66,10 +68,11 @@ def _attention(module, query, key, value, mask, scaling=None, sliding_window=Non
     parts = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     if query.device.type != "cuda":
         return _attend_each(*parts, spans, scaling, sliding_window)[None], None
-    if spans.most == 1 and not available.why_not("decode_attention", query.device, query.dtype):
+    alike = query.shape[2] == len(spans.seen) * spans.most  # all records have as many tokens in the pass
+    if alike and not available.why_not("decode_attention", query.device, query.dtype):
         from ops.decode_attention import attend, serves  # Triton, which comes with torch where there are cards
 
-        if serves(query.shape[1], key.shape[1], query.shape[-1]):
+        if serves(query.shape[1], key.shape[1], query.shape[-1], spans.most):
             return attend(*parts, spans.keys, spans.seen, scaling, sliding_window)[None], None
     bounds = spans.queries, spans.keys, spans.most, key.shape[2]
     seen = {"scale": scaling, "seqused_k": spans.seen, "window_size_left": sliding_window and sliding_window - 1}
@@ -84,12 +87,13 @@ def _attend_each(query, key, value, spans: Spans, scale: float | None, window: i
         rows, end = last - first, start + seen
         begin = start if window is None else max(start, end - rows - window + 1)  # none of them sees those before
         parts = query[first:last], key[begin:end], value[begin:end]
-        out[first:last] = _attend_once(*parts, scale) if rows == 1 else _attend_many(*parts, scale, window)
+        attend = _attend_once if rows == 1 else _attend_few if rows <= FEW else _attend_many
+        out[first:last] = attend(*parts, scale, window)
         first = last
     return out
 
 
-def _attend_once(query, key, value, scale: float | None):
+def _attend_once(query, key, value, scale: float | None, window: int | None):
     """A record's one new token: heads that share keys are rows of one product, and a row alone stands twice, for in 16
     bits torch multiplies several rows many times faster than one (docs/log.md).
     """
@@ -99,6 +103,26 @@ def _attend_once(query, key, value, scale: float | None):
     rows = rows if share > 1 else rows.expand(-1, 2, -1)
     made = scaled_dot_product_attention(rows[None], key.transpose(0, 1)[None], value.transpose(0, 1)[None], scale=scale)
     return made[0, :, :share].reshape(query.shape)
+
+
+def _attend_few(query, key, value, scale: float | None, window: int | None):
+    """A record's newest token and drafts behind it: all of them, with all heads that share keys, are rows of one
+    product, each with what it sees.
+    """
+    count, (kept, size) = len(query), key.shape[1:]
+    rows = query.view(count, kept, -1, size).transpose(0, 1).reshape(1, kept, -1, size)
+    mask = _mask_few(count, len(key), query.shape[1] // kept, window, query.dtype)
+    parts = (part.transpose(0, 1)[None] for part in (key, value))
+    made = scaled_dot_product_attention(rows, *parts, attn_mask=mask, scale=scale)
+    return made.view(kept, count, -1, size).transpose(0, 1).reshape(query.shape)
+
+
+@lru_cache(maxsize=256)  # the same in all layers of a pass
+def _mask_few(count: int, seen: int, share: int, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+    """What is added to the scores of the last `count` of `seen` tokens, `share` heads of each: (count * share, seen)"""
+    there = torch.ones(count, seen, dtype=torch.bool).tril(seen - count)
+    there = there if window is None else there.triu(seen - count - window + 1)
+    return torch.zeros(count, seen, dtype=dtype).masked_fill(~there, -torch.inf).repeat_interleave(share, 0)
 
 
 def _attend_many(query, key, value, scale: float | None, window: int | None):

@@ -1,5 +1,6 @@
-"""Attention of one new token a record, on a card: the time it takes is that of reading keys and values, each of them
-once for all heads that share it, which torch's fused attention, made for many queries, does slower (docs/log.md).
+"""Attention of one new token a record, or of a few, on a card: the time it takes is that of reading keys and values,
+each of them once for all rows that see it, which torch's fused attention, made for many queries, does slower
+(docs/log.md).
 """
 
 import torch
@@ -8,27 +9,32 @@ import triton.language as tl
 
 TOKENS = 32  # read at a time
 ROWS = 16  # of the smallest product of matrices: the heads that share keys, the rest of them empty
+MOST_ROWS = 64  # of the largest: so many numbers a row are kept in registers
 
 
 def attend(query, key, value, starts, seen, scale: float, window: int | None = None):
-    """(records, heads, size) from as much, where record i sees seen[i] of the (tokens, kept heads, size) from starts[i]
-    on, of them the last `window` alone (None: all); up to ROWS heads share a kept one.
+    """(records * new, heads, size) from as much: the last `new` tokens of each record, in their order. Record i sees
+    seen[i] of the (tokens, kept heads, size) from starts[i] on, each of its tokens those up to itself, of them the last
+    `window` alone (None: all).
 
-    `size` is a power of 2, 16 or more.
+    `size` is a power of 2, 16 or more; `new` times the heads that share a kept one are MOST_ROWS at most.
     """
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
-    records, heads, size = query.shape
-    kept = key.shape[1]
+    tokens, heads, size = query.shape
+    records, kept = len(seen), key.shape[1]
+    new, share = tokens // records, heads // kept
+    rows = max(ROWS, triton.next_power_of_2(new * share))
     strides = query.stride(0), query.stride(1)
-    more = {"num_warps": 2 if size <= 128 else 4, "num_stages": 3 if size <= 128 else 2}  # what an older card holds
-    sizes = kept, heads // kept, size, TOKENS, ROWS, window or 0
+    narrow = size <= 128
+    more = {"num_warps": 2 if narrow and rows == ROWS else 4, "num_stages": 3 if narrow else 2}  # an older card's room
+    sizes = kept, share, size, TOKENS, rows, window or 0, new
     _attend[(kept, records)](query, key, value, out, starts, seen, scale, *strides, *sizes, **more)
     return out
 
 
-def serves(heads: int, kept: int, size: int) -> bool:
+def serves(heads: int, kept: int, size: int, new: int = 1) -> bool:
     """Whether the kernel knows these shapes."""
-    return heads <= ROWS * kept and size >= 16 and size & (size - 1) == 0
+    return new * heads <= (ROWS if new == 1 else MOST_ROWS) * kept and size >= 16 and size & (size - 1) == 0
 
 
 def try_out(device: torch.device, dtype: torch.dtype) -> None:
@@ -41,18 +47,22 @@ def try_out(device: torch.device, dtype: torch.dtype) -> None:
 def _attend(
     query, key, value, out, starts, seen, scale, record_stride, head_stride,
     kept: tl.constexpr, share: tl.constexpr, size: tl.constexpr, tokens: tl.constexpr, rows: tl.constexpr,
-    window: tl.constexpr,
+    window: tl.constexpr, new: tl.constexpr,
 ):  # fmt: skip
-    """The heads of one record that share a kept one: their softmax is built up while keys and values pass by."""
+    """The heads of one record's new tokens that share a kept one: their softmax is built up while keys and values pass
+    by. The heads of one token are rows one behind the other.
+    """
     head, record = tl.program_id(0), tl.program_id(1)
     first, count = tl.load(starts + record).to(tl.int64), tl.load(seen + record)
     if window > 0:
-        unseen = tl.maximum(count - window, 0)
+        unseen = tl.maximum(count - new + 1 - window, 0)  # by the first of the new tokens, and so by all
         first, count = first + unseen, count - unseen
     unit, token, row = tl.arange(0, size), tl.arange(0, tokens), tl.arange(0, rows)
-    mine = (row < share)[:, None]
-    heads = (head * share + row)[:, None]
-    asked = tl.load(query + record * record_stride + heads * head_stride + unit[None, :], mask=mine, other=0.0)
+    mine = (row < share * new)[:, None]
+    heads = (head * share + row % share)[:, None]
+    asked_by = (record * new + row // share)[:, None].to(tl.int64)
+    limit = count - new + 1 + row // share  # of what each row sees
+    asked = tl.load(query + asked_by * record_stride + heads * head_stride + unit[None, :], mask=mine, other=0.0)
     highest, total = tl.full([rows], -float("inf"), tl.float32), tl.zeros([rows], tl.float32)
     mean = tl.zeros([rows, size], tl.float32)
     for begin in range(0, count, tokens):
@@ -60,11 +70,19 @@ def _attend(
         at = (((first + begin + token) * kept + head) * size)[:, None] + unit[None, :]
         keys = tl.load(key + at, mask=there[:, None], other=0.0)
         values = tl.load(value + at, mask=there[:, None], other=0.0)
-        score = tl.where(there[None, :], tl.dot(asked, tl.trans(keys)) * scale, -float("inf"))
+        sees = there[None, :]
+        if new > 1:
+            sees = sees & ((begin + token)[None, :] < limit[:, None])
+            if window > 0:
+                sees = sees & ((begin + token)[None, :] >= limit[:, None] - window)
+        score = tl.where(sees, tl.dot(asked, tl.trans(keys)) * scale, -float("inf"))
         higher = tl.maximum(highest, tl.max(score, 1))
-        weight, shrink = tl.exp(score - higher[:, None]), tl.exp(highest - higher)
+        shift = higher
+        if new > 1 and window > 0:
+            shift = tl.where(higher == -float("inf"), 0.0, higher)  # of a row that has seen nothing yet
+        weight, shrink = tl.exp(score - shift[:, None]), tl.exp(highest - shift)
         total = total * shrink + tl.sum(weight, 1)
         mean = tl.dot(weight.to(values.dtype), values, mean * shrink[:, None])
         highest = higher
-    at = (record * kept * share + heads) * size + unit[None, :]
+    at = asked_by * (kept * share * size) + heads * size + unit[None, :]
     tl.store(out + at, (mean / total[:, None]).to(out.dtype.element_ty), mask=mine)
