@@ -5,6 +5,7 @@ looked up at once by operations on tensors of fixed shapes: on a card they are p
 """
 
 import torch
+from torch.nn.functional import pad
 
 NONE = -1  # stands where there is no token; no id
 
@@ -20,10 +21,10 @@ def look_up(texts: torch.Tensor, newest: torch.Tensor, longest: int, count: int)
     at = torch.arange(texts.shape[1], device=texts.device)
     alive = at < newest[:, None]
     score = torch.zeros_like(texts)
-    for back in range(longest):
+    for back in range(min(longest, texts.shape[1])):
         last = texts.gather(1, (newest - back).clamp(min=0)[:, None])
         same = (texts == last) & (newest >= back)[:, None]
-        alive = alive & (same if back == 0 else torch.nn.functional.pad(same[:, :-back], (back, 0)))
+        alive = alive & pad(same[:, : texts.shape[1] - back], (back, 0))
         score = score + alive
     best = (score * texts.shape[1] + at).max(1).values
     matched, place = best // texts.shape[1], best % texts.shape[1]
