@@ -18,9 +18,8 @@ from decoding.places import BROKEN, Place, Places
 class Drafting(NamedTuple):
     """How tokens are proposed to the steps of so many rows."""
 
-    most: int  # tokens of a row
-    whole: bool  # whether every row has as many, NONE among them, so that shapes are fixed
-    least: int = 1  # last tokens that have to have stood before
+    counts: tuple[int, ...]  # tokens of a row of which 1, 2, … last ones stood before; the last number is of all more
+    whole: bool = False  # whether every row has as many, NONE among them, so that shapes are fixed
     longest: int = 4  # last tokens that are looked up
 
 
@@ -65,9 +64,22 @@ def compute(
     spans = (part.to(kept.device, torch.int32) for part in (bounds, pad(starts, (0, 1)), lengths))
     last = (bounds[1:] - 1).to(kept.device)
     logits = _pass(model, kept, *given, Spans(*spans, int(max(new))), logits_to_keep=last)
-    tokens = logits.argmax(-1)
+    tokens = _likeliest(logits)
     chances = chances_of(logits, tokens) if places.sure is not None else None
     return tokens.masked_fill(_are_broken(logits, tokens), BROKEN), chances
+
+
+def _likeliest(logits: torch.Tensor) -> torch.Tensor:
+    """argmax of each row, the first of equals, or of NaN. On a CPU torch's own looks at one number after the other; the
+    largest of a block it finds by many at once, several times faster.
+    """
+    size = logits.shape[-1]
+    block = next((block for block in range(1024, 127, -1) if size % block == 0), None)
+    if logits.device.type != "cpu" or block is None:
+        return logits.argmax(-1)
+    blocks = logits.reshape(len(logits), -1, block)
+    best = blocks.amax(-1).argmax(-1)
+    return best * block + blocks[torch.arange(len(logits)), best].argmax(-1)
 
 
 def _are_broken(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -118,8 +130,9 @@ def decode(places: Places, rows: int, step: Callable, steps: int, mend: Callable
     return Made(torch.stack(tokens, 1), torch.stack(chances, 1) if chances else None)
 
 
-# On a CPU: steps of so many rows (None: more) have drafts of so many tokens, where so many last ones stood before.
-FEWER = ((2, 8, 1), (8, 5, 2), (None, 4, 2))
+# On a CPU: in steps of so many rows (None: more) the tokens of a draft where one last token stood before, and where
+# two or more did; from how often drafts are right and what a pass costs (docs/log.md).
+COUNTS = ((2, (15, 15)), (4, (5, 6)), (8, (2, 4)), (16, (1, 2)), (None, (0, 1)))
 
 
 def choose_drafting(places: Places, size: int) -> Drafting | None:
@@ -129,10 +142,9 @@ def choose_drafting(places: Places, size: int) -> Drafting | None:
     if not places.drafts:
         return None
     if places.tokens.device.type == "cuda":
-        return Drafting(places.drafts, whole=True)
-    return next(
-        Drafting(min(places.drafts, most), False, least) for rows, most, least in FEWER if rows is None or size <= rows
-    )
+        return Drafting((places.drafts,), whole=True)
+    counts = next(counts for rows, counts in COUNTS if rows is None or size <= rows)
+    return Drafting(tuple(min(places.drafts, count) for count in counts))
 
 
 @torch.inference_mode()
@@ -143,11 +155,13 @@ def make_step(model, places: Places, size: int):
     """
     tokens, positions, starts = places.tokens[:size], places.positions[:size], places.starts[:size]
     said, drafting = places.said[:size], choose_drafting(places, size)
+    if drafting:
+        most, counts = max(drafting.counts), torch.tensor([0, *drafting.counts], device=tokens.device)
 
     def step() -> tuple[torch.Tensor, torch.Tensor]:
         spans = Spans(places.each[: size + 1], pad(starts, (0, 1)).int(), (positions + 1).int(), 1)
         logits = _pass(model, places.kept, tokens, positions, starts + positions, spans)
-        chosen = logits.argmax(-1)
+        chosen = _likeliest(logits)
         tokens.copy_(chosen)
         said[:, 0].copy_(chosen).masked_fill_(_are_broken(logits, chosen), BROKEN)  # seen when answers are handed over
         if places.sure is not None:
@@ -156,8 +170,9 @@ def make_step(model, places: Places, size: int):
         return logits, places.each[:size]
 
     def step_with_drafts() -> tuple[torch.Tensor, torch.Tensor]:
-        drafts, matched = look_up(places.texts[:size], positions, drafting.longest, drafting.most)
-        return _verify(model, places, drafts.masked_fill((matched < drafting.least)[:, None], NONE), drafting.whole)
+        drafts, matched = look_up(places.texts[:size], positions, drafting.longest, most)
+        beyond = torch.arange(most, device=drafts.device) >= counts[matched.clamp(max=len(counts) - 1)][:, None]
+        return _verify(model, places, drafts.masked_fill(beyond, NONE), drafting.whole)
 
     step = step_with_drafts if drafting else step
     if tokens.device.type != "cuda":
@@ -206,7 +221,7 @@ def _verify(model, places: Places, drafts: torch.Tensor, whole: bool) -> tuple[t
     spans = Spans(bounds.int(), pad(starts, (0, 1)).int(), (positions + counts).int(), most)
     ids, inside, kept_at = (part.flatten()[index] for part in (given.clamp(min=0), at, starts[:, None] + at))
     logits = _pass(model, places.kept, ids, inside, kept_at, spans)
-    chosen = logits.argmax(-1)
+    chosen = _likeliest(logits)
 
     def spread(numbers: torch.Tensor, empty: float) -> torch.Tensor:
         """One number a token as (size, most of a row)."""

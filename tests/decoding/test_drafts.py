@@ -54,7 +54,9 @@ def propose(request, monkeypatch):
     as many as there are, or all of them as many, as the graphs of a card need it.
     """
     if request.param:
-        monkeypatch.setattr(passes, "choose_drafting", lambda places, size: Drafting(places.drafts, True))
+        monkeypatch.setattr(
+            passes, "choose_drafting", lambda places, size: Drafting((places.drafts,), whole=request.param)
+        )
 
     def look_up(known, texts, newest, longest, count):
         drafts = torch.full((len(texts), count), NONE)
@@ -196,6 +198,15 @@ def test_a_record_whose_logits_are_not_finite_fails_alone(tiny, said, propose):
         made = fast(bad, codec, prompts, rules._replace(drafts=4))
         assert made == fast(bad, codec, prompts, rules)
         assert any(isinstance(one, Failure) for one in made) == (new == NEW)
+
+
+@pytest.mark.parametrize("size", [1500, 2048, 1013])  # 1013 has no blocks
+def test_the_likeliest_token_is_the_first_of_equals(size):
+    torch.manual_seed(0)
+    logits = torch.randn(40, size).to(torch.bfloat16)  # so few numbers that there are equals
+    logits[3, 700], logits[3, 900], logits[4] = math.nan, math.nan, -math.inf
+    assert torch.equal(passes._likeliest(logits), logits.argmax(-1))
+    assert any((row == row.max()).sum() > 1 for row in logits)
 
 
 def test_the_script_says_what_was_drafted_and_writes_the_same(tmp_path, capsys):
