@@ -39,6 +39,7 @@ class Tuning(NamedTuple):
     steps: int = 8  # tokens made between two looks at what is finished
     watched: int = 1  # the same on a CPU where answers are constrained: a row computes in vain what is not permitted
     drafted: int = 2  # the same on a CPU with drafts, where a step may make many
+    together: int = 4  # on a CPU with drafts: rows that wait until their prompts are computed by one reading of weights
     block: int = 64  # new tokens of a record between two looks for loops
     pass_tokens: int = 12288  # of one pass over new prompts
     most: int = 512  # rows on a card
@@ -219,8 +220,10 @@ def _answers(model, codec, waiting: dict[int, list[int]], rules: Rules, count: C
             made = decode(places, size, steps[size], every, walks and walks.mend(busy, places))
         if finished:  # a card is not waited for: it decodes while answers are put on disk, and new prompts computed
             yield _cut(codec, finished, sure, rules, walks)
+        wait = busy and not beside and rules.drafts and rules.batch_size - len(busy) < min(tuning.together, len(queue))
         with torch.cuda.stream(beside):  # None: no other one
-            finished, started = _start(model, prompts, queue, places, needs, tuning.pass_tokens)
+            more = ({}, None) if wait else _start(model, prompts, queue, places, needs, tuning.pass_tokens)
+        finished, started = more
         free = []
         for (row, number), (new, chances, ends) in zip(busy.items(), made.of(list(busy)) if busy else (), strict=True):
             before, prompt = len(said[number]), waiting[number]

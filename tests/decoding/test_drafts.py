@@ -21,7 +21,7 @@ from decoding.lookup import NONE
 from decoding.passes import Drafting
 from tokens.codec import Codec
 
-NEW = 40
+NEW = 24
 
 
 def fast(model, codec, prompts, rules, limits=None, **tuning):
@@ -73,7 +73,7 @@ def propose(request, monkeypatch):
     return lambda known: monkeypatch.setattr(passes, "look_up", partial(look_up, known))
 
 
-@pytest.mark.parametrize("drafts", [1, 3, 8])
+@pytest.mark.parametrize("drafts", [1, 6])
 def test_answers_are_those_without_drafts(tiny, said, drafts, propose, capsys):
     """Whoever shares the rows, and where a draft holds the end of an answer."""
     model, codec, prompts = tiny
@@ -81,18 +81,18 @@ def test_answers_are_those_without_drafts(tiny, said, drafts, propose, capsys):
     for eos in (codec.eos_id, said[0][len(prompts[0]) + 17]):
         own = Codec(**{**vars(codec), "eos_id": eos})
         alone = [cut_answer(own, ids[len(prompt) :]) for ids, prompt in zip(said, prompts, strict=True)]
-        for size, steps in ((1, 1), (3, 3), (7, 2)):
+        for size, steps in ((1, 1), (3, 3)):
             rules = Rules(NEW, batch_size=size, drafts=drafts)
             made = fast(model, own, prompts, rules, steps=steps, drafted=steps, shared=1 if steps == 1 else 16)
             assert made == alone, (size, steps)
-            assert 1.3 < tokens_a_step(capsys.readouterr().err) < 1 + drafts
+            assert 1.2 < tokens_a_step(capsys.readouterr().err) < 1 + drafts
     assert len({answer.tokens for answer in alone}) > 1
 
 
 def test_loops_and_answers_that_are_cut_are_those_without(tiny, said, propose, monkeypatch):
     model, codec, prompts = tiny
     propose(said)
-    for new in (1, 2, 5, 11):
+    for new in (1, 5):
         rules = Rules(new, batch_size=3)
         assert fast(model, codec, prompts, rules._replace(drafts=5)) == fast(model, codec, prompts, rules)
     codec = SimpleNamespace(decode=lambda ids: "(a,b,c)" * (len(ids) // 9), eos_id=codec.eos_id)  # a loop from 18 on
@@ -116,11 +116,11 @@ def test_layers_that_see_only_the_last_tokens(tiny, model_type, window, propose,
             torch.nn.init.normal_(parameter, std=0.3)
     model.generation_config.eos_token_id, model.config._attn_implementation = codec.eos_id, "sdpa"
     prompts = prompts[:3]
-    known = greedy(model, prompts, 24)
+    known = greedy(model, prompts, 16)
     propose(known)
     alone = [cut_answer(codec, ids[len(prompt) :]) for ids, prompt in zip(known, prompts, strict=True)]
     for size in (1, 3):
-        assert fast(model, codec, prompts, Rules(24, batch_size=size, drafts=4)) == alone
+        assert fast(model, codec, prompts, Rules(16, batch_size=size, drafts=4)) == alone
         assert tokens_a_step(capsys.readouterr().err) > 1.3
 
 
@@ -176,14 +176,13 @@ def test_constrained_answers_are_those_without(tiny, propose, monkeypatch, capsy
     answers = [list(map(int, answer.text.split())) for answer in expected]
     for known in (answers, [list(map(int, answer.text.split())) for answer in free]):  # what is refused, too
         propose([prompt + ids for prompt, ids in zip(prompts, known, strict=True)])
-        for watched in (1, 4):
-            made = fast(model, codec, prompts, rules._replace(drafts=4), limits, watched=watched, drafted=4)
-            told = capsys.readouterr().err
-            assert known is not answers or tokens_a_step(told) > 1.2
-            assert [one._replace(sure=None) for one in made] == [one._replace(sure=None) for one in expected]
-            for mine, other in zip(made, expected, strict=True):
-                chances = ([chance for _, chance in one.sure] for one in (mine, other))
-                assert next(chances) == pytest.approx(next(chances), abs=2e-4)
+        watched = 1 if known is answers else 4
+        made = fast(model, codec, prompts, rules._replace(drafts=4), limits, watched=watched, drafted=4)
+        assert tokens_a_step(capsys.readouterr().err) > (1.2 if known is answers else 1)
+        assert [one._replace(sure=None) for one in made] == [one._replace(sure=None) for one in expected]
+        for mine, other in zip(made, expected, strict=True):
+            chances = ([chance for _, chance in one.sure] for one in (mine, other))
+            assert next(chances) == pytest.approx(next(chances), abs=2e-4)
 
 
 def test_a_record_whose_logits_are_not_finite_fails_alone(tiny, said, propose):
