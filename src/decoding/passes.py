@@ -4,6 +4,7 @@ Each gives the likeliest tokens and, where the places ask for it, how likely the
 """
 
 from collections.abc import Callable
+from itertools import compress
 from typing import NamedTuple
 
 import torch
@@ -33,14 +34,15 @@ class Made(NamedTuple):
 
     def of(self, rows: list[int]) -> list[tuple[list[int], list[float], list[int]]]:
         """For each of the rows its tokens, their probabilities, if any, and how many there were after each step."""
-        tokens = self.tokens[rows].cpu()
-        there = tokens != NONE
-        ends = there.sum(-1).cumsum(-1).tolist()
-        chances = [None] * len(rows) if self.chances is None else self.chances[rows].cpu()
-        return [
-            (said[mine].tolist(), [] if sure is None else sure[mine].tolist(), end)
-            for said, mine, sure, end in zip(tokens, there, chances, ends, strict=True)
-        ]
+        steps = self.tokens[rows].cpu()
+        ends = (steps != NONE).sum(-1).cumsum(-1).tolist()
+        tokens = steps.flatten(1).tolist()
+        chances = [[]] * len(rows) if self.chances is None else self.chances[rows].flatten(1).tolist()
+        made = []
+        for said, sure, end in zip(tokens, chances, ends, strict=True):
+            there = [token != NONE for token in said]
+            made.append((list(compress(said, there)), list(compress(sure, there)), end))
+        return made
 
 
 @torch.inference_mode()
