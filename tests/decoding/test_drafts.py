@@ -53,10 +53,12 @@ def propose(request, monkeypatch):
     given: now and then none, else the right tokens, after some of them a wrong one and right ones behind it. Rows have
     as many as there are, or all of them as many, as the graphs of a card need it.
     """
+
+    def choose_drafting(places, size):
+        return Drafting((places.drafts,), whole=True) if places.drafts else None
+
     if request.param:
-        monkeypatch.setattr(
-            passes, "choose_drafting", lambda places, size: Drafting((places.drafts,), whole=request.param)
-        )
+        monkeypatch.setattr(passes, "choose_drafting", choose_drafting)
 
     def look_up(known, texts, newest, longest, count):
         drafts = torch.full((len(texts), count), NONE)
@@ -178,7 +180,7 @@ def test_constrained_answers_are_those_without(tiny, propose, monkeypatch, capsy
         propose([prompt + ids for prompt, ids in zip(prompts, known, strict=True)])
         watched = 1 if known is answers else 4
         made = fast(model, codec, prompts, rules._replace(drafts=4), limits, watched=watched, drafted=4)
-        assert tokens_a_step(capsys.readouterr().err) > (1.2 if known is answers else 1)
+        assert tokens_a_step(capsys.readouterr().err) > (1.2 if known is answers else 0.8)  # a refused one says none
         assert [one._replace(sure=None) for one in made] == [one._replace(sure=None) for one in expected]
         for mine, other in zip(made, expected, strict=True):
             chances = ([chance for _, chance in one.sure] for one in (mine, other))

@@ -25,6 +25,6 @@ def test_every_token_sees_those_of_its_record_up_to_itself(dtype, share, window)
             keys, values = (part[first:last].double().repeat_interleave(share, 1) for part in (key, value))
             score = torch.einsum("hs,ths->ht", query[row].double(), keys) * 0.3
             exact = torch.einsum("ht,ths->hs", score.softmax(-1), values)
-            assert (out[row].double() - exact).abs().max() < 4 * torch.finfo(dtype).eps
+            assert (out[row].double() - exact).abs().max() < 6 * torch.finfo(dtype).eps
             row += 1
     assert row == len(query)
