@@ -3,6 +3,8 @@
 # 512 tokens, answers of exactly 128 tokens. Rows `ragged-`: answers of 20 to 400 tokens; `alike-`: prompts with one of
 # twelve instructions, not of their own; `cap-`: within 24 GB of the card; `-8bit`, `-4bit`: quantised;
 # `-fp8`: products in 8-bit floats. Needs a card;
+# `drafts`: the sample's right answers, replayed one at a time and many, with and without drafts; with
+# ADAPTER=lora/… what that adapter answers instead (scripts/bench_drafts.py).
 # MODEL=llama-tiny RECORDS=16 tries it without one. ROWS="batch-64 fast" runs some of the rows only. What each run
 # printed stands in results/bench/*.log.
 set -euo pipefail
@@ -14,7 +16,7 @@ RECORDS=${RECORDS:-1024}
 BASE=models/counting-$MODEL
 OUT=results/bench
 ROWS=${ROWS-one batch-16 batch-64 batch-128 fast fast-merged fast-fp8 fast-merged-fp8 fast-8bit fast-4bit vllm cap-batch-16-8bit cap-fast
-    cap-fast-8bit cap-fast-4bit alike-fast ragged-batch-64 ragged-fast ragged-vllm two-cards}
+    cap-fast-8bit cap-fast-4bit alike-fast ragged-batch-64 ragged-fast ragged-vllm two-cards drafts}
 
 declare -A most=([one]=8 [batch-16]=128 [batch-64]=512 [batch-128]=512 [cap-batch-16-8bit]=64 [ragged-batch-64]=256) # records of the rows that are slow
 cards=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
@@ -40,6 +42,15 @@ limit=$(python scripts/bench_limit.py --base "$BASE")
 
 printf '%-16s %10s %12s %9s %6s\n' row records/s "new tokens/s" "peak GiB" share
 for row in $ROWS; do
+    if [ "$row" = drafts ]; then
+        if [ -n "${ADAPTER:-}" ]; then
+            python scripts/bench_drafts.py -- --lora_weights "$ADAPTER" --merge_lora --max_new_tokens 256
+        else
+            python scripts/bench_drafts.py --replay --batch_sizes 1 --records 20 -- --model_name_or_path "$BASE" --max_new_tokens 256
+            python scripts/bench_drafts.py --replay --batch_sizes 0 --repeat 10 -- --model_name_or_path "$BASE" --max_new_tokens 256
+        fi
+        continue
+    fi
     records=$ask tokens=128 start=python engine=${row#ragged-}
     case $row in
         ragged-*) records=$ragged tokens=512 && make "$ragged" --answers 20 400 ;;

@@ -3,8 +3,10 @@
 TEST_ON_CARD=1 python -m pytest tests/test_on_card.py
 """
 
+import copy
 import os
 import random
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -113,18 +115,31 @@ def test_fast_takes_the_likeliest_tokens(model_type, kv_heads, size, most, capsy
     assert ("copied from" in capsys.readouterr().err) == (size < 24 or most == 1)  # else all begin together
 
 
+@pytest.mark.parametrize(("model_type", "kv_heads"), KINDS)
+@pytest.mark.parametrize("size", [1, 24])
+@pytest.mark.parametrize("drafts", [1, 3, 7])  # of heads that share keys, 7 are more than the kernel in Triton takes
+def test_fast_takes_the_likeliest_tokens_with_drafts(model_type, kv_heads, size, drafts, capsys):
+    """The texts that random models make repeat nothing, so their tokens are few: drafts are right now and then."""
+    exact = make(model_type, kv_heads)
+    exact.lm_head.weight.data[30:] = -exact.lm_head.weight.data[30:].abs() * 1e-3  # 30 tokens are what it mostly says
+    model = copy.deepcopy(exact).to(torch.bfloat16)
+    compare_with_whole_passes(exact, model, size, Tuning(enough=1), drafts=drafts)
+    assert float(re.search(r"drafts: ([\d.]+) tokens a step", capsys.readouterr().err)[1]) > 1
+
+
+@pytest.mark.parametrize("drafts", [0, 3])
 @pytest.mark.parametrize("size", [4, 24])
-def test_fast_takes_the_likeliest_tokens_that_may_be_said(size, monkeypatch):
+def test_fast_takes_the_likeliest_tokens_that_may_be_said(size, drafts, monkeypatch):
     def advance(asked, state, piece):  # of one token or several
         return state if all(int(token) % 5 for token in piece.split()) else None
 
     monkeypatch.setattr(constrained, "advance", advance)
     compare_with_whole_passes(
-        make("llama", 2), make("llama", 2).to(torch.bfloat16), size, Tuning(enough=1), range(0, 1000, 5)
+        make("llama", 2), make("llama", 2).to(torch.bfloat16), size, Tuning(enough=1), range(0, 1000, 5), drafts
     )
 
 
-def compare_with_whole_passes(exact, model, size: int, tuning: Tuning = MEASURED, refused=()) -> None:
+def compare_with_whole_passes(exact, model, size: int, tuning: Tuning = MEASURED, refused=(), drafts: int = 0) -> None:
     """What `fast` takes, `size` records at a time, by the logits of `exact`, which sees each answer in one pass; of all
     tokens but those that are `refused`.
     """
@@ -136,18 +151,18 @@ def compare_with_whole_passes(exact, model, size: int, tuning: Tuning = MEASURED
     prompts = dict(sorted(prompts.items(), key=lambda item: -len(item[1])))
     asked = dict.fromkeys(prompts)
     limits = make_limits([b"%d " % token for token in range(1000)], codec.eos_id, asked) if refused else None
-    said = said_by_fast(model, codec, prompts, size, tuning, limits)
+    said = said_by_fast(model, codec, prompts, size, tuning, limits, drafts)
     for number, ids in prompts.items():
         with torch.inference_mode():
             logits = exact(torch.tensor([ids + said[number]], device="cuda")).logits[0, len(ids) - 1 : -1]
         check_taken(logits.clone(), said[number], refused)  # no longer one of inference mode
 
 
-def said_by_fast(model, codec, prompts: dict, size: int, tuning: Tuning = MEASURED, limits=None) -> dict:
+def said_by_fast(model, codec, prompts: dict, size: int, tuning: Tuning = MEASURED, limits=None, drafts=0) -> dict:
     """The 40 tokens that `fast` answers each prompt with; `codec` writes them as numbers."""
     said = {}
     fast_engine.use_kernels(model)
-    for made in fast_engine.answers(model, codec, prompts, Rules(40, batch_size=size), tuning, limits):
+    for made in fast_engine.answers(model, codec, prompts, Rules(40, batch_size=size, drafts=drafts), tuning, limits):
         said |= {number: [int(token) for token in answer.text.split()] for number, answer in made.items()}
     assert {len(ids) for ids in said.values()} == {40}
     return said
@@ -243,22 +258,27 @@ def test_a_record_whose_logits_are_not_finite_fails_alone():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("size", [16, 64, 128, 256])
 @pytest.mark.parametrize("share", [1, 3, 16])  # heads that share keys and values
-@pytest.mark.parametrize("window", [None, 70])
-def test_attention_of_one_new_token(dtype, size, share, window):
+@pytest.mark.parametrize("window", [None, 70, 2])
+@pytest.mark.parametrize("new", [1, 4, 8])  # tokens of a record
+def test_attention_of_new_tokens(dtype, size, share, window, new):
     from ops.decode_attention import attend, serves  # needs Triton
 
     torch.manual_seed(0)
-    query, kept = torch.randn(6, 3 * share, size, dtype=dtype), torch.randn(2, 600, 3, size, dtype=dtype)
-    starts, seen = torch.tensor([0, 5, 90, 95, 300, 599, 600]), torch.tensor([1, 33, 5, 200, 256, 1])
-    assert serves(3 * share, 3, size)
+    query, kept = torch.randn(6 * new, 3 * share, size, dtype=dtype), torch.randn(2, 700, 3, size, dtype=dtype)
+    starts, seen = torch.tensor([0, 15, 90, 115, 320, 650, 700]), torch.tensor([8, 33, 9, 200, 256, 8])
+    assert serves(3 * share, 3, size, new) == (new * share <= 64)
+    if new * share > 64:
+        return
     moved = (part.cuda() for part in (query, *kept, starts.int(), seen.int()))
     out = attend(*moved, size**-0.5, window).cpu().double()
     for record, first, count in zip(range(6), starts.tolist(), seen.tolist(), strict=False):
-        begin = first if window is None else max(first, first + count - window)
-        key, value = kept[:, begin : first + count].double().repeat_interleave(share, 2)
-        score = torch.einsum("hs,ths->ht", query[record].double(), key) * size**-0.5
-        exact = torch.einsum("ht,ths->hs", score.softmax(-1), value)
-        assert (out[record] - exact).abs().max() < 4 * torch.finfo(dtype).eps
+        for at in range(new):
+            end, row = first + count - new + 1 + at, record * new + at
+            begin = first if window is None else max(first, end - window)
+            key, value = kept[:, begin:end].double().repeat_interleave(share, 2)
+            score = torch.einsum("hs,ths->ht", query[row].double(), key) * size**-0.5
+            exact = torch.einsum("ht,ths->hs", score.softmax(-1), value)
+            assert (out[row] - exact).abs().max() < 4 * torch.finfo(dtype).eps
 
 
 @pytest.mark.parametrize("share", [1, 3])

@@ -101,25 +101,27 @@ class Walks:
             return eos
         return permitted[int(logits[permitted].argmax())]
 
-    def mend(self, busy: dict[int, int], places) -> Callable[[torch.Tensor], None] | None:
-        """A function that lets the rows that were refused a token (busy: row -> number) say one that they may, by the
-        logits of all rows; None where no row was.
+    def mend(self, busy: dict[int, int], places) -> Callable[[torch.Tensor, torch.Tensor], None] | None:
+        """A function that lets the rows that were refused a token (busy: row -> number) say one that they may, and no
+        draft behind it, by the logits and which of them are of the rows' first tokens; None where no row was.
         """
         numbers = {row: number for row, number in busy.items() if number in self.refused}
+        if not numbers:
+            return None
+        rows = torch.tensor(list(numbers), device=places.tokens.device)
+        before = places.positions[rows]  # a copy
 
-        def say_others(logits: torch.Tensor) -> None:
-            rows = torch.tensor(list(numbers), device=logits.device)
-            logits, tokens = logits[rows], places.said[rows].tolist()
+        def say_others(logits: torch.Tensor, firsts: torch.Tensor) -> None:
+            logits, tokens = logits[firsts[rows]], places.said[rows, 0].tolist()
             likeliest = order(logits)
             for at, number in enumerate(numbers.values()):
                 if tokens[at] >= 0:  # its logits are finite
                     tokens[at] = self.choose(number, likeliest[at], logits[at])
-            places.said[rows] = torch.tensor(tokens, device=rows.device)
-            places.tokens[rows] = places.said[rows].clamp(min=0)
-            if places.sure is not None:
-                places.sure[rows] = chances_of(logits, places.tokens[rows])
+            said = torch.tensor(tokens, device=rows.device)
+            sure = None if places.sure is None else chances_of(logits, said.clamp(min=0))
+            places.say(rows, before, said, sure)
 
-        return say_others if numbers else None
+        return say_others
 
     def end(self, number: int, answer: Answer) -> Answer:
         """The answer; where a triple would have been said again, up to there, as a loop."""

@@ -24,12 +24,18 @@ class Engine(NamedTuple):
     answers: Callable
     # (config, lengths, max_new_tokens, num_beams, device) -> the batch size it would take; None: it decides itself
     batch_size: Callable | None
+    drafts: Callable | None = None  # (config, rows, device) -> (most tokens of a draft, why); None: it has none
     by_itself: bool = True  # whether `auto` may take it; False: only who asks for it gets it
 
 
 ENGINES = {  # the fastest first
     "fast": Engine(
-        fast_engine.why_not, fast_engine.check, fast_engine.open_model, fast_engine.answers, fast_engine.choose_rows
+        fast_engine.why_not,
+        fast_engine.check,
+        fast_engine.open_model,
+        fast_engine.answers,
+        fast_engine.choose_rows,
+        fast_engine.choose_drafts,
     ),
     "batch": Engine(
         batch_engine.why_not,

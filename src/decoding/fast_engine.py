@@ -7,7 +7,7 @@ have the same shapes, and on a card each is captured as a CUDA graph and replaye
 import gc
 import math
 import sys
-from bisect import bisect
+from bisect import bisect, bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from itertools import accumulate, islice, product
@@ -40,6 +40,8 @@ class Tuning(NamedTuple):
 
     steps: int = 8  # tokens made between two looks at what is finished
     watched: int = 1  # the same on a CPU where answers are constrained: a row computes in vain what is not permitted
+    drafted: int = 2  # the same on a CPU with drafts, where a step may make many
+    together: int = 4  # on a CPU with drafts: rows that wait until their prompts are computed by one reading of weights
     block: int = 64  # new tokens of a record between two looks for loops
     pass_tokens: int = 12288  # of one pass over new prompts
     most: int = 512  # rows on a card
@@ -49,6 +51,9 @@ class Tuning(NamedTuple):
 
 
 MEASURED = Tuning()
+# On a card, by whether heads share keys and values: from so many rows on, most tokens of a draft. By arithmetic: so
+# many more are multiplied in the time in which weights, keys and values are read.
+DRAFTS = {False: ((128, 3), (32, 4), (0, 7)), True: ((128, 0), (32, 3), (0, 7))}
 
 
 class Live(NamedTuple):
@@ -132,6 +137,18 @@ def choose_rows(
     return max(1, min(tuning.most, len(lengths), max(whole, min(short, tuning.enough))))
 
 
+def choose_drafts(config, rows: int, device: torch.device, tuning: Tuning = MEASURED) -> tuple[int, str]:
+    """Most tokens of a draft for so many records at a time, and why."""
+    if device.type != "cuda":
+        return 8, "a CPU computes some tokens in the time of one; beside many rows only the likeliest"
+    config = config.get_text_config()
+    heads = config.num_attention_heads
+    shared = (getattr(config, "num_key_value_heads", None) or heads) < heads
+    words = f"{rows} rows, keys and values {'shared by heads' if shared else 'of each head'}"
+    most = next(most for least, most in DRAFTS[shared] if rows >= least)
+    return most, f"{words}: {'a step mostly reads' if most else 'a step mostly computes'}"
+
+
 def room(config, device: torch.device, tuning: Tuning) -> float:
     """Tokens whose keys and values the free memory of a card holds beside a pass; on a CPU any number."""
     if device.type != "cuda":
@@ -204,6 +221,8 @@ def answers(
         if count["copied"]:
             computed, copied = count["computed"], count["copied"]
             say(f"\nprompts: {computed:,} tokens computed, {copied:,} copied from prompts that begin alike")
+        if rules.drafts and count["steps"]:
+            say(f"\ndrafts: {count['said'] / count['steps']:.2f} tokens a step of a record")
     finally:
         model.set_attn_implementation(usual)
 
@@ -224,7 +243,8 @@ def _answers(
     budgets, walks = {number: _budget(codec, ids, rules) for number, ids in waiting.items()}, limits and Walks(limits)
     places, needs = _make_places(model, rules, waiting, tuning, budgets, laid, live)
     beside, steps = _stream_beside(places), make_steps(model, places, tuning.enough)
-    every = tuning.watched if walks and not beside else tuning.steps
+    looks = [tuning.watched] * bool(walks) + [tuning.drafted] * bool(rules.drafts)
+    every = tuning.steps if beside or not looks else min(looks)
     queue, prompts = deque(waiting), dict(waiting)
     said, sure = ({number: [] for number in waiting} for _ in range(2))  # new tokens, and their probabilities
     busy, finished = {}, {}  # row -> number; number -> its tokens, or Failure
@@ -250,16 +270,20 @@ def _answers(
                 budgets[number] = _budget(codec, ids, rules)
                 needs[number], said[number], sure[number] = len(ids) + budgets[number], [], []
                 queue.append(number)
+        wait = busy and not beside and rules.drafts and rules.batch_size - len(busy) < min(tuning.together, len(queue))
         with torch.cuda.stream(beside):  # None: no other one
-            finished, started = _start(model, prompts, queue, places, needs, tuning.pass_tokens, laid)
+            more = ({}, None) if wait else _start(model, prompts, queue, places, needs, tuning.pass_tokens, laid)
+        finished, started = more
         free = []
-        for (row, number), (new, chances) in zip(busy.items(), made.of(list(busy)) if busy else (), strict=True):
+        for (row, number), (new, chances, ends) in zip(busy.items(), made.of(list(busy)) if busy else (), strict=True):
             before, prompt = len(said[number]), waiting[number]
             most = needs[number] - len(prompt) + 1  # that it has room for: the newest token is not kept yet
             new = new[: min(budgets[number], most) - before]
             said[number] = ids = said[number] + (walks.take(number, new) if walks else new)
             sure[number] = [*sure[number], *chances][: len(ids)]
             how = laid.reader(number), ids, before, rules, tuning.block
+            count["said"] += len(ids) - before
+            count["steps"] += 1 + bisect_left(ends, len(ids) - before)  # those behind the end do not count
             if _is_broken(codec, ids[max(0, before - 1) :]):
                 finished[number] = Failure(NOT_FINITE)
             elif _has_ended(*how, budgets[number]) or (live and not live.took(number, ids)):
@@ -351,9 +375,11 @@ def _make_places(
     if fit < 0.9 * min(size, tuning.enough) * (mean + learnt):
         needs = {number: len(ids) + min(budgets[number], tuning.ahead) for number, ids in waiting.items()}
         mean = sum(needs.values()) / len(needs)
-    told = len(next(iter(laid.about.values()))) if laid.about else 0, laid.given, laid.learnt
-    count = max(longest + learnt, int(min(size * (mean + learnt), fit)))
-    return Places(model, size, count, tuning.shared, rules.confidence, *told), needs
+    beside = learnt + rules.drafts  # tokens of each stretch beside the record's own
+    count = max(longest + beside, int(min(size * (mean + beside), fit)))
+    told = {"about": len(next(iter(laid.about.values()))) if laid.about else 0, "given": laid.given}
+    more = {"drafts": rules.drafts, "longest": longest, "learnt": laid.learnt, **told}
+    return Places(model, size, count, tuning.shared, rules.confidence, **more), needs
 
 
 def _start(

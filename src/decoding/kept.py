@@ -1,6 +1,7 @@
 """Keys and values of many records, one behind the other in one tensor a layer, and the attention that reads them."""
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from ops import available
 
 NAME = "kept"  # of the attention, among those of transformers
 COPIED = 2**19  # bytes: keys and values of a record in a layer that are sooner copied than asked for apart, on a CPU
+FEW = 16  # tokens of a record in a pass, as drafts are, on a CPU
 
 
 class Spans(NamedTuple):
@@ -125,10 +127,11 @@ def _attention(module, query, key, value, mask, scaling=None, sliding_window=Non
 
 def _attend_on_card(query, key, value, spans: Spans, scale, window: int | None, causal=True, bias: Bias | None = None):
     """All records at once, by a kernel. With a bias, one token a record."""
-    if spans.most == 1 and not available.why_not("decode_attention", query.device, query.dtype):
+    alike = len(query) == len(spans.seen) * spans.most  # all records have as many tokens in the pass
+    if causal and alike and not available.why_not("decode_attention", query.device, query.dtype):
         from ops.decode_attention import attend, serves  # Triton, which comes with torch where there are cards
 
-        if serves(query.shape[1], key.shape[1], query.shape[-1]):
+        if serves(query.shape[1], key.shape[1], query.shape[-1], spans.most):
             return attend(query, key, value, spans.keys, spans.seen, scale, window, bias)
     if bias is not None:
         raise NotImplementedError("a bias of the scores needs the kernel of ops/decode_attention.py")
@@ -209,6 +212,8 @@ def _attend_each(query, key, value, records: list[Record], scale: float | None, 
         parts = query[first:last], key[begin:end], value[begin:end]
         if rows == 1:
             out[first:last] = _attend_once(*parts, scale, bias)
+        elif rows <= FEW and causal and bias is None:
+            out[first:last] = _attend_few(*parts, scale, window)
         else:
             out[first:last] = _attend_many(*parts, scale, window, causal, bias)
     return out
@@ -225,6 +230,26 @@ def _attend_once(query, key, value, scale: float | None, bias=None):
     more = {"scale": scale, "attn_mask": None if bias is None else bias.view(1, kept, share, -1)}
     made = scaled_dot_product_attention(rows[None], key.transpose(0, 1)[None], value.transpose(0, 1)[None], **more)
     return made[0, :, :share].reshape(query.shape)
+
+
+def _attend_few(query, key, value, scale: float | None, window: int | None):
+    """A record's newest token and drafts behind it: all of them, with all heads that share keys, are rows of one
+    product, each with what it sees.
+    """
+    count, (kept, size) = len(query), key.shape[1:]
+    rows = query.view(count, kept, -1, size).transpose(0, 1).reshape(1, kept, -1, size)
+    mask = _mask_few(count, len(key), query.shape[1] // kept, window, query.dtype)
+    parts = (part.transpose(0, 1)[None] for part in (key, value))
+    made = scaled_dot_product_attention(rows, *parts, attn_mask=mask, scale=scale)
+    return made.view(kept, count, -1, size).transpose(0, 1).reshape(query.shape)
+
+
+@lru_cache(maxsize=256)  # the same in all layers of a pass
+def _mask_few(count: int, seen: int, share: int, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+    """What is added to the scores of the last `count` of `seen` tokens, `share` heads of each: (count * share, seen)"""
+    there = torch.ones(count, seen, dtype=torch.bool).tril(seen - count)
+    there = there if window is None else there.triu(seen - count - window + 1)
+    return torch.zeros(count, seen, dtype=dtype).masked_fill(~there, -torch.inf).repeat_interleave(share, 0)
 
 
 def _attend_many(query, key, value, scale: float | None, window: int | None, causal=True, bias=None):

@@ -21,7 +21,9 @@ class Laid(NamedTuple):
 
 
 def takes_more(model, codec) -> bool:
-    """Whether prompts can come while others are answered: they are their ids alone, as they stand."""
+    """Whether prompts are their ids alone, as they stand: then some can come while others are answered, and drafts be
+    verified.
+    """
     return not (hasattr(codec, "lay_out") or hasattr(model, "sees_prompts_whole") or hasattr(model, "learnt_prefix"))
 
 

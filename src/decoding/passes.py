@@ -4,6 +4,7 @@ Each gives the likeliest tokens and, where the places ask for it, how likely the
 """
 
 from collections.abc import Callable
+from itertools import compress
 from typing import NamedTuple
 
 import torch
@@ -11,19 +12,37 @@ from torch.nn.functional import pad
 
 from decoding.choosing import chances_of
 from decoding.kept import Spans
+from decoding.lookup import NONE, look_up
 from decoding.places import BROKEN, Place, Places
 
 
+class Drafting(NamedTuple):
+    """How tokens are proposed to the steps of so many rows."""
+
+    counts: tuple[int, ...]  # tokens of a row of which 1, 2, … last ones stood before; the last number is of all more
+    whole: bool = False  # whether every row has as many, NONE among them, so that shapes are fixed
+    longest: int = 4  # last tokens that are looked up
+
+
 class Made(NamedTuple):
-    """New tokens of rows and their probabilities, (rows, steps) each; the second None where nobody asked."""
+    """New tokens of rows and their probabilities, (rows, steps, most of a step) each; a step that says fewer has NONE
+    behind them. The second is None where nobody asked.
+    """
 
     tokens: torch.Tensor
     chances: torch.Tensor | None
 
-    def of(self, rows: list[int]) -> list[tuple[list[int], list[float]]]:
-        """For each of the rows its tokens and their probabilities, if any."""
-        tokens = self.tokens[rows].tolist()
-        return list(zip(tokens, [[]] * len(rows) if self.chances is None else self.chances[rows].tolist(), strict=True))
+    def of(self, rows: list[int]) -> list[tuple[list[int], list[float], list[int]]]:
+        """For each of the rows its tokens, their probabilities, if any, and how many there were after each step."""
+        steps = self.tokens[rows].cpu()
+        ends = (steps != NONE).sum(-1).cumsum(-1).tolist()
+        tokens = steps.flatten(1).tolist()
+        chances = [[]] * len(rows) if self.chances is None else self.chances[rows].flatten(1).tolist()
+        made = []
+        for said, sure, end in zip(tokens, chances, ends, strict=True):
+            there = [token != NONE for token in said]
+            made.append((list(compress(said, there)), list(compress(sure, there)), end))
+        return made
 
 
 @torch.inference_mode()
@@ -64,9 +83,22 @@ def compute(
     last = (front + (lengths - begins).cumsum(0) - 1).to(kept.device)
     given = (part.to(kept.device) for part in given)
     logits = _pass(model, places, *given, seen, logits_to_keep=last, **more)
-    tokens = logits.argmax(-1)
+    tokens = _likeliest(logits)
     chances = chances_of(logits, tokens) if places.sure is not None else None
     return tokens.masked_fill(_are_broken(logits, tokens), BROKEN), chances
+
+
+def _likeliest(logits: torch.Tensor) -> torch.Tensor:
+    """argmax of each row, the first of equals, or of NaN. On a CPU torch's own looks at one number after the other; the
+    largest of a block it finds by many at once, several times faster.
+    """
+    size = logits.shape[-1]
+    block = next((block for block in range(1024, 127, -1) if size % block == 0), None)
+    if logits.device.type != "cpu" or block is None:
+        return logits.argmax(-1)
+    blocks = logits.reshape(len(logits), -1, block)
+    best = blocks.amax(-1).argmax(-1)
+    return best * block + blocks[torch.arange(len(logits)), best].argmax(-1)
 
 
 def _are_broken(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -99,7 +131,8 @@ def _pass(model, places: Places, ids, positions, at, spans: Spans, **more):
 
 
 def make_steps(model, places: Places, enough: int) -> dict[int, Callable]:
-    """The steps there are: number of rows, the first ones -> a function that makes one token of each; in their order.
+    """The steps there are: number of rows, the first ones -> a function that makes one token of each, or more where
+    drafts are right; in their order.
 
     Each has to be captured on a card, which has two at most: all rows and, where so many keep it busy (twice `enough`),
     half of them.
@@ -112,58 +145,129 @@ def make_steps(model, places: Places, enough: int) -> dict[int, Callable]:
 
 @torch.inference_mode()
 def decode(places: Places, rows: int, step: Callable, steps: int, mend: Callable | None = None) -> Made:
-    """`steps` more tokens of the first `rows`, that `step` makes; no record's mean nothing.
+    """`steps` times one more token of the first `rows`, or more, that `step` makes; no record's mean nothing.
 
-    `mend(logits)` may change what the first of them says.
+    `mend(logits, firsts)` may change what the first of them says.
     """
     tokens, chances = [], []
     for number in range(steps):
-        logits = step()
+        made = step()
         if mend and number == 0:
-            mend(logits)
+            mend(*made)
         tokens.append(places.said[:rows].clone())
         if places.sure is not None:
             chances.append(places.sure[:rows].clone())
     return Made(torch.stack(tokens, 1), torch.stack(chances, 1) if chances else None)
 
 
+# On a CPU: in steps of so many rows (None: more) the tokens of a draft where one last token stood before, and where
+# two or more did; from how often drafts are right and what a pass costs (docs/log.md).
+COUNTS = ((2, (15, 15)), (4, (5, 6)), (8, (2, 4)), (16, (1, 2)), (None, (0, 1)))
+
+
+def choose_drafting(places: Places, size: int) -> Drafting | None:
+    """How a step of `size` rows drafts; None: not at all. A card gives every row as many, for its graph has fixed
+    shapes; a CPU computes few tokens in the time of one, and of many each costs, so that only likely ones pay.
+    """
+    if not places.drafts:
+        return None
+    if places.tokens.device.type == "cuda":
+        return Drafting((places.drafts,), whole=True)
+    counts = next(counts for rows, counts in COUNTS if rows is None or size <= rows)
+    return Drafting(tuple(min(places.drafts, count) for count in counts))
+
+
 @torch.inference_mode()
 def make_step(model, places: Places, size: int):
-    """A function that makes one token of each of the first `size` rows and gives their logits, which hold until its
-    next call; on a card the replay of a CUDA graph.
+    """A function that makes one token of each of the first `size` rows, or more where drafts are right. It gives the
+    logits and which of them are of the rows' first tokens, which hold until its next call; on a card it is the replay
+    of a CUDA graph.
     """
     tokens, positions, starts = places.tokens[:size], places.positions[:size], places.starts[:size]
-    said, learnt = places.said[:size], places.learnt
+    said, learnt, drafting = places.said[:size], places.learnt, choose_drafting(places, size)
     more = {} if places.about is None else {"about": places.about[:size]}
+    if drafting:
+        most, counts = max(drafting.counts), torch.tensor([0, *drafting.counts], device=tokens.device)
 
-    def step() -> torch.Tensor:
+    def step() -> tuple[torch.Tensor, torch.Tensor]:
         bounds = pad(starts - learnt, (0, 1)).int(), (positions + 1 + learnt).int()
         spans = Spans(places.each[: size + 1], *bounds, 1)
         logits = _pass(model, places, tokens, positions, starts + positions, spans, **more)
-        chosen = logits.argmax(-1)
+        chosen = _likeliest(logits)
         tokens.copy_(chosen)
-        said.copy_(chosen).masked_fill_(_are_broken(logits, chosen), BROKEN)  # seen when answers are handed over
+        said[:, 0].copy_(chosen).masked_fill_(_are_broken(logits, chosen), BROKEN)  # seen when answers are handed over
         if places.sure is not None:
-            places.sure[:size].copy_(chances_of(logits, chosen))
+            places.sure[:size, 0].copy_(chances_of(logits, chosen))
         positions.copy_(torch.minimum(positions + 1, places.last[:size]))
-        return logits
+        return logits, places.each[:size]
 
+    def step_with_drafts() -> tuple[torch.Tensor, torch.Tensor]:
+        drafts, matched = look_up(places.texts[:size], positions, drafting.longest, most)
+        beyond = torch.arange(most, device=drafts.device) >= counts[matched.clamp(max=len(counts) - 1)][:, None]
+        return _verify(model, places, drafts.masked_fill(beyond, NONE), drafting.whole)
+
+    step = step_with_drafts if drafting else step
     if tokens.device.type != "cuda":
         return step
-    before = tokens.clone(), positions.clone()
+    before = [part.clone() for part in (places.tokens, places.positions, *([places.texts] if drafting else []))]
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         step()  # kernels are loaded, workspaces made
     torch.cuda.current_stream().wait_stream(stream)
-    tokens.copy_(before[0])  # what trying it changed is put back
-    positions.copy_(before[1])
+    for part, old in zip((places.tokens, places.positions, places.texts), before, strict=False):
+        part.copy_(old)  # what trying it changed is put back
+    del before
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):  # whose workspaces the replay will use: no other stream may share them
-        logits = step()
+        made = step()
 
-    def replay() -> torch.Tensor:
+    def replay() -> tuple[torch.Tensor, torch.Tensor]:
         graph.replay()
-        return logits
+        return made
 
     return replay
+
+
+def _verify(model, places: Places, drafts: torch.Tensor, whole: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """One pass over the newest token of each of the first rows and the drafts behind it (rows, most; NONE where there
+    is none). What it says is places.said: the likeliest token behind each draft that was right, and the first
+    behind them. The logits of all tokens, and which of these are the rows' first.
+
+    `whole`: NONE is computed, too, as token 0, which is as harmless as any wrong draft: one is taken only where it is
+    the likeliest token, and what was computed behind wrong ones is overwritten before it is seen.
+    """
+    size = len(drafts)
+    positions, starts = places.positions[:size], places.starts[:size]
+    given = torch.cat([places.tokens[:size, None], drafts], 1)
+    cells = torch.arange(given.shape[1], device=given.device)
+    if whole:
+        counts, most = torch.full_like(positions, len(cells)), len(cells)
+        index = torch.arange(given.numel(), device=given.device)
+    else:
+        there = given != NONE
+        counts, index = there.sum(1), there.flatten().nonzero()[:, 0]
+        most = int(counts.max())
+    at = positions[:, None] + cells
+    bounds = pad(counts.cumsum(0), (1, 0))
+    spans = Spans(bounds.int(), pad(starts, (0, 1)).int(), (positions + counts).int(), most)
+    ids, inside, kept_at = (part.flatten()[index] for part in (given.clamp(min=0), at, starts[:, None] + at))
+    logits = _pass(model, places, ids, inside, kept_at, spans)
+    chosen = _likeliest(logits)
+
+    def spread(numbers: torch.Tensor, empty: float) -> torch.Tensor:
+        """One number a token as (size, most of a row)."""
+        return numbers.new_full((given.numel(),), empty).index_copy_(0, index, numbers).view(given.shape)
+
+    said = spread(chosen, NONE)
+    right = (given[:, 1:] == said[:, :-1]).long().cumprod(1).sum(1)
+    newest = positions + 1 + right
+    places.texts[:size].scatter_(1, at + 1, said.clamp(min=0))
+    places.tokens[:size] = said.gather(1, right[:, None])[:, 0]
+    said = said.masked_fill(spread(_are_broken(logits, chosen), False), BROKEN)
+    places.said[:size] = NONE
+    places.said[:size, : len(cells)] = said.masked_fill(cells > right[:, None], NONE)
+    if places.sure is not None:
+        places.sure[:size, : len(cells)] = spread(chances_of(logits, chosen), 0.0)
+    places.positions[:size] = torch.minimum(newest, places.last[:size])
+    return logits, bounds[:-1]

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from decoding.kept import Kept
+from decoding.lookup import NONE
 
 BROKEN = -2  # stands for a token whose logits are not finite; no id
 
@@ -37,7 +38,9 @@ class Places:
     `count`: tokens of all stretches. `shared`: so long a beginning, in common with a prompt that is kept, is copied.
     `scored`: how likely each token was is kept too. `about`: numbers that the model is told of each record; 0: it is
     told nothing. `given`: what it is given in every pass. `learnt`: keys and values (tokens, heads, size) of each
-    layer that stand in front of every record's; a stretch is counted from behind them.
+    layer that stand in front of every record's; a stretch is counted from behind them. `drafts`: most tokens of a row
+    that a step looks up and verifies beside its newest one; each stretch has room for as many more, so that wrong ones
+    overwrite nothing. `longest`: tokens of the longest record, needed for drafts alone.
     """
 
     def __init__(
@@ -47,15 +50,20 @@ class Places:
         count: int,
         shared: int,
         scored: bool = False,
+        drafts: int = 0,
+        longest: int = 0,
         about: int = 0,
         given: dict | None = None,
         learnt: list = (),
     ):
-        self.shared, self.learnt = shared, len(learnt[0][0]) if learnt else 0
-        self.kept, self.count = Kept(model, count + size, learnt), count
+        self.shared, self.drafts, self.learnt = shared, drafts, len(learnt[0][0]) if learnt else 0
+        self.kept, self.count = Kept(model, count + size * (1 + drafts), learnt), count
         self.tokens = torch.zeros(size, dtype=torch.long, device=model.device)  # the newest, not kept yet
-        self.said = torch.zeros_like(self.tokens)  # the same, or BROKEN
-        self.sure = torch.zeros(size, device=model.device) if scored else None  # the probability of what is said
+        # what the last step said, in order: ids, BROKEN, or NONE behind the last; and their probabilities
+        self.said = self.tokens.new_zeros(size, 1 + drafts)
+        self.sure = torch.zeros(size, 1 + drafts, device=model.device) if scored else None
+        # prompt and answer of each row, up to its newest token and what may be said beyond its room
+        self.texts = self.tokens.new_zeros(size, longest + drafts + 1) if drafts else None
         self.positions = torch.zeros_like(self.tokens)  # where it stands in its record
         self.each = torch.arange(size + 1, dtype=torch.int32, device=model.device)
         self.starts = torch.zeros_like(self.tokens)  # of the row's stretch
@@ -70,7 +78,7 @@ class Places:
         for row in rows:
             self.taken.pop(row, None)
         where = torch.tensor(rows, dtype=torch.long, device=self.tokens.device)
-        self.starts[where] = self.count + where
+        self.starts[where] = self.count + where * (1 + self.drafts)
         self.positions[where], self.last[where] = 0, 0
 
     def admit(self, new: Started) -> list[tuple[int, int, int, float]]:
@@ -78,9 +86,14 @@ class Places:
         rows, starts, ends = torch.tensor(new.places, device=self.tokens.device).T
         lengths = torch.tensor(list(map(len, new.prompts)), device=self.tokens.device)
         self.tokens[rows], self.positions[rows] = new.firsts.clamp(min=0), lengths
-        self.starts[rows], self.last[rows] = starts, ends - starts - 1
+        self.starts[rows], self.last[rows] = starts, ends - starts - 1 - self.drafts
         if self.about is not None:
             self.about[rows] = torch.tensor(new.about, device=self.tokens.device)
+        if self.drafts:
+            texts = [torch.tensor(ids) for ids in new.prompts]
+            texts = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True).to(rows.device)
+            self.texts[rows, : texts.shape[1]] = texts
+            self.texts[rows, lengths] = self.tokens[rows]
         self.taken |= {place.row: place for place in new.places}
         self.prompts += [(ids, place.start) for ids, place in zip(new.prompts, new.places, strict=True)]
         chances = [0.0] * len(rows) if new.chances is None else new.chances.tolist()
@@ -96,12 +109,27 @@ class Places:
         where = [[row, ids[-1], len(ids) - 1] for row, ids in texts.items()]
         rows, tokens, positions = torch.tensor(where, device=self.tokens.device).T
         self.tokens[rows], self.positions[rows] = tokens, positions
+        if self.drafts:
+            self.texts[rows, positions] = tokens
+
+    def say(self, rows: torch.Tensor, before: torch.Tensor, said: torch.Tensor, sure: torch.Tensor | None) -> None:
+        """Rows whose newest token stood at positions `before` have said, behind it, one more token each (an id, or
+        BROKEN; `sure`: its probability), whatever the last step made of them.
+        """
+        tokens = said.clamp(min=0)
+        self.said[rows] = NONE
+        self.said[rows, 0], self.tokens[rows] = said, tokens
+        self.positions[rows] = torch.minimum(before + 1, self.last[rows])
+        if sure is not None:
+            self.sure[rows, 0] = sure
+        if self.drafts:
+            self.texts[rows, before + 1] = tokens
 
     def gather(self, busy: dict[int, int]) -> dict[int, int]:
         """Records move to the first rows, what is kept of them stays; `busy` (row -> number) anew."""
         moved = {row: at for at, row in enumerate(sorted(busy))}
         rows = torch.tensor(list(moved), device=self.tokens.device)
-        for part in (self.tokens, self.positions, self.starts, self.last, self.about):
+        for part in (self.tokens, self.positions, self.starts, self.last, self.about, self.texts):
             if part is not None:
                 part[: len(rows)] = part[rows]
         self.taken = {at: self.taken[row]._replace(row=at) for row, at in moved.items()}
@@ -112,7 +140,7 @@ class Places:
         """Where records of so many tokens go, in their order, while there are rows and room."""
         found = []
         for row, need in zip((row for row in range(len(self.tokens)) if row not in self.taken), needs, strict=False):
-            start = 0
+            start, need = 0, need + self.drafts
             for other in sorted([*self.taken.values(), *found], key=lambda place: place.start):
                 if other.start - self.learnt - start >= need + self.learnt:
                     break

@@ -35,6 +35,7 @@ class Serving:
     fp8: bool = False  # frozen products in 8-bit floats
     retry_length: bool = False  # an answer that was cut is asked again with twice as many tokens
     batch_size: int | None = None  # records at a time, where one was asked for
+    drafts: int | None = None  # most tokens that are looked up and verified together (fast); None: what pays
     max_memory_mb: int | None = None  # of a card
     device_map: str | None = None  # auto: the base is spread over all cards
     trust: bool = False  # whether the base's own code may run

@@ -17,6 +17,7 @@ from data.records import name_of
 from decoding.answers import NOT_FINITE, Answer, Failure, Rules, blame, plan_batches
 from decoding.constrained import Limits, make_limits
 from decoding.engines import ENGINES
+from decoding.laid import takes_more
 from kg.schema import read_schema
 from kg.triples import parse
 from kg.votes import mean_probabilities
@@ -25,6 +26,7 @@ from prediction.opening import Opening, open_model
 from prediction.questions import Question, make_rows, permit
 from prediction.settings import settings_of
 
+DECIDED = ("batch_size", "drafts")  # rules that stand among what the run decided
 FAILED_SHOWN = 20  # records that failed, of which the reason is printed
 
 
@@ -71,10 +73,12 @@ def answer_file(task: Task, ranks: Ranks, started: float) -> None:
         model = open_model(plan, prompts)
         warn_context(task)
         batch_size = choose_batch_size(model, task, settings, ranks)
-        share = answer_share(model, task, settings | {"batch_size": batch_size.value}, ranks)
+        drafts = choose_drafts(model, task, batch_size.value)
+        rules = plan.serving.rules._replace(batch_size=batch_size.value or 1, drafts=drafts.value)
+        share = answer_share(model, task, settings | {"batch_size": batch_size.value}, rules, ranks)
         shares = ranks.gather(share)
         if ranks.rank == 0:
-            finish_file(task, shares, {**plan.decided, "batch_size": batch_size}, started)
+            finish_file(task, shares, {**plan.decided, "batch_size": batch_size, "drafts": drafts}, started)
 
 
 @contextmanager
@@ -110,7 +114,18 @@ def choose_batch_size(model, task: Task, settings: dict, ranks: Ranks) -> Decisi
     )
 
 
-def answer_share(model, task: Task, settings: dict, ranks: Ranks) -> Share:
+def choose_drafts(model, task: Task, rows: int | None) -> Decision:
+    """Most tokens of a draft: those asked for, else what pays for so many records at a time, said with its reason."""
+    choose, asked = ENGINES[task.plan.engine].drafts, task.plan.serving.drafts
+    if choose is None:
+        return Decision(0, f"{task.plan.engine} has none")
+    if not takes_more(model, task.plan.codec):
+        return Decision(0, "what this base is told beside its tokens cannot be looked up")
+    count, why = (asked, "as asked") if asked is not None else choose(model.config, rows, model.device)
+    return decide("drafts", count, why, f"{count} tokens at most" if count else "none")
+
+
+def answer_share(model, task: Task, settings: dict, rules: Rules, ranks: Ranks) -> Share:
     """Answer this process's share of the questions that no earlier run has answered.
 
     Each group of answers is in a partial file before the engine is asked for the next.
@@ -123,7 +138,6 @@ def answer_share(model, task: Task, settings: dict, ranks: Ranks) -> Share:
     # Shares depend on the questions alone: processes that see each other's answers early or late agree about them.
     mine = [numbers[at] for batch in plan_batches(lengths, 1) for at in batch][ranks.rank :: ranks.count]
     engine, codec = ENGINES[task.plan.engine], task.plan.codec
-    rules = task.plan.serving.rules._replace(batch_size=settings["batch_size"] or 1)
     more = {"limits": _limit(task)} if rules.constrain else {}
     count, tokens, start = 0, 0, time.time()
 
@@ -227,7 +241,7 @@ def describe_run(task: Task, rows: list[dict], shares: list[Share], decided: dic
         "prefix": str(serving.prefix.folder.resolve()) if serving.prefix else None,
         "template": task.plan.template,
         "precision": serving.precision._asdict(),
-        "rules": {name: value for name, value in serving.rules._asdict().items() if name != "batch_size"},
+        "rules": {name: value for name, value in serving.rules._asdict().items() if name not in DECIDED},
         "asking": task.plan.asking.settings,
         "decided": as_json(decided),
         "input": str(task.input_file),

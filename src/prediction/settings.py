@@ -14,6 +14,8 @@ from decoding.answers import DRAWING, Rules
 from decoding.serving import Serving
 from loading.precision import FLAGS, Precision, asked_dtype, choose_bits, choose_dtype
 
+FREE = ("batch_size", "drafts", "confidence")  # rules that change no answer, or are compared only where they are given
+
 
 def check_apart(output: str, *folders: str | Path | None) -> None:
     """UserError for an output within a folder of weights, where it could replace one of their files."""
@@ -111,7 +113,7 @@ def settings_of(serving: Serving, template: dict, input_file: str, window: int |
         "window": window,
         **asking.settings,  # nothing where nothing is drawn or divided, as in files from before there were the flags
         **({"asking_seed": asking.seed} if asking.shuffle or asking.lists > 1 else {}),
-        **{name: value for name, value in serving.rules._asdict().items() if name not in ("batch_size", "confidence")},
+        **{name: value for name, value in serving.rules._asdict().items() if name not in FREE},
         **({"confidence": True} if serving.rules.confidence else {}),
         **({"fp8": True} if serving.fp8 else {}),
         **trained,

@@ -15,6 +15,7 @@ from utils.args_schema import SCHEMA_RANGES, AskedFlags, check_form
 DRAWING = ("temperature", "top_k", "top_p", "seed")  # flags that mean something only with --do_sample
 
 MOST_BEAMS = 1024
+MOST_DRAFTS = 15  # with the newest token no more than a CPU's attention takes together (decoding/kept.py)
 SCALE = Range(0.001, 1000, words="a number above 0, from 0.001 to 1000")  # beyond, the logits lose their order
 RANGES = {
     "batch_size": Range(1),
@@ -48,6 +49,12 @@ class AnswerArguments(AskedFlags, PrecisionFlags):
         choices=["auto", "batch", "fast", "vllm"],
     )
     batch_size: int | None = option(None, "records at a time; default: what the memory holds")
+
+    drafts: str = option(
+        "auto",
+        "with the engine fast: most tokens that are looked up in prompt and answer and verified together, which "
+        "changes no answer; 0: none; auto: what pays for the rows and the device",
+    )
 
     retry_length: bool = option(
         False, "ask once more, with twice --max_new_tokens, where an answer was stopped at --max_new_tokens"
@@ -94,6 +101,7 @@ class AnswerArguments(AskedFlags, PrecisionFlags):
             raise UserError(f"--num_beams {self.num_beams}: expected {MOST_BEAMS} at most")
         if self.max_repeats == 1:
             raise UserError("--max_repeats 1: every answer would end at its first triple; give 2 or more, or 0")
+        self._check_drafts()
         self._check_constrain()
         check_form(self.answer_format, self.answer_order, self.constrain)
         self.check_votes()
@@ -107,6 +115,14 @@ class AnswerArguments(AskedFlags, PrecisionFlags):
             raise UserError(
                 f"--do_sample and --num_beams {self.num_beams} contradict each other: beams are not drawn; drop one"
             )
+
+    def _check_drafts(self):
+        if self.drafts == "auto":
+            return
+        if not (self.drafts.isascii() and self.drafts.isdigit() and int(self.drafts) <= MOST_DRAFTS):
+            raise UserError(f"--drafts {self.drafts}: expected auto, or tokens from 0 to {MOST_DRAFTS}")
+        if int(self.drafts) and self.engine in ("batch", "vllm"):
+            raise UserError(f"--drafts {self.drafts} and --engine {self.engine}: only fast has drafts; drop one")
 
     def _check_constrain(self):
         for flag, given in (("--do_sample", self.do_sample), (f"--num_beams {self.num_beams}", self.num_beams > 1)):
