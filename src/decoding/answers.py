@@ -66,6 +66,7 @@ class Rules(NamedTuple):
     constrain: str | None = None  # what answers may hold: a key of kg.permitted.BOUND; None: anything
     confidence: bool = False  # how likely each token was is kept
     constrain_exempt: str | None = None  # records whose instruction holds this pattern need not keep to their text
+    fp8: bool = False  # frozen products in 8-bit floats, and with `fast` keys and values
     drafts: int = 0  # most tokens that `fast` looks up and verifies in one pass; it changes no answer
 
 

@@ -52,7 +52,7 @@ def load_model(serving: Serving, codec, longest: int, rows: int):
     model = load_base(serving.base, serving.precision, where, codec, serving.trust)
     if serving.adapter:
         model = load_adapter(model, serving.adapter, serving.merge)
-    if serving.fp8:
+    if serving.rules.fp8:
         use_fp8(model)
     return model.eval()
 
@@ -127,7 +127,9 @@ def answer(
     return [end_loop(Answer(text.strip(), reason, tokens), rules.max_repeats) for text, reason, tokens in made]
 
 
-def choose_batch_size(config, lengths: list[int], max_new_tokens: int, num_beams: int, device: torch.device) -> int:
+def choose_batch_size(
+    config, lengths: list[int], max_new_tokens: int, num_beams: int, device: torch.device, fp8: bool = False
+) -> int:
     """How many of the longest records fit into the free memory, at most 128 on a GPU and 32 on a CPU.
 
     A record needs keys and values of its tokens in every layer and, once, the activations of its prompt, estimated at

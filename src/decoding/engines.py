@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from common.decisions import Decision, decide
 from common.errors import UserError
-from decoding import batch_engine, fast_engine, vllm_engine
+from decoding import batch_engine, fast_engine, fast_limits, vllm_engine
 from decoding.serving import Serving
 
 
@@ -30,8 +30,8 @@ class Engine(NamedTuple):
 
 ENGINES = {  # the fastest first
     "fast": Engine(
-        fast_engine.why_not,
-        fast_engine.check,
+        fast_limits.why_not,
+        fast_limits.check,
         fast_engine.open_model,
         fast_engine.answers,
         fast_engine.choose_rows,

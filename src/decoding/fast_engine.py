@@ -14,11 +14,9 @@ from itertools import accumulate, islice, product
 from typing import NamedTuple
 
 import torch
-from transformers import AutoConfig
 from transformers.integrations.liger import apply_liger_kernel
 
-from checkpoints.adapters import read_adapter_config
-from common.errors import UserError, reason_of, say
+from common.errors import reason_of, say
 from common.machine import free_bytes
 from decoding.answers import ALONE, NOT_FINITE, Answer, Failure, Rules, cut_answer, is_out_of_memory
 from decoding.batch_engine import choose_batch_size, load_model
@@ -29,10 +27,9 @@ from decoding.passes import compute, decode, make_steps
 from decoding.places import BROKEN, Places, Started
 from decoding.serving import Serving
 from kg.loops import loops
-from loading.adapted import unusual_settings
 from loading.memory import SAFE
 from loading.shape import cached_numbers
-from ops import available, packed_attention
+from ops import available
 
 
 class Tuning(NamedTuple):
@@ -66,56 +63,6 @@ class Live(NamedTuple):
     took: Callable  # (number, tokens of its answer so far) -> whether it shall go on
 
 
-def why_not(serving: Serving) -> str | None:
-    """Why the engine cannot serve these rules, base and adapter or prefix on this device; None: it can."""
-    if serving.prefix and not serving.family.own_prefix:
-        return "it does not know prefixes"
-    rules = serving.rules
-    asked = {"num_beams": rules.num_beams > 1, "do_sample": rules.do_sample, "device_map": bool(serving.device_map)}
-    asked["repetition_penalty"] = rules.repetition_penalty != 1
-    if wrong := [f"--{name}" for name, there in asked.items() if there]:
-        return f"it answers greedily, on one card, without {', '.join(wrong)}"
-    if serving.adapter and (reason := _why_not_with(read_adapter_config(serving.adapter), serving.merge)):
-        return reason
-    try:
-        config = AutoConfig.from_pretrained(serving.base, trust_remote_code=serving.trust).get_text_config()
-    except Exception as error:  # noqa: BLE001 - somebody's own code may fail in any way; loading will say more
-        return reason_of(error)
-    if serving.trust and getattr(config, "auto_map", None):
-        return "the base brings code of its own"
-    if rope := rope_types(config) & {"dynamic", "longrope"}:
-        return f"rope_type {', '.join(rope)} turns all records of a pass as the longest of them asks for"
-    if method := getattr(config, "quantization_config", None):
-        return f"the base comes quantised ({method.get('quant_method')}), which was not tried with it"
-    family, device, dtype = serving.family, serving.device, serving.precision.dtype
-    if reason := packed_attention.why_not(config, family.packed_types + family.laid_types, device, dtype):
-        return reason
-    if family.kernel and device.type == "cuda" and (reason := available.why_not("decode_attention", device, dtype)):
-        return f"family {family.name} needs its kernel: {reason}"
-    return None
-
-
-def rope_types(config) -> set[str]:
-    """How positions are turned: rope_type of config.json, which may name one for each kind of layer."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    each = rope.values() if rope and all(isinstance(value, dict) for value in rope.values()) else [rope]
-    return {one.get("rope_type", "default") for one in each}
-
-
-def _why_not_with(adapter: dict, merge: bool) -> str | None:
-    """Why not with an adapter of these settings; merged, it is but the base's weights, and perhaps more layers."""
-    if not merge and adapter["peft_type"] != "LORA":
-        return f"adapters of kind {adapter['peft_type']} are not known to it"
-    unknown = [name for name in unusual_settings(adapter) if not merge or name == "layer_replication"]
-    return f"adapters with {', '.join(unknown)} are not known to it" if unknown else None
-
-
-def check(serving: Serving) -> None:
-    """UserError when the engine was asked for and cannot serve."""
-    if reason := why_not(serving):
-        raise UserError(f"--engine fast: {reason}; use --engine batch")
-
-
 def open_model(serving: Serving, codec, longest: int):
     """The model, ready to answer. The engine makes of --batch_size what fits: one record has to."""
     model = load_model(serving, codec, longest, 1)
@@ -124,7 +71,13 @@ def open_model(serving: Serving, codec, longest: int):
 
 
 def choose_rows(
-    config, lengths: list[int], max_new_tokens: int, num_beams: int, device: torch.device, tuning: Tuning = MEASURED
+    config,
+    lengths: list[int],
+    max_new_tokens: int,
+    num_beams: int,
+    device: torch.device,
+    fp8: bool = False,
+    tuning: Tuning = MEASURED,
 ) -> int:
     """How many records of average length the free memory holds, at most `tuning.most`, or 32 on a CPU.
 
@@ -132,7 +85,7 @@ def choose_rows(
     """
     if device.type != "cuda":
         return choose_batch_size(config, lengths, max_new_tokens, num_beams, device)
-    fit, mean = room(config, device, tuning), sum(lengths) / len(lengths)
+    fit, mean = room(config, device, tuning, fp8), sum(lengths) / len(lengths)
     whole, short = (int(fit / (mean + new)) for new in (max_new_tokens, min(max_new_tokens, tuning.ahead)))
     return max(1, min(tuning.most, len(lengths), max(whole, min(short, tuning.enough))))
 
@@ -149,7 +102,7 @@ def choose_drafts(config, rows: int, device: torch.device, tuning: Tuning = MEAS
     return most, f"{words}: {'a step mostly reads' if most else 'a step mostly computes'}"
 
 
-def room(config, device: torch.device, tuning: Tuning) -> float:
+def room(config, device: torch.device, tuning: Tuning, fp8: bool = False) -> float:
     """Tokens whose keys and values the free memory of a card holds beside a pass; on a CPU any number."""
     if device.type != "cuda":
         return math.inf
@@ -157,7 +110,7 @@ def room(config, device: torch.device, tuning: Tuning) -> float:
     free = (
         SAFE * free_bytes(device) - tuning.pass_tokens * config.hidden_size * 16 * 2
     )  # a pass: 16 numbers a hidden unit
-    return free / (2 * cached_numbers(config))  # of 16 bits: the engine has no others on a card
+    return free / ((1 if fp8 else 2) * cached_numbers(config))  # of 16 bits, or 8
 
 
 def use_kernels(model) -> None:
@@ -370,15 +323,19 @@ def _make_places(
         torch.cuda.empty_cache()
     needs = {number: len(ids) + budgets[number] for number, ids in waiting.items()}
     if live:
-        return Places(model, size, live.room, tuning.shared, rules.confidence), needs
-    longest, mean, fit = max(needs.values()), sum(needs.values()) / len(needs), room(model.config, model.device, tuning)
+        return Places(model, size, live.room, tuning.shared, rules.confidence, fp8=rules.fp8), needs
+    longest, mean, fit = (
+        max(needs.values()),
+        sum(needs.values()) / len(needs),
+        room(model.config, model.device, tuning, rules.fp8),
+    )
     if fit < 0.9 * min(size, tuning.enough) * (mean + learnt):
         needs = {number: len(ids) + min(budgets[number], tuning.ahead) for number, ids in waiting.items()}
         mean = sum(needs.values()) / len(needs)
     beside = learnt + rules.drafts  # tokens of each stretch beside the record's own
     count = max(longest + beside, int(min(size * (mean + beside), fit)))
     told = {"about": len(next(iter(laid.about.values()))) if laid.about else 0, "given": laid.given}
-    more = {"drafts": rules.drafts, "longest": longest, "learnt": laid.learnt, **told}
+    more = {"drafts": rules.drafts, "longest": longest, "learnt": laid.learnt, "fp8": rules.fp8, **told}
     return Places(model, size, count, tuning.shared, rules.confidence, **more), needs
 
 

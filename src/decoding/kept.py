@@ -10,9 +10,11 @@ from transformers import AttentionInterface
 
 from loading.shape import kept_shape
 from ops import available
+from ops.fp8_product import NARROW
 
 NAME = "kept"  # of the attention, among those of transformers
 COPIED = 2**19  # bytes: keys and values of a record in a layer that are sooner copied than asked for apart, on a CPU
+MOST = torch.finfo(NARROW).max
 FEW = 16  # tokens of a record in a pass, as drafts are, on a CPU
 
 
@@ -26,6 +28,9 @@ class Spans(NamedTuple):
     seen: torch.Tensor
     most: int  # tokens of one record in the pass
     front: int = 0  # tokens of the pass in front of all these
+    # of keys in 8 bits, which torch's fused attention cannot read: where all that is seen stands, record behind record,
+    # and its bounds there; it is widened for the pass
+    copied: tuple[torch.Tensor, torch.Tensor] | None = None
     whole: "Spans | None" = None  # about those in front: each sees all that its record has there, those behind it too
 
 
@@ -45,14 +50,19 @@ class Kept:
     """Keys and values of `count` tokens, one behind the other: what a model takes for its cache. Behind them, to be
     copied, stand those `learnt` of each layer, (tokens, heads, size), if there are any.
 
-    transformers' models read them by the attention NAME; this project's own ask `attend`.
+    transformers' models read them by the attention NAME; this project's own ask `attend`. `fp8`: in 8-bit floats, as
+    they are, without a scale: normalised layers keep them far below the largest of these.
     """
 
-    def __init__(self, model, count: int, learnt: list = ()):
+    def __init__(self, model, count: int, learnt: list = (), fp8: bool = False):
         layers, heads, per_head = kept_shape(model.config.get_text_config())
         self.device = model.device
         self.learnt = torch.arange(count, count + (len(learnt[0][0]) if learnt else 0), device=model.device)
-        shape, like = (count + len(self.learnt), heads, per_head), {"device": self.device, "dtype": model.dtype}
+        shape, like = (
+            (count + len(self.learnt), heads, per_head),
+            {"device": self.device, "dtype": NARROW if fp8 else model.dtype},
+        )
+        self.fp8, self.dtype = fp8, model.dtype
         self.layers = [(torch.zeros(shape, **like), torch.zeros(shape, **like)) for _ in range(layers)]
         for both, own in zip(self.layers, learnt, strict=False):
             for kept, numbers in zip(both, own, strict=True):
@@ -72,7 +82,7 @@ class Kept:
         bias = bias and Bias(*bias)
         self.update(*(part.transpose(0, 1)[None] for part in (key, value)), layer)
         key, value = self.layers[layer]
-        query, spans, front = query.to(key.dtype), self.spans, self.spans.front
+        query, spans, front = query.to(self.dtype), self.spans, self.spans.front
         rest = self._attend(query[front:], key, value, spans, True, bias)
         return torch.cat([self._attend(query[:front], key, value, spans.whole, False, bias), rest]) if front else rest
 
@@ -91,7 +101,9 @@ class Kept:
 
     def update(self, key, value, layer: int, *_, **__):
         for kept, new in zip(self.layers[layer], (key, value), strict=True):
-            _wide(kept).index_copy_(0, self.at, _wide(new[0].transpose(0, 1).to(kept.dtype)))
+            new = new[0].transpose(0, 1)
+            new = new.clamp(-MOST, MOST) if self.fp8 else new  # a larger one would be no number in 8 bits
+            _wide(kept).index_copy_(0, self.at, _wide(new.to(kept.dtype)))
         return tuple(kept.transpose(0, 1)[None] for kept in self.layers[layer])
 
     def copy(self, sources: torch.Tensor, targets: torch.Tensor) -> None:
@@ -135,7 +147,11 @@ def _attend_on_card(query, key, value, spans: Spans, scale, window: int | None, 
             return attend(query, key, value, spans.keys, spans.seen, scale, window, bias)
     if bias is not None:
         raise NotImplementedError("a bias of the scores needs the kernel of ops/decode_attention.py")
-    bounds = spans.queries, spans.keys, spans.most, key.shape[0]
+    keys = spans.keys
+    if spans.copied is not None:
+        at, keys = spans.copied
+        key, value = (_wide(kept).index_select(0, at).view(kept.dtype).to(query.dtype) for kept in (key, value))
+    bounds = spans.queries, keys, spans.most, key.shape[0]
     seen = {"scale": scale, "seqused_k": spans.seen, "window_size_left": window and window - 1}
     return torch.ops.aten._flash_attention_forward(query, key, value, *bounds, 0.0, causal, False, **seen)[0]
 
@@ -196,7 +212,8 @@ def _pad_keys(spans: Spans, bias: Bias | None) -> tuple[torch.Tensor, torch.Tens
 def _attend_padded(query, key, value, at, mask, scale: float):
     """One new token of each record, all at once, from copies of what they see."""
     copied = (
-        _wide(kept).index_select(0, at.flatten()).view(kept.dtype).unflatten(0, at.shape) for kept in (key, value)
+        _wide(kept).index_select(0, at.flatten()).view(kept.dtype).to(query.dtype).unflatten(0, at.shape)
+        for kept in (key, value)
     )
     parts = query[:, :, None], *(part.transpose(1, 2) for part in copied)
     more = {"attn_mask": mask, "scale": scale, "enable_gqa": key.shape[1] < query.shape[1]}
@@ -209,7 +226,7 @@ def _attend_each(query, key, value, records: list[Record], scale: float | None, 
     for first, last, start, end, bias in records:
         rows = last - first
         begin = start if window is None else max(start, end - rows - window + 1)  # none of them sees those before
-        parts = query[first:last], key[begin:end], value[begin:end]
+        parts = query[first:last], *(part[begin:end].to(query.dtype) for part in (key, value))
         if rows == 1:
             out[first:last] = _attend_once(*parts, scale, bias)
         elif rows <= FEW and causal and bias is None:

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import pad
 
 from decoding.choosing import chances_of
-from decoding.kept import Spans
+from decoding.kept import Kept, Spans
 from decoding.lookup import NONE, look_up
 from decoding.places import BROKEN, Place, Places
 
@@ -76,7 +76,7 @@ def compute(
     ids = [prompts[record][at] for record, at in zip(records.tolist(), positions.tolist(), strict=True)]
     given = torch.tensor(ids), positions, positions + starts[records]
     learnt = places.learnt  # tokens in front of all
-    spans = [_spans(ends - firsts, starts - learnt, ends + learnt, kept.device) for firsts, ends in parts]
+    spans = [_spans(ends - firsts, starts - learnt, ends + learnt, kept) for firsts, ends in parts]
     front = len(ids) - int((lengths - begins).sum())
     seen = spans[-1]._replace(front=front, whole=spans[0]) if front else spans[0]
     more = {} if about is None else {"about": told[records].to(kept.device)}
@@ -112,10 +112,14 @@ def _ranges(firsts: torch.Tensor, lasts: torch.Tensor) -> torch.Tensor:
     return torch.cat([torch.arange(first, last) for first, last in zip(firsts, lasts, strict=True)])
 
 
-def _spans(counts, starts, seen, device) -> Spans:
+def _spans(counts, starts, seen, kept: Kept) -> Spans:
     """Of records with so many tokens in a pass, which see the `seen` kept ones from `starts` on."""
     bounds = (pad(counts.cumsum(0), (1, 0)), pad(starts, (0, 1)), seen)
-    return Spans(*(part.to(device, torch.int32) for part in bounds), int(counts.max()))
+    made = Spans(*(part.to(kept.device, torch.int32) for part in bounds), int(counts.max()))
+    if not kept.fp8:
+        return made
+    at = _ranges(starts, starts + seen).to(kept.device)
+    return made._replace(copied=(at, pad(seen.cumsum(0), (1, 0)).to(kept.device, torch.int32)))
 
 
 def _pass(model, places: Places, ids, positions, at, spans: Spans, **more):

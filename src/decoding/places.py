@@ -40,7 +40,8 @@ class Places:
     told nothing. `given`: what it is given in every pass. `learnt`: keys and values (tokens, heads, size) of each
     layer that stand in front of every record's; a stretch is counted from behind them. `drafts`: most tokens of a row
     that a step looks up and verifies beside its newest one; each stretch has room for as many more, so that wrong ones
-    overwrite nothing. `longest`: tokens of the longest record, needed for drafts alone.
+    overwrite nothing. `longest`: tokens of the longest record, needed for drafts alone. `fp8`: keys and values are kept
+    in 8-bit floats.
     """
 
     def __init__(
@@ -55,9 +56,10 @@ class Places:
         about: int = 0,
         given: dict | None = None,
         learnt: list = (),
+        fp8: bool = False,
     ):
         self.shared, self.drafts, self.learnt = shared, drafts, len(learnt[0][0]) if learnt else 0
-        self.kept, self.count = Kept(model, count + size * (1 + drafts), learnt), count
+        self.kept, self.count = Kept(model, count + size * (1 + drafts), learnt, fp8), count
         self.tokens = torch.zeros(size, dtype=torch.long, device=model.device)  # the newest, not kept yet
         # what the last step said, in order: ids, BROKEN, or NONE behind the last; and their probabilities
         self.said = self.tokens.new_zeros(size, 1 + drafts)

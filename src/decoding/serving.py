@@ -32,7 +32,6 @@ class Serving:
     adapter: Path | None = None  # folder of a LoRA adapter; without it and a prefix, the base alone
     prefix: Prefix | None = None
     merge: bool = False  # add the adapter into the base's weights
-    fp8: bool = False  # frozen products in 8-bit floats
     retry_length: bool = False  # an answer that was cut is asked again with twice as many tokens
     batch_size: int | None = None  # records at a time, where one was asked for
     drafts: int | None = None  # most tokens that are looked up and verified together (fast); None: what pays

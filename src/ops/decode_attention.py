@@ -78,8 +78,8 @@ def _attend(
     for begin in range(0, count, tokens):
         there = begin + token < count
         at = (((first + begin + token) * kept + head) * size)[:, None] + unit[None, :]
-        keys = tl.load(key + at, mask=there[:, None], other=0.0)
-        values = tl.load(value + at, mask=there[:, None], other=0.0)
+        keys = tl.load(key + at, mask=there[:, None], other=0.0).to(asked.dtype)  # of 8 bits, perhaps
+        values = tl.load(value + at, mask=there[:, None], other=0.0).to(asked.dtype)
         score = tl.dot(asked, tl.trans(keys)) * scale
         if kinds > 0:
             by_marks = tl.load(of_mine + tl.load(marks + first + begin + token, mask=there, other=0))

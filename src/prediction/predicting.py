@@ -106,7 +106,7 @@ def choose_batch_size(model, task: Task, settings: dict, ranks: Ranks) -> Decisi
         return Decision(None, f"{task.plan.engine} decides it")
     lengths = [len(question.ids) for question in task.questions if question.ids]
     rules = serving.rules
-    size = choose(model.config, lengths or [1], rules.max_new_tokens, rules.num_beams, model.device)
+    size = choose(model.config, lengths or [1], rules.max_new_tokens, rules.num_beams, model.device, rules.fp8)
     size = min(ranks.gather(size))
     some = size < len(lengths)
     return decide(
@@ -121,6 +121,8 @@ def choose_drafts(model, task: Task, rows: int | None) -> Decision:
         return Decision(0, f"{task.plan.engine} has none")
     if not takes_more(model, task.plan.codec):
         return Decision(0, "what this base is told beside its tokens cannot be looked up")
+    if task.plan.serving.rules.fp8:
+        return Decision(0, "they were not tried with --fp8")
     count, why = (asked, "as asked") if asked is not None else choose(model.config, rows, model.device)
     return decide("drafts", count, why, f"{count} tokens at most" if count else "none")
 

@@ -14,7 +14,12 @@ from decoding.answers import DRAWING, Rules
 from decoding.serving import Serving
 from loading.precision import FLAGS, Precision, asked_dtype, choose_bits, choose_dtype
 
-FREE = ("batch_size", "drafts", "confidence")  # rules that change no answer, or are compared only where they are given
+FREE = (
+    "batch_size",
+    "drafts",
+    "confidence",
+    "fp8",
+)  # rules that change no answer, or are compared only where they are given
 
 
 def check_apart(output: str, *folders: str | Path | None) -> None:
@@ -115,6 +120,6 @@ def settings_of(serving: Serving, template: dict, input_file: str, window: int |
         **({"asking_seed": asking.seed} if asking.shuffle or asking.lists > 1 else {}),
         **{name: value for name, value in serving.rules._asdict().items() if name not in FREE},
         **({"confidence": True} if serving.rules.confidence else {}),
-        **({"fp8": True} if serving.fp8 else {}),
+        **({"fp8": True} if serving.rules.fp8 else {}),
         **trained,
     }

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import inference
 from checkpoints.family import find_family
 from common.errors import UserError
-from decoding import fast_engine, passes
+from decoding import fast_engine, fast_limits, passes
 from decoding.answers import ALONE, Failure, Rules
 from decoding.batch_engine import generate
 from decoding.fast_engine import Tuning
@@ -167,7 +167,9 @@ def test_out_of_memory_halves_the_rows_says_so_and_goes_on(
 
     make = fast_engine.Places
     if where == "compute":
-        monkeypatch.setattr(fast_engine, "Places", lambda *given: made_for.append(given[1]) or make(*given))
+        monkeypatch.setattr(
+            fast_engine, "Places", lambda *given, **more: made_for.append(given[1]) or make(*given, **more)
+        )
     monkeypatch.setattr(module, where, small)
     made = fast(model, codec, prompts, Rules(20, batch_size=7))
     assert made == [generate(model, codec, [ids], Rules(20))[0] for ids in prompts]
@@ -294,11 +296,11 @@ def test_what_it_cannot_do_is_refused_and_auto_takes_the_other(tmp_path, capsys)
 def test_a_base_that_it_does_not_know_is_named(tmp_path, changes, why):
     config = json.loads((BASE / "config.json").read_text(encoding="utf-8"))
     (tmp_path / "config.json").write_text(json.dumps(config | changes), encoding="utf-8")
-    assert fast_engine.why_not(serving(BASE)) is None
-    assert why in fast_engine.why_not(serving(tmp_path))
+    assert fast_limits.why_not(serving(BASE)) is None
+    assert why in fast_limits.why_not(serving(tmp_path))
 
 
 def test_an_adapter_of_another_kind_is_answered_by_the_engine_batch(tmp_path):
     settings = {"peft_type": "PREFIX_TUNING", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(BASE)}
     (tmp_path / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
-    assert fast_engine.why_not(serving(BASE, adapter=tmp_path)) == "adapters of kind PREFIX_TUNING are not known to it"
+    assert fast_limits.why_not(serving(BASE, adapter=tmp_path)) == "adapters of kind PREFIX_TUNING are not known to it"

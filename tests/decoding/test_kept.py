@@ -1,9 +1,11 @@
 """The attention of the engine `fast` on a CPU, by its formula."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from decoding.kept import Bias, Spans, _attend_each, _attend_padded, _pad_keys, _records_of
+from decoding.kept import Bias, Kept, Spans, _attend_each, _attend_padded, _pad_keys, _records_of
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -28,6 +30,29 @@ def test_every_token_sees_those_of_its_record_up_to_itself(dtype, share, window)
             assert (out[row].double() - exact).abs().max() < 6 * torch.finfo(dtype).eps
             row += 1
     assert row == len(query)
+
+
+@pytest.mark.parametrize("asked", [1, 6, 20])
+def test_keys_and_values_in_eight_bits_are_read_as_what_they_were_rounded_to(asked):
+    torch.manual_seed(0)
+    query, (key, value) = torch.randn(asked, 2, 16), torch.randn(2, 30, 2, 16)
+    spans = Spans(torch.tensor([0, asked]).int(), torch.tensor([3, 0]).int(), torch.tensor([25]).int(), asked)
+    kept = [part.to(torch.float8_e4m3fn) for part in (key, value)]
+    made = _attend_each(query, *kept, _records_of(spans), 0.3, None)
+    torch.testing.assert_close(
+        made, _attend_each(query, *(part.float() for part in kept), _records_of(spans), 0.3, None)
+    )
+    exact = _attend_each(query, key, value, _records_of(spans), 0.3, None)
+    assert 0 < (made - exact).norm() / exact.norm() < 0.1
+
+
+def test_what_is_larger_than_eight_bits_hold_is_kept_as_the_largest():
+    config = SimpleNamespace(num_hidden_layers=1, num_attention_heads=2, hidden_size=32)
+    config.get_text_config = lambda: config
+    kept = Kept(SimpleNamespace(config=config, device=torch.device("cpu"), dtype=torch.float32), 5, fp8=True)
+    kept.begin(torch.tensor([1, 2]), None)
+    kept.update(torch.full((1, 2, 2, 16), 1e4), torch.full((1, 2, 2, 16), -1e4), 0)
+    assert [part.float().unique().tolist() for part in kept.layers[0]] == [[0.0, 448.0], [-448.0, 0.0]]
 
 
 @pytest.mark.parametrize("share", [1, 3])
