@@ -159,11 +159,11 @@ def test_out_of_memory_halves_the_rows_says_so_and_goes_on(
         "compute": lambda given: made_for[-1],
     }[where]
 
-    def small(*given):
+    def small(*given, **more):
         sizes.append(rows_of(given))
         if sizes[-1] > rows:
             raise SHORT[device]()
-        return real(*given)
+        return real(*given, **more)
 
     make = fast_engine.Places
     if where == "compute":
@@ -205,10 +205,10 @@ def test_a_record_too_large_even_alone_fails_by_itself(tiny, device, monkeypatch
     for where in ("Places", "compute"):
         real = getattr(fast_engine, where)
 
-        def small(*given, where=where, real=real):
+        def small(*given, where=where, real=real, **more):
             if given[2] > len(longest) + 19 if where == "Places" else longest in given[2]:
                 raise SHORT[device]()
-            return real(*given)
+            return real(*given, **more)
 
         with monkeypatch.context() as patch:
             patch.setattr(fast_engine, where, small)
