@@ -46,6 +46,9 @@ export function drawing(container, chosen = () => {}) {
       graph.layout({ name: "cose", animate: false, randomize: many, numIter: many ? 250 : 1000, nodeRepulsion: 5000, idealEdgeLength: 64,
         nodeDimensionsIncludeLabels: true, nodeOverlap: 20, gravity: 0.8, componentSpacing: 24, padding: 30 }).run();
       if (graph.zoom() > 1.2) { graph.zoom(1.2); graph.center(); }
+      const larger = Math.min(1.5, Math.max(1, 1 / graph.zoom())); // names stay readable where all is fitted in
+      graph.nodes().style("font-size", 13 * larger);
+      graph.edges().style("font-size", 10.5 * larger);
       container.dataset.nodes = graph.nodes().length;
       container.dataset.edges = graph.edges().length;
     }, 60);
