@@ -4,7 +4,7 @@ const COLOURS = ["#2458c5", "#c2410c", "#15803d", "#7e22ce", "#0e7490", "#b45309
 
 const STYLE = () => [
   { selector: "node", style: {
-    label: "data(name)", width: "data(size)", height: "data(size)", "background-color": "#7f93a8", "font-size": 12, color: "#1b2733",
+    label: "data(name)", width: "data(size)", height: "data(size)", "background-color": "#7f93a8", "font-size": 13, color: "#1b2733",
     "text-wrap": "ellipsis", "text-max-width": 130, "text-valign": "bottom", "text-margin-y": 3, "min-zoomed-font-size": 6,
     "font-family": getComputedStyle(document.body).fontFamily } },
   { selector: "node.absent", style: { "background-color": "#fff", "border-width": 2, "border-style": "dashed", "border-color": "#8a5cc7" } },
@@ -43,9 +43,12 @@ export function drawing(container, chosen = () => {}) {
       graph.resize();
       if (!graph.nodes().length) return;
       const many = graph.nodes().length > 150;
-      graph.layout({ name: "cose", animate: false, randomize: many, numIter: many ? 250 : 1000, nodeRepulsion: 60000, idealEdgeLength: 110,
-        nodeDimensionsIncludeLabels: true, nodeOverlap: 30, gravity: 0.6, padding: 30 }).run();
-      if (graph.zoom() > 1.15) { graph.zoom(1.15); graph.center(); }
+      graph.layout({ name: "cose", animate: false, randomize: many, numIter: many ? 250 : 1000, nodeRepulsion: 5000, idealEdgeLength: 64,
+        nodeDimensionsIncludeLabels: true, nodeOverlap: 20, gravity: 0.8, componentSpacing: 24, padding: 30 }).run();
+      if (graph.zoom() > 1.2) { graph.zoom(1.2); graph.center(); }
+      const larger = Math.min(1.5, Math.max(1, 1 / graph.zoom())); // names stay readable where all is fitted in
+      graph.nodes().style("font-size", 13 * larger);
+      graph.edges().style("font-size", 10.5 * larger);
       container.dataset.nodes = graph.nodes().length;
       container.dataset.edges = graph.edges().length;
     }, 60);
