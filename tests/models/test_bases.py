@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import GOLDEN, ROOT, rows
+from helpers import ROOT
 from helpers_adapters import RECORDS, answers, plan
 from peft import LoraConfig, get_peft_model
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
@@ -75,8 +75,11 @@ def test_loss_and_gradients_are_those_of_plain_transformers_and_peft(base):
     family, found, _ = find_family(folder, name)
     assert found == name
     codec = load_codec(folder, family)
-    template = load_template(family.templates[name])
-    made = [codec.row(template, record, Limits(2048)) for record in rows(GOLDEN / "train.json")[:3]]
+    template = load_template("plain")  # short
+    assert family.templates[name] == "alpaca"
+    outputs = ("(米卡,位于,北京)", "(fox,a,12),(A,a,B)", "无")
+    records = [record | {"output": output} for record, output in zip(RECORDS, outputs, strict=True)]
+    made = [codec.row(template, record, Limits(2048)) for record in records]
 
     ours = add_lora(load_base(folder, Precision("float32", 16), "cpu", codec), family.lora_targets, 4, 8, 0.0)
     config = LoraConfig(r=4, lora_alpha=8, lora_dropout=0, target_modules="all-linear", task_type="CAUSAL_LM")

@@ -16,7 +16,7 @@ from checkpoints.adapters import check_weights
 from checkpoints.family import choose_family, find_family
 from checkpoints.vocabulary import NAME, read_tokens
 from common.errors import UserError
-from common.files import fingerprint
+from common.files import fingerprint, write_rows
 from loading.base import load_base
 from loading.precision import Precision
 from loading.shape import read_shape
@@ -40,7 +40,9 @@ def losses(folder):
 
 
 def predict(out, **values):
-    chosen = {"input_file": GOLDEN / "valid.json", "output_file": out, "max_new_tokens": 8, "batch_size": 12} | values
+    asked = out.with_name("asked.json")
+    write_rows(asked, rows(GOLDEN / "valid.json")[:4])
+    chosen = {"input_file": asked, "output_file": out, "max_new_tokens": 5, "batch_size": 4} | values
     inference.main([str(word) for name, value in chosen.items() for word in (f"--{name}", value)])
     return [row["output"] for row in rows(out)]
 
@@ -56,6 +58,7 @@ def test_an_adapter_of_2023_is_trained_on_as_peft_does(tmp_path):
     """The first loss is the trained adapter's, not the base's; after a step of SGD its weights are plain torch's."""
     out, values = tmp_path / "out", {"max_steps": 1, "lora_dropout": 0, "optim": "sgd", "weight_decay": 0}
     values |= {"learning_rate": 0.5, "lr_scheduler_type": "constant", "max_grad_norm": 1000}
+    values |= {"lora_r": 8, "lora_alpha": 16, "lora_target_modules": "v_proj,q_proj"}  # what the adapter says, too
     main(flags(out, init_lora=ADAPTER, per_device_train_batch_size=12, **values))
     run = json.loads((out / "run.json").read_text())
     assert run["lora"]["init_lora"]["path"] == str(ADAPTER)
@@ -82,7 +85,7 @@ def test_a_run_from_an_adapter_is_resumed_to_the_same_bits(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     values = {"init_lora": ADAPTER, "save_strategy": "steps", "save_steps": 2}
     main(flags(whole, **values))
-    main(flags(parts, **values))
+    shutil.copytree(whole, parts)
     for name in ("adapter_model.safetensors", "run.json"):
         (parts / name).unlink()
     shutil.rmtree(parts / "checkpoint-4")
@@ -113,11 +116,6 @@ def test_flags_that_differ_from_the_adapter_are_errors_that_name_both(tmp_path, 
     with pytest.raises(UserError, match=message):
         main(flags(tmp_path / "out", **{"init_lora": ADAPTER, **values}))
     assert not (tmp_path / "out").exists()
-
-
-def test_flags_that_say_what_the_adapter_says_are_none(tmp_path):
-    more = {"lora_r": 8, "lora_alpha": 16, "lora_target_modules": "v_proj,q_proj", "max_steps": 1}
-    main(flags(tmp_path / "out", init_lora=ADAPTER, **more))
 
 
 def test_an_adapter_that_is_no_plain_lora_is_not_trained_on(tmp_path):
@@ -173,8 +171,8 @@ def test_new_tokens_begin_as_the_mean_of_their_pieces(vocabulary):
 def test_tokens_are_learnt_saved_predicted_with_and_merged(tmp_path, vocabulary):
     """The adapter, its checkpoint, the model merged by weight_diff and its base by plain transformers agree."""
     out, merged = tmp_path / "out", tmp_path / "merged"
-    main(flags(out, extend_vocab=vocabulary, max_steps=6, learning_rate=2e-2, save_strategy="steps", save_steps=6))
-    assert read_tokens(out / NAME) == read_tokens(out / "checkpoint-6" / NAME) == TOKENS
+    main(flags(out, extend_vocab=vocabulary, max_steps=3, learning_rate=2e-2, save_strategy="steps", save_steps=3))
+    assert read_tokens(out / NAME) == read_tokens(out / "checkpoint-3" / NAME) == TOKENS
     saved = load_file(out / "adapter_model.safetensors")
     assert [name.split(".")[-2] for name in saved if "lora_" not in name] == ["lm_head", "embed_tokens"]
     codec = load_codec(BASE, find_family(BASE)[0], adapter=out)
@@ -184,7 +182,7 @@ def test_tokens_are_learnt_saved_predicted_with_and_merged(tmp_path, vocabulary)
     answers = predict(tmp_path / "batch.json", lora_weights=out, engine="batch")
     assert len(set(answers)) > 1
     assert predict(tmp_path / "fast.json", lora_weights=out, engine="fast") == answers
-    assert predict(tmp_path / "checkpoint.json", lora_weights=out / "checkpoint-6", merge_lora=True) == answers
+    assert predict(tmp_path / "checkpoint.json", lora_weights=out / "checkpoint-3", merge_lora=True) == answers
     words = ["merge", "--path_base", BASE, "--path_adapter", out, "--path_merged", merged, "--dtype", "float32"]
     weight_diff.main(list(map(str, words)))
     assert predict(tmp_path / "merged.json", model_name_or_path=merged) == answers
@@ -208,7 +206,7 @@ def test_a_base_with_one_weight_at_both_ends_gets_tokens_too(tmp_path, vocabular
             torch.nn.init.normal_(weight, std=0.2)
     model.save_pretrained(base)
     load_tokenizer(ROOT / "tests" / "golden" / "moss").save_pretrained(base)
-    more = {"model_name_or_path": base, "cutoff_len": 2048, "prompt_template_name": "plain"}
+    more = {"model_name_or_path": base, "cutoff_len": 2048, "prompt_template_name": "plain", "max_steps": 2}
     main(flags(out, extend_vocab=vocabulary, **more))
     answers = predict(tmp_path / "one.json", lora_weights=out)
     assert len(set(answers)) > 1
