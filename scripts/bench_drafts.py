@@ -106,7 +106,7 @@ def main(argv=None) -> None:
         first = None
         for asked_drafts in arguments.drafts:
             auto = asked_drafts == "auto"
-            most = choose_drafts(model.config, rows, model.device)[0] if auto else int(asked_drafts)
+            most = choose_drafts(model.device)[0] if auto else int(asked_drafts)
             own = rules._replace(batch_size=rows, drafts=most)
             if model.device.type == "cuda":
                 answer(model, plan, dict(list(asked.items())[:2]), own)  # kernels are compiled

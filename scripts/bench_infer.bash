@@ -22,7 +22,7 @@ declare -A most=([one]=8 [batch-16]=128 [batch-64]=512 [batch-128]=512 [cap-batc
 cards=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
 quit() { echo "failed, see $1: $(tail -n 1 "$1")" >&2 && exit 1; }
 mkdir -p "$OUT"
-printf '{"description": "", "prompt_input": "{instruction}\\n{input}", "prompt_no_input": "", "response_split": "\\n"}' \
+printf '{"description": "", "prompt_input": "{instruction}\\n{input}", "prompt_no_input": "{instruction}", "response_split": "\\n"}' \
     >"$OUT/ask-template.json"
 [ -d "$BASE" ] || { # under its name only when it is whole
     rm -rf "$BASE.new"
@@ -36,7 +36,7 @@ make() { # the records NAME.json, if they are not there: NAME, flags
 }
 make "$ask" --answers 400 400
 [ -f "$OUT/counting-$MODEL-adapter/run.json" ] || python src/test_finetune.py --do_train --model_name_or_path "$BASE" --max_steps 1 \
-    --train_file "$ask.json" --output_dir "$OUT/counting-$MODEL-adapter" --prompt_template_name "$OUT/ask-template.json" \
+    --train_file data/sample/train.json --output_dir "$OUT/counting-$MODEL-adapter" --prompt_template_name "$OUT/ask-template.json" \
     --learning_rate 1e-5 --save_strategy no >"$OUT/adapter.log" 2>&1 || quit "$OUT/adapter.log"
 limit=$(python scripts/bench_limit.py --base "$BASE")
 

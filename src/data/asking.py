@@ -182,7 +182,9 @@ def ask_apart(records: list[dict]) -> list[dict]:
 
 
 def _split_groups(record: dict) -> list[dict] | None:
-    names = read_schema(record["instruction"]) or []
+    names = read_schema(record["instruction"])
+    if not names:
+        return None
     groups = groups_of(record, names)
     asked = [replace_schema(record["instruction"], group) for group in groups]
     if len(groups) == 1 or None in asked:

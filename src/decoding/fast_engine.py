@@ -48,9 +48,6 @@ class Tuning(NamedTuple):
 
 
 MEASURED = Tuning()
-# On a card, by whether heads share keys and values: from so many rows on, most tokens of a draft. By arithmetic: so
-# many more are multiplied in the time in which weights, keys and values are read.
-DRAFTS = {False: ((128, 3), (32, 4), (0, 7)), True: ((128, 0), (32, 3), (0, 7))}
 
 
 class Live(NamedTuple):
@@ -90,16 +87,11 @@ def choose_rows(
     return max(1, min(tuning.most, len(lengths), max(whole, min(short, tuning.enough))))
 
 
-def choose_drafts(config, rows: int, device: torch.device, tuning: Tuning = MEASURED) -> tuple[int, str]:
-    """Most tokens of a draft for so many records at a time, and why."""
-    if device.type != "cuda":
-        return 8, "a CPU computes some tokens in the time of one; beside many rows only the likeliest"
-    config = config.get_text_config()
-    heads = config.num_attention_heads
-    shared = (getattr(config, "num_key_value_heads", None) or heads) < heads
-    words = f"{rows} rows, keys and values {'shared by heads' if shared else 'of each head'}"
-    most = next(most for least, most in DRAFTS[shared] if rows >= least)
-    return most, f"{words}: {'a step mostly reads' if most else 'a step mostly computes'}"
+def choose_drafts(device: torch.device) -> tuple[int, str]:
+    """Most tokens of a draft that `auto` takes, and why."""
+    if device.type == "cuda":
+        return 0, "what they give on a card was not measured yet; --drafts 4 tries them"
+    return 8, "a CPU computes some tokens in the time of one; beside many rows only the likeliest"
 
 
 def room(config, device: torch.device, tuning: Tuning, fp8: bool = False) -> float:

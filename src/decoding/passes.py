@@ -191,7 +191,7 @@ def make_step(model, places: Places, size: int):
     said, learnt, drafting = places.said[:size], places.learnt, choose_drafting(places, size)
     more = {} if places.about is None else {"about": places.about[:size]}
     if drafting:
-        most, counts = max(drafting.counts), torch.tensor([0, *drafting.counts], device=tokens.device)
+        most, counts = max(drafting.counts), torch.tensor([0, *drafting.counts])  # of a CPU: no graph may read them
 
     def step() -> tuple[torch.Tensor, torch.Tensor]:
         bounds = pad(starts - learnt, (0, 1)).int(), (positions + 1 + learnt).int()
@@ -207,8 +207,10 @@ def make_step(model, places: Places, size: int):
 
     def step_with_drafts() -> tuple[torch.Tensor, torch.Tensor]:
         drafts, matched = look_up(places.texts[:size], positions, drafting.longest, most)
-        beyond = torch.arange(most, device=drafts.device) >= counts[matched.clamp(max=len(counts) - 1)][:, None]
-        return _verify(model, places, drafts.masked_fill(beyond, NONE), drafting.whole)
+        if not drafting.whole:
+            beyond = torch.arange(most) >= counts[matched.clamp(max=len(counts) - 1)][:, None]
+            drafts = drafts.masked_fill(beyond, NONE)
+        return _verify(model, places, drafts, drafting.whole)
 
     step = step_with_drafts if drafting else step
     if tokens.device.type != "cuda":

@@ -73,7 +73,7 @@ def answer_file(task: Task, ranks: Ranks, started: float) -> None:
         model = open_model(plan, prompts)
         warn_context(task)
         batch_size = choose_batch_size(model, task, settings, ranks)
-        drafts = choose_drafts(model, task, batch_size.value)
+        drafts = choose_drafts(model, task)
         rules = plan.serving.rules._replace(batch_size=batch_size.value or 1, drafts=drafts.value)
         share = answer_share(model, task, settings | {"batch_size": batch_size.value}, rules, ranks)
         shares = ranks.gather(share)
@@ -114,8 +114,8 @@ def choose_batch_size(model, task: Task, settings: dict, ranks: Ranks) -> Decisi
     )
 
 
-def choose_drafts(model, task: Task, rows: int | None) -> Decision:
-    """Most tokens of a draft: those asked for, else what pays for so many records at a time, said with its reason."""
+def choose_drafts(model, task: Task) -> Decision:
+    """Most tokens of a draft: those asked for, else what pays on the device, said with its reason."""
     choose, asked = ENGINES[task.plan.engine].drafts, task.plan.serving.drafts
     if choose is None:
         return Decision(0, f"{task.plan.engine} has none")
@@ -123,7 +123,7 @@ def choose_drafts(model, task: Task, rows: int | None) -> Decision:
         return Decision(0, "what this base is told beside its tokens cannot be looked up")
     if task.plan.serving.rules.fp8:
         return Decision(0, "they were not tried with --fp8")
-    count, why = (asked, "as asked") if asked is not None else choose(model.config, rows, model.device)
+    count, why = (asked, "as asked") if asked is not None else choose(model.device)
     return decide("drafts", count, why, f"{count} tokens at most" if count else "none")
 
 

@@ -226,9 +226,5 @@ def test_the_script_says_what_was_drafted_and_writes_the_same(tmp_path, capsys):
             inference.main([*flags(tmp_path / "x.json"), f"--drafts={wrong}"])
 
 
-@pytest.mark.parametrize(
-    ("heads", "rows", "most"), [(1, 1, 7), (1, 100, 4), (1, 400, 3), (4, 1, 7), (4, 100, 3), (4, 400, 0)]
-)
-def test_a_card_drafts_by_rows_and_heads(heads, rows, most):
-    config = AutoConfig.for_model("llama", num_attention_heads=8, num_key_value_heads=8 // heads)
-    assert fast_engine.choose_drafts(config, rows, torch.device("cuda"))[0] == most
+def test_a_card_drafts_only_when_asked_to():
+    assert fast_engine.choose_drafts(torch.device("cuda"))[0] == 0

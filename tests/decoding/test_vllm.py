@@ -262,7 +262,8 @@ def test_without_the_package_or_a_card_it_says_what_to_do(monkeypatch):
 
 
 def test_families_that_vllm_cannot_serve_are_refused(chatglm, tmp_path):
-    assert [family.name for family in FAMILIES if "vllm" in family.engines] == ["llama", "auto"]
+    assert {family.name for family in FAMILIES if "vllm" not in family.engines} >= {"chatglm", "moss", "cpm-bee"}
+    assert {family.name for family in FAMILIES if "vllm" in family.engines} >= {"llama", "auto"}
     more = flags(tmp_path / "out.json", model_name_or_path=chatglm[0], lora_weights=None, engine="vllm")
     with pytest.raises(UserError, match=r"--engine vllm: not for family chatglm \(it has batch, fast\)"):
         inference.main(more)
