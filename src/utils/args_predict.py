@@ -10,6 +10,7 @@ from common.manifest import run_file_of
 from common.processes import this_process
 from kg.permitted import BOUND
 from utils.args_base import ModelArguments, NarrowFlags, PrecisionFlags, parse
+from utils.args_ray import RAY_RANGES, RayFlags
 from utils.args_schema import SCHEMA_RANGES, AskedFlags
 
 DRAWING = ("temperature", "top_k", "top_p", "seed")  # flags that mean something only with --do_sample
@@ -32,6 +33,7 @@ RANGES = {
     "tensor_parallel_size": Range(1),
     "data_parallel_size": Range(1),
     **SCHEMA_RANGES,
+    **RAY_RANGES,
 }
 
 
@@ -122,11 +124,9 @@ class AnswerArguments(AskedFlags, PrecisionFlags):
 
 
 @dataclass
-class InferenceArguments(NarrowFlags, AnswerArguments):
-    """Prediction."""
+class AdapterArguments(NarrowFlags, AnswerArguments):
+    """Prediction by a base with a LoRA adapter, or alone, whatever is asked about."""
 
-    input_file: str = option("data/valid.json", "records to predict: JSON lines or a JSON list")
-    output_file: str = option("results/results_valid.json", "where the records go, each with its output")
     lora_weights: str | None = option(None, "folder of a LoRA adapter; left out: the base alone")
     prompt_template_name: str | None = option(
         None, "default: what the adapter was trained with (run.json), else the family's", "--prompt_template"
@@ -161,6 +161,18 @@ class InferenceArguments(NarrowFlags, AnswerArguments):
             raise UserError("--fp8 and --engine vllm contradict each other; drop one of them")
         if self.merge_lora and not self.lora_weights:
             raise UserError("--merge_lora without --lora_weights: there is no adapter to merge; drop it")
+
+
+@dataclass
+class InferenceArguments(RayFlags, AdapterArguments):
+    """Prediction."""
+
+    input_file: str = option("data/valid.json", "records to predict: JSON lines or a JSON list")
+    output_file: str = option("results/results_valid.json", "where the records go, each with its output")
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_ray()
         check_outputs(self)
 
 
@@ -174,9 +186,13 @@ def check_outputs(args) -> None:
 def parse_inference(argv=None):
     """(model, prediction) arguments of src/inference.py."""
     model, args = parse((ModelArguments, InferenceArguments), argv)
+    check_memory_flags(model, args)
+    return model, args
+
+
+def check_memory_flags(model: ModelArguments, args: AdapterArguments) -> None:
     if args.device_map and model.max_memory_MB:
         raise UserError(
             f"--device_map {args.device_map} and --max_memory_MB {model.max_memory_MB} contradict each other: the "
             "cards are filled as far as the base needs; drop one of them"
         )
-    return model, args
