@@ -37,7 +37,7 @@ class Stub:
     def __init__(self, model_args, args):
         self.log = Path(args.output_file + ".log")
 
-    def open(self, longest):
+    def open(self, longest, precision):
         return None
 
     def call(self, function, *arguments):

@@ -16,7 +16,7 @@ from transformers import HfArgumentParser
 
 from common.errors import UserError
 from models import families
-from utils import args, args_predict, args_pt, convert, gguf_to_hf, graph, score, weight_diff
+from utils import args, args_extract, args_predict, args_pt, convert, gguf_to_hf, graph, score, weight_diff
 
 READMES = ("README.md", "README_CN.md")
 WEIGHTS = ("docs/weights.md", "docs/weights_CN.md")
@@ -30,8 +30,10 @@ MEMORY = ("docs/memory.md", "docs/memory_CN.md")
 MANY_CARDS = ("docs/many_cards.md", "docs/many_cards_CN.md")
 PREDICTION = ("docs/prediction.md", "docs/prediction_CN.md")
 GRAPH = ("docs/graph.md", "docs/graph_CN.md")
+CORPUS = ("docs/corpus.md", "docs/corpus_CN.md")
+MANY_MACHINES = ("docs/many_machines.md", "docs/many_machines_CN.md")
 ARCHITECTURE = ("docs/architecture.md", "docs/architecture_CN.md")
-PAIRS = [READMES, WEIGHTS, PTUNING, MEMORY, MANY_CARDS, PREDICTION, GRAPH, ARCHITECTURE, *MODELS]
+PAIRS = [READMES, WEIGHTS, PTUNING, MEMORY, MANY_CARDS, PREDICTION, GRAPH, CORPUS, MANY_MACHINES, ARCHITECTURE, *MODELS]
 PAGES = [name for pair in PAIRS for name in pair]
 TEXT = {name: (ROOT / name).read_text(encoding="utf-8") for name in PAGES}
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.bash"))
@@ -46,6 +48,7 @@ PARSERS = {
     "src/utils/gguf_to_hf.py": gguf_to_hf.parse,
 }
 COMMANDS_OF_FILES = {
+    "src/extract.py": args_extract.parse_extract,
     "src/utils/convert.py": convert.main,
     "src/utils/score.py": score.main,
     "src/utils/graph.py": graph.main,
@@ -154,7 +157,11 @@ def actions(parser):
 
 @pytest.mark.parametrize(
     ("pair", "least"),
-    [(READMES, 10), *((pair, 5) for pair in (WEIGHTS, PTUNING, MANY_CARDS, PREDICTION, GRAPH, *MODELS))],
+    [
+        (READMES, 10),
+        (CORPUS, 4),
+        *((pair, 5) for pair in (WEIGHTS, PTUNING, MANY_CARDS, PREDICTION, GRAPH, MANY_MACHINES, *MODELS)),
+    ],
 )
 def test_both_have_the_same_headings_and_code_blocks(pair, least):
     levels = [re.findall(r"^(#+) ", prose(TEXT[name]), re.MULTILINE) for name in pair]
@@ -263,6 +270,7 @@ def test_every_flag_in_the_prose_exists(name, capsys):
     known |= {*actions(HfArgumentParser(PTUNING_ARGUMENTS)), *actions(HfArgumentParser(PTUNING_INFERENCE))}
     known |= {"--model", "--tokenizer", "--counting"}  # of scripts/random_base.py
     known |= {"--jobs"}  # of scripts/sweep_rate.py
+    known |= {*actions(HfArgumentParser((args.ModelArguments, args_extract.ExtractArguments)))}
     known |= {"--help", "--help_all", "--master_port", "--nocheck"}  # of torchrun, and fire's way to say --check False
     known |= {"--nproc_per_node", "--nnodes", "--node_rank", "--master_addr"}  # of torchrun, too
     known |= {"--include", "--num_gpus"}  # of deepspeed

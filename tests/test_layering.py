@@ -97,7 +97,9 @@ def test_the_graph_room_needs_neither_torch_nor_numpy():
     assert run.stdout.strip() == "[]", run.stderr
 
 
-@pytest.mark.parametrize("script", ["inference.py", "inference_pt.py", "utils/convert.py", "utils/graph.py"])
+@pytest.mark.parametrize(
+    "script", ["inference.py", "inference_pt.py", "extract.py", "utils/convert.py", "utils/graph.py"]
+)
 def test_help_is_shown_without_torch_and_transformers(script):
     run = python("-X", "importtime", SRC / script, "--help")
     loaded = {line.rpartition("|")[2].strip() for line in run.stderr.splitlines()}

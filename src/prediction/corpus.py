@@ -222,19 +222,19 @@ def answer_corpus(corpus: Corpus, answer_all: Callable, skipped: Counter) -> lis
 def is_whole(corpus: Corpus, settings: dict) -> bool:
     """Whether the output is there already, made of the same documents with the same settings."""
     file = manifest.run_file_of(corpus.output)
-    if partial.partial_paths(corpus.output) or not Path(corpus.output).is_file() or not file.is_file():
+    unfinished = partial.recorded_settings(corpus.output) is not None
+    if unfinished or not Path(corpus.output).is_file() or not file.is_file():
         return False
     made = manifest.read_json(file, manifest.ADVICE)
     if not isinstance(made, dict) or made.get("settings") != json.loads(to_line(settings)):
         return False
-    folder = parts_folder(corpus.output)
-    seen = open_seen(folder)
+    seen = open_seen(parts_folder(corpus.output))
     try:
         shards = make_shards(corpus.documents(), corpus.shard_size, seen)
         return [shard.digest for shard in shards] == made.get("shards")
     finally:
         seen.close()
-        shutil.rmtree(folder)
+        drop_parts(corpus.output)
 
 
 def gather(output: str | Path, shards: int, counts: Counter) -> Iterator[dict]:
@@ -276,7 +276,5 @@ def _count_row(row: dict, counts: Counter) -> None:
 
 
 def drop_parts(output: str | Path) -> None:
-    """The marker of an unfinished run goes first: what is left of the parts is then known to be needless."""
-    for path in reversed(partial.partial_paths(output)):
-        path.unlink(missing_ok=True)
+    """Take away what finished shards have left."""
     shutil.rmtree(parts_folder(output), ignore_errors=True)

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from common.errors import UserError, keeping, say
 from data.records import load_records
+from loading.precision import Precision
 from loading.shape import check_vocabulary
 from prediction import partial
 from prediction.corpus import Corpus, Shard
@@ -58,10 +59,13 @@ class Worker:
         except UserError as error:
             return error
 
-    def open(self, longest: int) -> UserError | None:
-        """Read the weights; `longest`: tokens of the longest prompt."""
+    def open(self, longest: int, precision: Precision) -> UserError | None:
+        """Read the weights; `longest`: tokens of the longest prompt; `precision`: of the worker that made the plan."""
         try:
             plan = plan_adapter(*self.flags)
+            if plan.serving.precision != precision:
+                mine, first = " and ".join(map(str, plan.serving.precision)), " and ".join(map(str, precision))
+                return UserError(f"--ray: one worker has numbers of {mine} bits, another {first}; say --bf16 or --fp32")
             self.opened = Opened(plan, open_model(plan, [[0] * longest]))
         except UserError as error:
             return error
@@ -154,6 +158,7 @@ def plan_on_worker(cluster) -> Opening:
     if isinstance(plan, UserError):
         raise plan
     cluster.waiting.append(worker)
+    cluster.precision = plan.serving.precision
     return plan
 
 
@@ -196,7 +201,7 @@ def spread(cluster, longest: int, jobs: Iterable[tuple], look: float = LOOK) -> 
             looked = time.monotonic()
             for _ in range(count_places(cluster) - len(busy) - sum(one is None for _, one in running.values())):
                 worker = cluster.waiting.pop() if cluster.waiting else cluster.start()
-                running[worker.open.remote(longest)] = worker, None
+                running[worker.open.remote(longest, cluster.precision)] = worker, None
         while job is not None and (free := [worker for worker, count in busy.items() if count < AHEAD]):
             worker = min(free, key=busy.get)
             running[worker.call.remote(*job[1:])] = worker, job
@@ -270,16 +275,26 @@ def answer_file_spread(model_args, args, started: float) -> None:
             done = partial.resume_partial(args.output_file, settings)
             if done:
                 say(f"resume: {len(done)} of {len(asked)} answers are in {partial.partial_path(args.output_file)}")
-            shares = [NOTHING_DONE]
+            shares = []
             jobs = file_jobs(cluster, task, asked, done, settings["batch_size"])
             longest = max((len(question.ids) for question in asked.values()), default=1)
             with tqdm(total=len(asked), initial=len(done), unit="record", desc="predicting") as bar:
                 for _, (rows, share) in spread(cluster, longest, jobs):
                     if rows:
                         partial.append_answers(args.output_file, rows)
-                    shares.append(share)
+                    shares.append((time.time(), share))
                     bar.update(share.count)
-            finish_file(task, shares, plan.decided, started)
+            finish_file(task, [sum_up(shares)], plan.decided, started)
+
+
+def sum_up(shares: list[tuple[float, Share]]) -> Share:
+    """What workers did together, of (when it came back, Share) of each shard; seconds: from the first to the last."""
+    if not shares:
+        return NOTHING_DONE
+    failed = {number: reason for _, share in shares for number, reason in share.failed.items()}
+    seconds = shares[-1][0] - min(end - share.seconds for end, share in shares)
+    count, tokens = sum(share.count for _, share in shares), sum(share.tokens for _, share in shares)
+    return Share(failed, count, tokens, seconds, max(share.peak for _, share in shares))
 
 
 def file_jobs(cluster, task: Task, asked: dict, done: dict, batch_size: int | None) -> Iterator[tuple]:

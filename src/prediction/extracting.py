@@ -42,12 +42,14 @@ def extract_corpus(model_args, args, wanted: tuple, started: float) -> None:
             else:
                 partial.check_partial(args.output_file, settings)
                 if partial.recorded_settings(args.output_file) is None:
-                    drop_parts(args.output_file)  # of a run whose file is there
+                    drop_parts(args.output_file)  # of a run whose file was finished
                     partial.resume_partial(args.output_file, settings)
                 digests = answer_corpus(corpus, answer_with(corpus), skipped)
                 write_output(plan, corpus, args, settings, digests, skipped, started)
             if args.store:
                 build_graph(args.store, args.output_file)
+            # This says that work is left, and goes first: what the parts hold is then known to be needless.
+            partial.partial_path(args.output_file).unlink(missing_ok=True)
             drop_parts(args.output_file)
 
 
@@ -83,8 +85,8 @@ def corpus_settings(plan: Opening, corpus: Corpus, args) -> dict:
 
 def kept(output: str) -> str:
     """What is left of a run that was broken off: see common.errors.keeping."""
-    if not partial.partial_paths(output):
-        return f"{output} is whole"
+    if partial.recorded_settings(output) is None:
+        return "nothing was asked, and the same command begins anew"
     parts = sum(1 for _ in parts_folder(output).glob("*.jsonl"))
     return f"{parts} finished shards are kept in {parts_folder(output)}, and the same command goes on"
 

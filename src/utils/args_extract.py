@@ -45,7 +45,7 @@ class ExtractArguments(RayFlags, AdapterArguments):
     text_field: str | None = option(
         None, "of jsonl, csv and parquet; default: text, input, content, body, 正文 or 文本"
     )
-    skip_failed: bool = option(True, "always on: documents that cannot be read, or asked about, are listed")
+    skip_failed: bool = option(False, "always on: documents that cannot be read, or asked about, are listed")
 
     def __post_init__(self):
         super().__post_init__()
