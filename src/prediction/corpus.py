@@ -268,7 +268,8 @@ def _count_row(row: dict, counts: Counter) -> None:
     counts["documents"] += 1
     counts["unread"] += "reason" in row
     counts["repeated"] += "same_as" in row
-    counts[f"encoding {row['encoding']}"] += 1 if "encoding" in row else 0
+    if "encoding" in row:
+        counts[f"encoding {row['encoding']}"] += 1
     counts["triples"] += len(row.get("triples", ()))
     for window in row.get("windows", ()) if "same_as" not in row else ():
         counts["windows"] += 1

@@ -64,8 +64,8 @@ class Worker:
         try:
             plan = plan_adapter(*self.flags)
             if plan.serving.precision != precision:
-                mine, first = " and ".join(map(str, plan.serving.precision)), " and ".join(map(str, precision))
-                return UserError(f"--ray: one worker has numbers of {mine} bits, another {first}; say --bf16 or --fp32")
+                mine, first = (f"{one.name}, --bits {one.bits}" for one in (plan.serving.precision, precision))
+                return UserError(f"--ray: a worker would take {mine}, another {first}; say which: --bf16, --fp32, …")
             self.opened = Opened(plan, open_model(plan, [[0] * longest]))
         except UserError as error:
             return error

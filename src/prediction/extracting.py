@@ -8,7 +8,7 @@ from pathlib import Path
 
 from common import manifest
 from common.errors import UserError, keeping, say
-from common.files import write_rows
+from common.files import fingerprint, write_rows
 from data.documents import read_documents, size_of
 from data.sources import find_run, read_corpus
 from kg import graph
@@ -45,12 +45,19 @@ def extract_corpus(model_args, args, wanted: tuple, started: float) -> None:
                     drop_parts(args.output_file)  # of a run whose file was finished
                     partial.resume_partial(args.output_file, settings)
                 digests = answer_corpus(corpus, answer_with(corpus), skipped)
+                if not digests:
+                    drop_all(args.output_file)
+                    raise UserError(f"--input {args.input}: no document in it; {_say_skipped(skipped)}")
                 write_output(plan, corpus, args, settings, digests, skipped, started)
             if args.store:
                 build_graph(args.store, args.output_file)
-            # This says that work is left, and goes first: what the parts hold is then known to be needless.
-            partial.partial_path(args.output_file).unlink(missing_ok=True)
-            drop_parts(args.output_file)
+            drop_all(args.output_file)
+
+
+def drop_all(output: str) -> None:
+    """Take away what an unfinished run keeps. What says that it is one goes first: the parts are then needless."""
+    partial.partial_path(output).unlink(missing_ok=True)
+    drop_parts(output)
 
 
 @contextmanager
@@ -75,7 +82,7 @@ def corpus_settings(plan: Opening, corpus: Corpus, args) -> dict:
     return {
         **settings_of(plan.serving, plan.template, None, corpus.most, plan.asking),
         "instructions": corpus.wanted.instructions,
-        "topic_records": manifest.fingerprint(args.topic_records) if corpus.wanted.topics else None,
+        "topic_records": fingerprint(args.topic_records) if corpus.wanted.topics else None,
         "encoding": args.encoding,
         "text_field": args.text_field,
         "shard_size": args.shard_size,
@@ -93,8 +100,6 @@ def kept(output: str) -> str:
 
 def write_output(plan: Opening, corpus: Corpus, args, settings: dict, digests: list, skipped, started: float) -> None:
     """Write the file, and beside it how it was made; say what it holds."""
-    if not digests:
-        raise UserError(f"--input {args.input}: no document in it; {_say_skipped(skipped)}")
     counts, unread = Counter(), []
 
     def rows():

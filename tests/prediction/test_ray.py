@@ -29,7 +29,7 @@ TESTS = str(ROOT / "tests")
 def cluster():
     """A head where no worker has room, so that any node with workers may go."""
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = TESTS  # workers import helpers_ray
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [TESTS, before]))  # workers import helpers_ray
     head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 2**27}
     made = cluster_utils.Cluster(initialize_head=True, head_node_args=head)
     yield made
