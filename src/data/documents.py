@@ -6,6 +6,7 @@ a reason instead of a text.
 
 import codecs
 import csv
+import json
 import os
 import re
 from collections import Counter
@@ -59,6 +60,7 @@ class Row(NamedTuple):
     own: object = None
     encoding: str = ""
     reason: str = ""
+    size: int = 0  # bytes of a row of several, about
 
 
 AS_FOUND = Reading()
@@ -81,9 +83,9 @@ def read_documents(root: str | Path, how: Reading = AS_FOUND, skipped: Counter |
         name = path.name if path == root else path.relative_to(root).as_posix()
         size, place = path.stat().st_size if path.is_file() else 0, 0
         for row in _rows_of(path, how):
-            place += size if row.line is None else len(row.text.encode("utf-8", "replace")) + 1
+            place += size if row.line is None else row.size
             name_of_row = name if row.line is None else f"{name}:{row.line}"
-            yield Document(name_of_row, name, row.text, *row[1:], before + min(place, size))
+            yield Document(name_of_row, name, row.text, *row[1:-1], before + min(place, size))
         before += size
 
 
@@ -275,13 +277,15 @@ def _parquet(path: Path, how: Reading) -> Iterator[Row]:
 def _row(record: dict, line: int, encoding: str, how: Reading) -> Row:
     """A row of a table: its text is that of --text_field, else of the first of TEXT_FIELDS that it has."""
     name = how.text_field or next((name for name in TEXT_FIELDS if name in record), None)
-    text = record.get(name)
+    text, own = record.get(name), record.get("id")
+    own = own if isinstance(own, int | str | None) else str(own)
+    size = len(json.dumps(record, ensure_ascii=False, default=str).encode("utf-8", "replace")) + 1
     if isinstance(text, str):
-        return Row(text, line, record.get("id"), encoding)
+        return Row(text, line, own, encoding, size=size)
     found = f"found {', '.join(map(str, record)) or 'nothing'}"
     wanted = name if how.text_field else " or ".join(TEXT_FIELDS)
     advice = "" if how.text_field else "; --text_field says which it is"
-    return Row("", line, record.get("id"), encoding, f"no text in the field {wanted}; {found:.200}{advice}")
+    return Row("", line, own, encoding, f"no text in the field {wanted}; {found:.200}{advice}", size)
 
 
 csv.field_size_limit(2**31 - 1)

@@ -211,6 +211,7 @@ def answer_corpus(corpus: Corpus, answer_all: Callable, skipped: Counter) -> lis
                 write_part(corpus.output, shard, rows, share)
                 bar.update(ends[shard.number])
                 bar.set_postfix(documents=shard.first + len(shard.documents), refresh=False)
+            bar.update(corpus.size - bar.n)  # rows are about as large as counted
         finally:
             seen.close()
             (folder / "seen.db").unlink(missing_ok=True)

@@ -102,9 +102,9 @@ def join_cluster(args, model_args, worker: type = Worker):
         how = {**needs, "max_restarts": 0, "max_task_retries": 0}
         how["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(paths), "TOKENIZERS_PARALLELISM": "false"}}
         actor = ray.remote(worker).options(**how)
-        cluster = SimpleNamespace(
-            ray=ray, args=args, needs=needs, start=lambda: actor.remote(absolute(model_args), args)
-        )
+        flags = absolute(model_args), absolute(args if "num_gpus" in needs else replace(args, device="cpu"))
+        cluster = SimpleNamespace(ray=ray, args=args, needs=needs, start=lambda: actor.remote(*flags))
+        cluster.waiting, cluster.precision = [], None  # workers without a model; what `plan_on_worker` finds
         say(f"ray: {count_places(cluster)} workers on {len(nodes(ray))} machines, {_say_needs(needs)} each")
         yield cluster
     finally:
