@@ -7,6 +7,8 @@ The project, the weights and the environment have to be at the same paths on eve
 """
 
 import os
+import signal
+import socket
 import sys
 import time
 from collections import Counter, deque
@@ -89,13 +91,16 @@ def join_cluster(args, model_args, worker: type = Worker):
         import ray
     except ImportError:
         raise UserError(f"--ray {args.ray} needs the package ray: pip install -r requirements-ray.txt") from None
+    handler = signal.getsignal(signal.SIGTERM)  # Ray puts its own in its place
     try:
         address = None if args.ray == "auto" else args.ray  # None: RAY_ADDRESS, else one that runs here, else a new one
+        check_address(address)
         ray.init(address=address, log_to_driver=False, include_dashboard=False, logging_level="error")
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (ConnectionError, OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"--ray {args.ray}: no cluster ({str(error).splitlines()[0]:.200}); ray status shows it"
         ) from None
+    signal.signal(signal.SIGTERM, handler)
     try:
         paths = [str(SOURCE), *filter(None, [os.environ.get("PYTHONPATH")])]
         needs = choose_needs(ray, args)
@@ -109,6 +114,13 @@ def join_cluster(args, model_args, worker: type = Worker):
         yield cluster
     finally:
         ray.shutdown()
+
+
+def check_address(address: str | None, seconds: float = 10) -> None:
+    """OSError, or ValueError, where nothing listens: Ray would try for a minute."""
+    if address is not None:
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        socket.create_connection((host or "localhost", int(port)), seconds).close()
 
 
 def absolute(flags):
