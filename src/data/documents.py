@@ -301,6 +301,10 @@ def _converter():
 
 
 def _office(path: Path, how: Reading) -> Iterator[Row]:
+    begins = b"%PDF" if path.suffix.lower() == ".pdf" else b"PK"  # markitdown would take another file for plain text
+    with open(path, "rb") as file:
+        if begins not in file.read(2**10):
+            raise UserError(f"no {path.suffix.lower()[1:]} file: it lacks the mark {begins.decode()} at its beginning")
     text = _converter().convert_local(str(path)).text_content
     if not text.strip():
         raise UserError("no text in it: of pages that are pictures, text recognition has to make it first")
