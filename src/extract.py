@@ -21,7 +21,7 @@ def main(argv=None) -> None:
     model_args, args = parse_extract(argv)
     wanted = read_wanted(args)
     # Imported behind the flags, since torch takes seconds: --help and a wrong flag are answered at once.
-    from prediction.extracting import extract_corpus
+    from prediction.whole_corpus import extract_corpus
 
     extract_corpus(model_args, args, wanted, started)
 

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import extract
 import inference
-from prediction import extracting, opening, partial, predicting, questions  # noqa: F401 - what recipes import late
+from prediction import opening, partial, predicting, questions, whole_corpus  # noqa: F401 - what recipes import late
 from prediction.corpus import parts_folder
 
 LONGEST_RUN = 60  # seconds

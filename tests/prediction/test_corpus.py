@@ -23,7 +23,7 @@ from decoding import batch_engine
 from kg import graph
 from kg.queries import find_entities, neighbours
 from kg.store import open_graph
-from prediction import extracting
+from prediction import whole_corpus
 from prediction.corpus import Corpus, answer_corpus, gather
 from prediction.texts import Window, make_row
 
@@ -185,7 +185,7 @@ def test_only_shards_whose_documents_changed_are_asked_again(folder, tmp_path, m
 def test_a_graph_is_made_of_the_rows_and_a_broken_build_asks_nothing_again(folder, tmp_path, monkeypatch):
     out, store = tmp_path / "out.jsonl", tmp_path / "graph"
     triple = {"triple": ["钟楼", "位于", "旧城"], "window": 0, "head_place": None, "tail_place": None}
-    real = extracting.gather
+    real = whole_corpus.gather
 
     def with_a_triple(*arguments):  # for the golden base says none
         for row in real(*arguments):
@@ -201,7 +201,7 @@ def test_a_graph_is_made_of_the_rows_and_a_broken_build_asks_nothing_again(folde
     assert not store.exists()
     with monkeypatch.context() as patch:
         patch.setattr(batch_engine, "generate", lambda *_: pytest.fail("asked again"))
-        patch.setattr(extracting, "gather", with_a_triple)
+        patch.setattr(whole_corpus, "gather", with_a_triple)
         extract.main(flags(folder, out, store=store))
     assert out.read_bytes().count(b"\n") == 9
     assert len(list(read_corpus(out))) == 8  # but for the one that could not be read
