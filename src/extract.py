@@ -1,10 +1,16 @@
-"""The triples of one sentence: a table on a terminal, JSON lines in a pipe.
+"""Documents, or one sentence -> triples.
 
 python src/extract.py --lora_weights lora/quickstart-400 --text "东方明珠位于上海，高468米。" --relations 位于,高度
+python src/extract.py --lora_weights lora/quickstart-400 --input docs/ --cate auto \
+    --output_file results/corpus.jsonl --store graphs/corpus
+
+One sentence's triples are a table on a terminal, JSON lines in a pipe. A corpus becomes a file, and a graph;
+interrupted, the same command goes on where it stopped.
 """
 
 import os
 import sys
+import time
 
 from common.errors import begin_script, run_script, say
 
@@ -15,40 +21,54 @@ if __name__ == "__main__":
 from common.files import to_line
 from kg.tables import as_table
 from kg.wordings import ask_for
-from utils.args_serve import parse_extract, split_names
+from utils.args_extract import asks_once, parse_corpus, read_wanted
+from utils.args_serve import parse_text, split_names
 
 TITLES = ("head", "relation", "tail", "in the text")
 
 
 def main(argv=None) -> None:
-    model_args, args = parse_extract(argv)
+    (extract_text if asks_once(argv) else extract_corpus)(argv)
+
+
+def extract_corpus(argv) -> None:
+    started = time.time()
+    model_args, args = parse_corpus(argv)
+    wanted = read_wanted(args)
     # Imported behind the flags, since torch takes seconds: --help and a wrong flag are answered at once.
+    from prediction import whole_corpus
+
+    whole_corpus.extract_corpus(model_args, args, wanted, started)
+
+
+def extract_text(argv) -> None:
+    model_args, args = parse_text(argv)
     from prediction.extracting import as_dicts, choose_short_window, extract
     from prediction.opening import plan_adapter
 
     plan = plan_adapter(model_args, args)
     record = {"instruction": ask_for(split_names(args.relations), args.wording), "input": args.text}
     found = extract(plan, record, choose_short_window(args.window, plan.context, args.max_new_tokens))
-    rows = as_dicts(found, args.text)
     for reason in found.failed:
         say(f"warning: a part of the text has no answer: {reason}")
     if found.finish_reason != "eos":
         say(f"warning: the answer was not ended by the model (finish_reason {found.finish_reason})")
-    if not sys.stdout.isatty():
+    rows = as_dicts(found, args.text)
+    if sys.stdout.isatty():
+        print_table(rows)
+    else:
         for row in rows:
             print(to_line(row))
-        return
-    titles = [*TITLES, *(["confidence"] if found.confidence else [])]
-    names = "head", "relation", "tail"
-    cells = (
-        [
-            *(row[n] for n in names),
-            "no" if row["completed"] else "yes",
-            *([row["confidence"]] if found.confidence else []),
-        ]
+
+
+def print_table(rows: list[dict]) -> None:
+    """The triples of `prediction.extracting.as_dicts` for people."""
+    sure = ["confidence"] if any("confidence" in row for row in rows) else []
+    cells = [
+        [*(row[name] for name in TITLES[:3]), "no" if row["completed"] else "yes", *(row[name] for name in sure)]
         for row in rows
-    )
-    for line in as_table(titles, cells, len(rows)):
+    ]
+    for line in as_table([*TITLES, *sure], cells, len(rows)):
         print(line)
     if not rows:
         say("no triple was found")

@@ -20,6 +20,11 @@ def main(argv=None) -> None:
     started = time.time()
     model_args, args = parse_inference(argv)
     # Imported behind the flags, since torch takes seconds: --help and a wrong flag are answered at once.
+    if args.ray:
+        from prediction.distributed import answer_file_spread
+
+        answer_file_spread(model_args, args, started)
+        return
     from common.machine import join
     from data.records import load_records
     from prediction.opening import plan_adapter

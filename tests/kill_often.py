@@ -1,6 +1,6 @@
 """Kill a prediction at random moments and start it again, many times; Python starts only once, each run is a fork.
 
-python tests/kill_often.py KILLS SEED PROCESSES OUTPUT FLAGS… of src/inference.py
+python tests/kill_often.py KILLS SEED PROCESSES OUTPUT FLAGS… of src/inference.py, or with --input of src/extract.py
 """
 
 import os
@@ -14,8 +14,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+import extract
 import inference
-from prediction import opening, partial, predicting, questions  # noqa: F401 - what it imports once it has its flags
+from prediction import opening, partial, predicting, questions, whole_corpus  # noqa: F401 - what recipes import late
+from prediction.corpus import parts_folder
 
 LONGEST_RUN = 60  # seconds
 
@@ -39,7 +41,7 @@ def start(flags: list[str], processes: int) -> list[int]:
                 place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
                 place |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
                 os.environ.update({name: str(value) for name, value in place.items()})
-            inference.main(flags)
+            (extract if "--input" in flags else inference).main(flags)
             code = 0
         finally:
             os._exit(code)
@@ -49,7 +51,7 @@ def start(flags: list[str], processes: int) -> list[int]:
 def written(output: str) -> int:
     """Lines in the partial files; settings are one of them. A run that ends takes its files away meanwhile."""
     lines = 0
-    for path in partial.partial_paths(output):
+    for path in (*partial.partial_paths(output), *parts_folder(output).glob("*.jsonl*")):
         with suppress(FileNotFoundError):
             lines += path.read_bytes().count(b"\n")
     return lines

@@ -17,7 +17,7 @@ from transformers import HfArgumentParser
 
 from common.errors import UserError
 from models import families
-from utils import args, args_predict, args_pt, args_serve, convert, gguf_to_hf, graph, score, weight_diff
+from utils import args, args_extract, args_predict, args_pt, args_serve, convert, gguf_to_hf, graph, score, weight_diff
 
 READMES = ("README.md", "README_CN.md")
 WEIGHTS = ("docs/weights.md", "docs/weights_CN.md")
@@ -36,8 +36,10 @@ FORMATS = ("docs/formats.md", "docs/formats_CN.md")
 BY_NAME = ("docs/bases.md", "docs/bases_CN.md")
 ARCHITECTURE = ("docs/architecture.md", "docs/architecture_CN.md")
 WEB = ("docs/web.md", "docs/web_CN.md")
-TASKS = [WEIGHTS, PTUNING, MANY_CARDS, PREDICTION, FORMATS, GRAPH, WEB]
-PAIRS = [READMES, *TASKS, MEMORY, ARCHITECTURE, BY_NAME, *MODELS]
+CORPUS = ("docs/corpus.md", "docs/corpus_CN.md")
+MANY_MACHINES = ("docs/many_machines.md", "docs/many_machines_CN.md")
+TASKS = [WEIGHTS, PTUNING, MANY_CARDS, PREDICTION, FORMATS, GRAPH, WEB, MANY_MACHINES]
+PAIRS = [READMES, *TASKS, MEMORY, ARCHITECTURE, BY_NAME, CORPUS, *MODELS]
 PAGES = [name for pair in PAIRS for name in pair]
 TEXT = {name: (ROOT / name).read_text(encoding="utf-8") for name in PAGES}
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.bash"))
@@ -48,13 +50,15 @@ PARSERS = {
     "scripts/sweep_rate.py": sweep_rate.read_flags,
     "src/test_finetune.py": args.parse_finetune,
     "src/inference.py": args_predict.parse_inference,
-    "src/extract.py": args_serve.parse_extract,
     "src/serve.py": args_serve.parse_serve,
     "src/finetuning_pt.py": args_pt.parse_ptuning,
     "src/inference_pt.py": args_pt.parse_ptuning_inference,
     "src/utils/gguf_to_hf.py": gguf_to_hf.parse,
 }
 COMMANDS_OF_FILES = {
+    "src/extract.py": lambda argv: (
+        args_serve.parse_text if args_extract.asks_once(argv) else args_extract.parse_corpus
+    )(argv),
     "src/utils/convert.py": convert.main,
     "src/utils/score.py": score.main,
     "src/utils/graph.py": graph.main,
@@ -163,7 +167,7 @@ def actions(parser):
 
 @pytest.mark.parametrize(
     ("pair", "least"),
-    [(READMES, 10), *((pair, 5) for pair in (*TASKS, *MODELS))],
+    [(READMES, 10), (CORPUS, 4), *((pair, 5) for pair in (*TASKS, *MODELS))],
 )
 def test_both_have_the_same_headings_and_code_blocks(pair, least):
     levels = [re.findall(r"^(#+) ", prose(TEXT[name]), re.MULTILINE) for name in pair]
@@ -277,6 +281,7 @@ def test_every_flag_in_the_prose_exists(name, capsys):
     known |= {"--model", "--tokenizer", "--counting"}  # of scripts/random_base.py
     known |= {"--url", "--people", "--rounds", "--length"}  # of scripts/bench_web.py
     known |= {"--jobs"}  # of scripts/sweep_rate.py
+    known |= {*actions(HfArgumentParser((args.ModelArguments, args_extract.CorpusArguments)))}
     known |= {"--help", "--help_all", "--master_port", "--nocheck"}  # of torchrun, and fire's way to say --check False
     known |= {"--nproc_per_node", "--nnodes", "--node_rank", "--master_addr"}  # of torchrun, too
     known |= {"--include", "--num_gpus"}  # of deepspeed

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from kg.evidence import Run, Source, text_digest
 from kg.schema import read_schema
 from kg.triples import render
 
+WORST = ("error", "length", "loop", "eos")  # finish reasons, the first that a text has counts
 UNNAMED = "unnamed"  # the run of records that no run.json stands beside
 _read_schema = lru_cache(maxsize=2**12)(read_schema)
 
@@ -91,3 +93,25 @@ def _short_path(path: str) -> str:
     """The last folder's name; of a run's checkpoint the run's before it."""
     last = Path(path)
     return f"{last.parent.name}/{last.name}" if last.name.startswith(CHECKPOINTS) else last.name
+
+
+def read_corpus(path: str | Path) -> Iterator[Source]:
+    """The documents of a file that src/extract.py wrote, one by one, without those that could not be read.
+
+    Their topic is that of most windows; their confidence, if triples have one, the mean.
+    """
+    for line, row in stream_records(path):
+        if "triples" not in row:
+            continue
+        topics = Counter(window["cate"] for window in row["windows"] if "cate" in window)
+        chances = [one["confidence"] for one in row["triples"] if "confidence" in one]
+        reasons = [window["finish_reason"] for window in row["windows"]]
+        yield Source(
+            identity=row["id"],
+            triples=[tuple(one["triple"]) for one in row["triples"] if all(map(str.strip, one["triple"]))],
+            text=row.get("text", ""),
+            topic=topics.most_common(1)[0][0] if topics else "",
+            confidence=sum(chances) / len(chances) if chances else None,
+            finish_reason=min(reasons, key=WORST.index) if reasons else "",
+            where=f"{path}:{line}",
+        )

@@ -1,6 +1,7 @@
 """Texts too long for one prompt, cut at sentence ends into windows that overlap by a sentence. Pure functions."""
 
 import re
+from itertools import accumulate
 
 # A sentence ends behind its mark and the quotes and brackets that close with it. A full stop is one only before a
 # blank, and not behind a single capital letter (J. Smith).
@@ -15,27 +16,37 @@ def sentences(text: str) -> list[str]:
 
 
 def windows(text: str, fits) -> list[str] | None:
-    """Stretches of a text, in order, each as long as `fits(stretch)` allows; None when not even one character fits,
-    or, of a text without any, not even that.
+    """The stretches of `window_places`, as texts."""
+    places = window_places(text, fits)
+    return None if places is None else [text[start:end] for start, end in places]
+
+
+def window_places(text: str, fits) -> list[tuple[int, int]] | None:
+    """Stretches of a text, in order, each as long as `fits(stretch)` allows: (first character, the one behind the
+    last) of each; None when not even one character fits, or, of a text without any, not even that.
 
     They begin and end with sentences, and each begins with the sentence that the one before ends with, where that
     leaves room for another. A sentence that is too long is cut at its commas, and a clause anywhere. Nothing is tried
     that is much longer than what is found: a text of a million characters takes as long as a thousand of a thousand.
     """
     if fits(text):
-        return [text]
-    pieces, found, first, start, begun = sentences(text), [], 0, 0, 0  # `begun`: the first piece that no window holds
+        return [(0, len(text))]
+    pieces = sentences(text)
+    ends = [0, *accumulate(map(len, pieces))]  # where each piece begins, and the last one ends
+    found, first, start, begun = [], 0, 0, 0  # `begun`: the first piece that no window holds
     while begun < len(pieces):
-        end = _largest(start, len(pieces), lambda end, start=start: fits("".join(pieces[start:end])))
+        end = _largest(start, len(pieces), lambda end, start=start: fits(text[ends[start] : ends[end]]))
         if end <= begun and start < begun:  # the overlap takes all the room
             start = begun
         elif end == start:
             parts = _smaller_pieces(pieces[start], fits)
             if parts is None:
                 return None
-            pieces[start : start + 1], start = parts, first
+            pieces[start : start + 1] = parts
+            ends[start : start + 1] = accumulate(map(len, parts[:-1]), initial=ends[start])
+            start = first
         else:
-            found.append("".join(pieces[start:end]))
+            found.append((ends[start], ends[end]))
             first = start = max(end - 1, start + 1)
             begun = end
     return found or None

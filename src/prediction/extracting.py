@@ -5,13 +5,12 @@ from typing import NamedTuple
 from common.errors import UserError
 from data.asking import turn
 from decoding.answers import Answer, Failure, plan_batches
-from decoding.constrained import make_limits
 from decoding.engines import ENGINES
 from kg.schema import read_schema
 from kg.triples import Triple, parse
 from prediction.opening import Opening, open_model
-from prediction.predicting import confidence_of
-from prediction.questions import Question, ask_all, make_rows, permit
+from prediction.predicting import confidence_of, limit
+from prediction.questions import Question, ask_all, make_rows
 
 WINDOW = 768  # tokens of a prompt where the base's context leaves more
 
@@ -75,7 +74,7 @@ def extract(plan: Opening, record: dict, window: int) -> Found:
     numbers, lengths = list(asked), [len(ids) for ids in asked.values()]
     order = [numbers[at] for batch in plan_batches(lengths, 1) for at in batch]
     rules = plan.serving.rules._replace(batch_size=plan.serving.batch_size or min(8, len(order)))
-    limited = make_limits(plan.pieces, plan.codec.eos_id, permit(plan, questions)) if rules.constrain else None
+    limited = limit(plan, dict(enumerate(questions))) if rules.constrain else None
     more, answers = {"limits": limited} if limited else {}, {}
     for made in ENGINES[plan.engine].answers(model, plan.codec, {n: asked[n] for n in order}, rules, **more):
         answers |= made

@@ -84,7 +84,10 @@ def _answer(server: Server, task: Task, settings: dict, told: Callable, stop: Ca
                 failed |= {number: answer.reason} if isinstance(answer, Failure) else {}
             answers = {number: answer for number, answer in made if not isinstance(answer, Failure)}
             if answers:
-                rows = {number: row_of(task, number, answer, server.rules) for number, answer in answers.items()}
+                rows = {
+                    number: row_of(task.records, task.questions[number], answer, server.rules)
+                    for number, answer in answers.items()
+                }
                 partial.append_answers(task.output_file, rows)
                 tokens += sum(answer.tokens for answer in answers.values())
             told(total - len(left), total)

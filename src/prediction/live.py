@@ -150,7 +150,7 @@ class Server:
                     index, number = asked.left.popleft(), next(self.numbers)
                     question = asked.questions[index]
                     if self.limits:
-                        self.limits.asked[number] = permit(self.plan, [question])[0]
+                        self.limits.asked[number] = permit(self.plan, {0: question})[0]
                     taken[number], self.running[number] = question.ids, (asked, index)
                     if asked.left:
                         queue.append(asked)

@@ -1,6 +1,7 @@
 """Answer a file of records so that an interruption loses nothing: every group of answers is on disk before the next."""
 
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -73,7 +74,7 @@ def answer_file(task: Task, ranks: Ranks, started: float) -> None:
         model = open_model(plan, prompts)
         warn_context(task)
         batch_size = choose_batch_size(model, task, settings, ranks)
-        drafts = choose_drafts(model, task)
+        drafts = choose_drafts(model, plan)
         rules = plan.serving.rules._replace(batch_size=batch_size.value or 1, drafts=drafts.value)
         share = answer_share(model, task, settings | {"batch_size": batch_size.value}, rules, ranks)
         shares = ranks.gather(share)
@@ -114,14 +115,14 @@ def choose_batch_size(model, task: Task, settings: dict, ranks: Ranks) -> Decisi
     )
 
 
-def choose_drafts(model, task: Task) -> Decision:
+def choose_drafts(model, plan: Opening) -> Decision:
     """Most tokens of a draft: those asked for, else what pays on the device, said with its reason."""
-    choose, asked = ENGINES[task.plan.engine].drafts, task.plan.serving.drafts
+    choose, asked = ENGINES[plan.engine].drafts, plan.serving.drafts
     if choose is None:
-        return Decision(0, f"{task.plan.engine} has none")
-    if not takes_more(model, task.plan.codec):
+        return Decision(0, f"{plan.engine} has none")
+    if not takes_more(model, plan.codec):
         return Decision(0, "what this base is told beside its tokens cannot be looked up")
-    if task.plan.serving.rules.fp8:
+    if plan.serving.rules.fp8:
         return Decision(0, "they were not tried with --fp8")
     count, why = (asked, "as asked") if asked is not None else choose(model.device)
     return decide("drafts", count, why, f"{count} tokens at most" if count else "none")
@@ -132,40 +133,76 @@ def answer_share(model, task: Task, settings: dict, rules: Rules, ranks: Ranks) 
 
     Each group of answers is in a partial file before the engine is asked for the next.
     """
-    asked = {number: question.ids for number, question in enumerate(task.questions) if question.ids}
+    plan = task.plan
+    asked = {number: question for number, question in enumerate(task.questions) if question.ids}
     done = partial.resume_partial(task.output_file, settings, ranks.rank)
     if done:
         say(f"resume: {len(done)} of {len(asked)} answers are in {partial.partial_path(task.output_file)}")
-    numbers, lengths = list(asked), [len(ids) for ids in asked.values()]
     # Shares depend on the questions alone: processes that see each other's answers early or late agree about them.
-    mine = [numbers[at] for batch in plan_batches(lengths, 1) for at in batch][ranks.rank :: ranks.count]
-    engine, codec = ENGINES[task.plan.engine], task.plan.codec
-    more = {"limits": _limit(task)} if rules.constrain else {}
+    mine = in_order(asked)[ranks.rank :: ranks.count]
+    limits = limit(plan, dict(enumerate(task.questions))) if plan.serving.rules.constrain else None
+
+    def keep(rows: dict[int, dict]) -> None:
+        partial.append_answers(task.output_file, rows, ranks.rank)
+
+    questions = {number: asked[number] for number in mine}
+    return answer_questions(model, plan, task.records, questions, done, rules, keep, limits, ranks.rank > 0)
+
+
+def in_order(asked: dict[int, Question]) -> list[int]:
+    """The numbers of questions in the order in which they are best asked: the longest first."""
+    numbers = list(asked)
+    lengths = [len(question.ids) for question in asked.values()]
+    return [numbers[at] for batch in plan_batches(lengths, 1) for at in batch]
+
+
+def answer_questions(
+    model,
+    plan: Opening,
+    records,
+    questions: dict[int, Question],
+    done: dict[int, dict],
+    rules: Rules,
+    keep: Callable,
+    limits: Limits | None = None,
+    hidden: bool = False,
+) -> Share:
+    """Answer `questions`, in their order, but for those that are `done`, where the new rows are added.
+
+    `records`: the record of each question by its index; `keep(rows)` is called with each group of rows before the
+    engine is asked for the next; `rules`: with how many at a time; `limits`: with --constrain (`limit`); `hidden`:
+    without a bar.
+    """
+    engine, codec, retry = ENGINES[plan.engine], plan.codec, plan.serving.retry_length
+    more = {"limits": limits} if limits else {}
     count, tokens, start = 0, 0, time.time()
 
     def ask(waiting: list[int], rules: Rules, what: str) -> dict[int, str]:
         nonlocal count, tokens
         if not waiting:
             return {}
-        failed, begun, hidden = {}, len(mine) - len(waiting), ranks.rank > 0
-        with tqdm(total=len(mine), initial=begun, unit="record", desc=what, disable=hidden) as bar:
-            waiting = {number: asked[number] for number in waiting}
-            for made in engine.answers(model, codec, waiting, rules, **more):
+        failed, begun = {}, len(questions) - len(waiting)
+        with tqdm(total=len(questions), initial=begun, unit="record", desc=what, disable=hidden) as bar:
+            prompts = {number: questions[number].ids for number in waiting}
+            for made in engine.answers(model, codec, prompts, rules, **more):
                 failed.update({number: answer.reason for number, answer in made.items() if isinstance(answer, Failure)})
                 answers = {number: answer for number, answer in made.items() if not isinstance(answer, Failure)}
                 if answers:
-                    rows = {number: row_of(task, number, answer, rules) for number, answer in answers.items()}
-                    partial.append_answers(task.output_file, rows, ranks.rank)
+                    rows = {
+                        number: row_of(records, questions[number], answer, rules) for number, answer in answers.items()
+                    }
+                    keep(rows)
                     done.update(rows)
                 count += len(answers)
                 tokens += sum(answer.tokens for answer in answers.values())
                 bar.update(len(made))
         return failed
 
-    failed = ask([number for number in mine if number not in done], rules, "predicting")
-    if task.plan.serving.retry_length:
+    failed = ask([number for number in questions if number not in done], rules, "predicting")
+    if retry:
         longer = rules._replace(max_new_tokens=2 * rules.max_new_tokens, batch_size=max(1, rules.batch_size // 2))
-        vain = ask([n for n in mine if cut_short(done.get(n), asked[n], codec, rules)], longer, "asking again")
+        short = [n for n, question in questions.items() if cut_short(done.get(n), question.ids, codec, rules)]
+        vain = ask(short, longer, "asking again")
         if vain:
             reason, cut = next(iter(vain.values())), f"{len(vain)} answers stay cut at {rules.max_new_tokens} tokens"
             say(f"warning: {cut}: asked again, it failed ({reason})")
@@ -176,19 +213,17 @@ def answer_share(model, task: Task, settings: dict, rules: Rules, ranks: Ranks) 
     return Share(failed, count, tokens, time.time() - start, peak)
 
 
-def _limit(task: Task) -> Limits:
+def limit(plan: Opening, questions: dict[int, Question]) -> Limits:
     """What the answers to the questions may hold (--constrain)."""
-    plan = task.plan
-    return make_limits(plan.pieces, plan.codec.eos_id, permit(plan, task.questions))
+    return make_limits(plan.pieces, plan.codec.eos_id, permit(plan, questions))
 
 
-def row_of(task: Task, number: int, answer: Answer, rules: Rules) -> dict:
+def row_of(records, question: Question, answer: Answer, rules: Rules) -> dict:
     """An answer in the partial file; `budget`: the most tokens that it might have had. With --confidence, how likely
     each of its triples is.
     """
     row = {"output": answer.text, "finish_reason": answer.finish_reason, "budget": rules.max_new_tokens}
-    question = task.questions[number]
-    return row | confidence_of(answer, task.records[question.record]["instruction"], question.text)
+    return row | confidence_of(answer, records[question.record]["instruction"], question.text)
 
 
 def confidence_of(answer: Answer, instruction: str, text: str) -> dict:
@@ -230,22 +265,10 @@ def finish_file(task: Task, shares: list[Share], decided: dict[str, Decision], s
 
 def describe_run(task: Task, rows: list[dict], shares: list[Share], decided: dict, seconds: float) -> dict:
     """What run.json of a results file says: with what it was made, and what came of it."""
-    serving, reasons = task.plan.serving, ("eos", "length", "loop", "error")
+    reasons = ("eos", "length", "loop", "error")
     count, tokens, busy = sum(s.count for s in shares), sum(s.tokens for s in shares), max(s.seconds for s in shares)
     return {
-        "status": "finished",
-        "method": "prediction",
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "family": serving.family.name,
-        "model_name": task.plan.name,
-        "base": serving.base,
-        "adapter": str(serving.adapter.resolve()) if serving.adapter else None,
-        "prefix": str(serving.prefix.folder.resolve()) if serving.prefix else None,
-        "template": task.plan.template,
-        "precision": serving.precision._asdict(),
-        "rules": {name: value for name, value in serving.rules._asdict().items() if name not in DECIDED},
-        "asking": task.plan.asking.settings,
-        "decided": as_json(decided),
+        **describe_plan(task.plan, decided),
         "input": str(task.input_file),
         "results": {
             "records": len(rows),
@@ -258,6 +281,26 @@ def describe_run(task: Task, rows: list[dict], shares: list[Share], decided: dic
             "seconds": round(seconds, 1),
         },
         "versions": manifest.versions(),
+    }
+
+
+def describe_plan(plan: Opening, decided: dict[str, Decision]) -> dict:
+    """With what answers are made, for run.json."""
+    serving = plan.serving
+    return {
+        "status": "finished",
+        "method": "prediction",
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "family": serving.family.name,
+        "model_name": plan.name,
+        "base": serving.base,
+        "adapter": str(serving.adapter.resolve()) if serving.adapter else None,
+        "prefix": str(serving.prefix.folder.resolve()) if serving.prefix else None,
+        "template": plan.template,
+        "precision": serving.precision._asdict(),
+        "rules": {name: value for name, value in serving.rules._asdict().items() if name not in DECIDED},
+        "asking": plan.asking.settings,
+        "decided": as_json(decided),
     }
 
 

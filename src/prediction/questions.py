@@ -9,6 +9,7 @@ from common.errors import UserError, reason_of, say
 from data.asking import PLAINLY, Asking, ask_all_votes, merge_answers, turn
 from data.prompts import make_prompt
 from data.records import name_of
+from data.sources import WORST
 from data.windows import windows
 from kg.permitted import BOUND, Asked, ask
 from kg.schema import read_schema
@@ -18,8 +19,6 @@ from prediction.opening import Opening
 from tokens.codec import why_too_long
 from tokens.ptuning_rows import encode_question
 
-# Finish reasons: of several questions about a record, the first that one of them has.
-WORST = ("error", "length", "loop", "eos")
 # Fields of a record that its row has anew, or not at all: the right triples of a labelled one, which would pass as
 # predicted, and what an earlier prediction said of its own answers.
 NOT_KEPT = ("kg", "confidence", "windows", "schema_parts")
@@ -136,14 +135,14 @@ def choose_window(asked: int | None, context: int | None, max_new_tokens: int) -
     return context - max_new_tokens
 
 
-def permit(plan: Opening, questions: list[Question]) -> dict[int, Asked]:
+def permit(plan: Opening, questions: dict[int, Question]) -> dict[int, Asked]:
     """What the answers to questions may hold, by the questions' numbers (--constrain).
 
     A text stands as it is, and as the tokenizer gives it back, which is what a model sees and copies.
     """
     rules, codec, found = plan.serving.rules, plan.codec, {}
     exempt, free = rules.constrain_exempt and re.compile(rules.constrain_exempt), set()
-    for number, question in enumerate(questions):
+    for number, question in questions.items():
         if not question.ids:
             continue
         exempted = exempt and exempt.search(question.instruction)
@@ -152,7 +151,7 @@ def permit(plan: Opening, questions: list[Question]) -> dict[int, Asked]:
         spelt = codec.decode(codec.text_ids(text)).strip() if any(BOUND[bound]) else None
         found[number] = ask(read_schema(question.instruction), text, bound, spelt, plan.asking.tail_first)
     if exempt:
-        count = len({question.record for question in questions})
+        count = len({question.record for question in questions.values()})
         say(f"constrain_exempt: {len(free)} of {count} records may name what is not in their text")
     return found
 

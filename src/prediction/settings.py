@@ -98,7 +98,7 @@ def choose_asking(args, run: dict) -> Asking:
     return asking
 
 
-def settings_of(serving: Serving, template: dict, input_file: str, window: int | None, asking: Asking) -> dict:
+def settings_of(serving: Serving, template: dict, input_file: str | None, window: int | None, asking: Asking) -> dict:
     """What the answers depend on, so that those of another command are not mixed with them."""
     if serving.prefix:
         trained = {"prefix": fingerprint(*weight_files(serving.prefix.folder))}
@@ -108,7 +108,7 @@ def settings_of(serving: Serving, template: dict, input_file: str, window: int |
         files += [adapter / VOCABULARY] if adapter and (adapter / VOCABULARY).is_file() else []
         trained = {"adapter": fingerprint(*files) if adapter else None, "merge_lora": serving.merge}
     return {
-        "input": fingerprint(input_file),
+        "input": fingerprint(input_file) if input_file else None,  # None: a corpus, whose shards say it
         "base": serving.base,
         "base_files": [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in weight_files(serving.base)],
         "family": serving.family.name,

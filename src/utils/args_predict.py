@@ -10,6 +10,7 @@ from common.manifest import run_file_of
 from common.processes import this_process
 from kg.permitted import BOUND
 from utils.args_base import ModelArguments, NarrowFlags, PrecisionFlags, parse
+from utils.args_ray import RAY_RANGES, RayFlags
 from utils.args_schema import SCHEMA_RANGES, AskedFlags, check_form
 
 DRAWING = ("temperature", "top_k", "top_p", "seed")  # flags that mean something only with --do_sample
@@ -33,6 +34,7 @@ RANGES = {
     "tensor_parallel_size": Range(1),
     "data_parallel_size": Range(1),
     **SCHEMA_RANGES,
+    **RAY_RANGES,
 }
 
 
@@ -179,7 +181,7 @@ class AdapterArguments(NarrowFlags, AnswerArguments):
 
 
 @dataclass
-class InferenceArguments(AdapterArguments):
+class InferenceArguments(RayFlags, AdapterArguments):
     """Prediction."""
 
     input_file: str = option("data/valid.json", "records to predict: JSON lines or a JSON list")
@@ -187,6 +189,7 @@ class InferenceArguments(AdapterArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        self.check_ray()
         check_outputs(self)
 
 
@@ -210,4 +213,3 @@ def parse_adapter(kind: type[AdapterArguments], argv=None):
             f"--device_map {args.device_map} and --max_memory_MB {model.max_memory_MB} contradict each other: the "
             "cards are filled as far as the base needs; drop one of them"
         )
-    return model, args

@@ -99,8 +99,8 @@ def split_names(text: str) -> list[str]:
     return [name.strip() for name in text.replace("，", ",").replace("、", ",").split(",") if name.strip()]
 
 
-def parse_extract(argv=None):
-    """(model, extraction) arguments of src/extract.py."""
+def parse_text(argv=None):
+    """(model, extraction) arguments of src/extract.py with --text."""
     return parse_adapter(ExtractArguments, argv)
 
 

@@ -57,7 +57,7 @@ def test_each_question_is_bound_to_its_own_window_and_to_what_the_tokenizer_make
     listed, free = {"instruction": "关系列表：['位于', '别名']"}, {"instruction": "任意的关系"}
     questions = [Question(0, "甲在Ａ", [1], **listed), Question(0, "丙", [1], **listed)]
     questions += [Question(1, "乙", [1], **free), Question(1, "丁", [], **free)]
-    asked = permit(plan, questions)
+    asked = permit(plan, dict(enumerate(questions)))
     assert "constrain_exempt: 1 of 2 records may name what is not in their text" in capsys.readouterr().err
     assert [asked[n].relations for n in asked] == [("位于", "别名"), ("位于", "别名"), ()]
     assert [asked[n].tails for n in asked] == [True, True, False]
@@ -73,7 +73,7 @@ def test_heads_are_bound_to_the_text_wherever_they_stand_in_a_triple(tail_first,
         codec=SimpleNamespace(text_ids=lambda text: text, decode=lambda text: text),
         asking=Asking(tail_first=tail_first),
     )
-    asked = permit(plan, [Question(0, "甲在乙", [1], instruction="关系列表：['位于']")])[0]
+    asked = permit(plan, {0: Question(0, "甲在乙", [1], instruction="关系列表：['位于']")})[0]
     triples = ("(甲,位于,丁)", "(丁,位于,甲)")
     assert [text for text in triples if say(asked, State(), text)] == [permitted]
 

@@ -9,7 +9,7 @@ from helpers import ROOT, python
 from helpers_web import BASE, QUESTION, open_plan, serving
 
 from common.errors import UserError
-from utils.args_serve import parse_extract, parse_serve
+from utils.args_serve import parse_serve, parse_text
 from web.guard import BODY
 
 STATIC = ROOT / "src" / "web" / "static"
@@ -149,7 +149,7 @@ def test_flags_of_the_server_that_cannot_be(flags, says):
 )
 def test_flags_of_one_sentence_that_cannot_be(flags, says):
     with pytest.raises(UserError, match=says):
-        parse_extract(flags)
+        parse_text(flags)
 
 
 def test_one_sentence_in_a_pipe_is_json_lines(random_base):

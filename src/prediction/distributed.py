@@ -1,0 +1,328 @@
+"""Work shared by Ray: shards are handed out to workers with a model each, and what comes back is written here.
+
+Where workers run, whether they and their machines live, and new machines are Ray's affair. A shard whose worker is
+lost is given to another one. Nothing here depends on which worker answers what, or when.
+
+The project, the weights and the environment have to be at the same paths on every machine; texts and answers travel.
+"""
+
+import os
+import signal
+import socket
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from tqdm import tqdm
+
+from common.errors import UserError, keeping, say
+from data.records import load_records
+from loading.precision import Precision
+from loading.shape import check_vocabulary
+from prediction import partial
+from prediction.corpus import Corpus, Shard
+from prediction.opening import Opening, open_model, plan_adapter
+from prediction.predicting import (
+    NOTHING_DONE,
+    Share,
+    Task,
+    answer_questions,
+    cut_short,
+    finish_file,
+    hold_partial,
+    in_order,
+    limit,
+    warn_context,
+)
+from prediction.questions import ask_all
+from prediction.texts import Opened, answer_documents, choose_size
+
+SOURCE = Path(__file__).resolve().parents[1]
+AHEAD = 2  # shards a worker has, for it never to wait for the next
+LOOK = 2.0  # seconds between two looks at which machines there are
+TIMES = 5  # a shard whose worker is lost so often is at fault itself; so are workers that never come to answer
+
+
+class Worker:
+    """A process of Ray's with a model. What goes wrong for the person to mend comes back as a value."""
+
+    def __init__(self, model_args, args):
+        self.flags, self.opened = (model_args, args), None
+
+    def plan(self) -> Opening | UserError:
+        try:
+            return plan_adapter(*self.flags)
+        except UserError as error:
+            return error
+
+    def open(self, longest: int, precision: Precision) -> UserError | None:
+        """Read the weights; `longest`: tokens of the longest prompt; `precision`: of the worker that made the plan."""
+        try:
+            plan = plan_adapter(*self.flags)
+            if plan.serving.precision != precision:
+                mine, first = (f"{one.name}, --bits {one.bits}" for one in (plan.serving.precision, precision))
+                return UserError(f"--ray: a worker would take {mine}, another {first}; say which: --bf16, --fp32, …")
+            self.opened = Opened(plan, open_model(plan, [[0] * longest]))
+        except UserError as error:
+            return error
+        return None
+
+    def call(self, function: Callable, *arguments):
+        """`function(the model, *arguments)`."""
+        try:
+            return function(self.opened, *arguments)
+        except UserError as error:
+            return error
+        except torch.AcceleratorError as error:  # the card takes no further orders from this process
+            print(error, file=sys.stderr, flush=True)
+            os._exit(1)
+
+
+@contextmanager
+def join_cluster(args, model_args, worker: type = Worker):
+    """A cluster that workers can be started on until the block ends; `args`: with utils.args_ray.RayFlags."""
+    try:
+        import ray
+    except ImportError:
+        raise UserError(f"--ray {args.ray} needs the package ray: pip install -r requirements-ray.txt") from None
+    handler = signal.getsignal(signal.SIGTERM)  # Ray puts its own in its place
+    try:
+        address = None if args.ray == "auto" else args.ray  # None: RAY_ADDRESS, else one that runs here, else a new one
+        check_address(address)
+        ray.init(address=address, log_to_driver=False, include_dashboard=False, logging_level="error")
+    except (ConnectionError, OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"--ray {args.ray}: no cluster ({str(error).splitlines()[0]:.200}); ray status shows it"
+        ) from None
+    signal.signal(signal.SIGTERM, handler)
+    try:
+        paths = [str(SOURCE), *filter(None, [os.environ.get("PYTHONPATH")])]
+        needs = choose_needs(ray, args)
+        how = {**needs, "max_restarts": 0, "max_task_retries": 0}
+        how["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(paths), "TOKENIZERS_PARALLELISM": "false"}}
+        actor = ray.remote(worker).options(**how)
+        flags = absolute(model_args), absolute(args if "num_gpus" in needs else replace(args, device="cpu"))
+        cluster = SimpleNamespace(ray=ray, args=args, needs=needs, start=lambda: actor.remote(*flags))
+        cluster.waiting, cluster.precision = [], None  # workers without a model; what `plan_on_worker` finds
+        say(f"ray: {count_places(cluster)} workers on {len(nodes(ray))} machines, {_say_needs(needs)} each")
+        yield cluster
+    finally:
+        ray.shutdown()
+
+
+def check_address(address: str | None, seconds: float = 10) -> None:
+    """OSError, or ValueError, where nothing listens: Ray would try for a minute."""
+    if address is not None:
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        socket.create_connection((host or "localhost", int(port)), seconds).close()
+
+
+def absolute(flags):
+    """The flags with paths that mean the same in every process."""
+    changed = {}
+    for name in ("model_name_or_path", "lora_weights", "prompt_template_name", "output_file"):
+        value = getattr(flags, name, None)
+        if value and (os.path.exists(value) or name == "output_file"):
+            changed[name] = os.path.abspath(value)
+    return replace(flags, **changed)
+
+
+def nodes(ray) -> list[dict]:
+    """The resources of the machines that live, as Ray counts them."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+
+
+def choose_needs(ray, args) -> dict[str, int]:
+    """What a worker takes: a card, or --cpus_per_worker cores, or as many as the smallest machine has."""
+    if args.cpus_per_worker is None and args.device != "cpu" and any(node.get("GPU") for node in nodes(ray)):
+        return {"num_gpus": 1}
+    smallest = min((int(node["CPU"]) for node in nodes(ray)), default=1)
+    return {"num_cpus": args.cpus_per_worker or smallest}
+
+
+def _say_needs(needs: dict[str, int]) -> str:
+    return "one card" if "num_gpus" in needs else f"{needs['num_cpus']} cores"
+
+
+def count_places(cluster) -> int:
+    """Workers that may be started: --workers, else as many as the machines have room for now."""
+    if cluster.args.workers:
+        return cluster.args.workers
+    (name, each), names = next(iter(cluster.needs.items())), {"num_gpus": "GPU", "num_cpus": "CPU"}
+    return sum(int(node.get(names[name], 0) // each) for node in nodes(cluster.ray))
+
+
+def plan_on_worker(cluster) -> Opening:
+    """The plan as it is made where models will be: this machine may lack a card, or torch's build for one."""
+    if not count_places(cluster):
+        raise UserError(f"--ray {cluster.args.ray}: no machine has {_say_needs(cluster.needs)}; ray status shows them")
+    worker = cluster.start()
+    try:
+        plan = cluster.ray.get(worker.plan.remote())
+    except cluster.ray.exceptions.RayActorError as error:
+        raise UserError(f"--ray {cluster.args.ray}: a worker cannot start ({_first_line(error)})") from None
+    if isinstance(plan, UserError):
+        raise plan
+    cluster.waiting.append(worker)
+    cluster.precision = plan.serving.precision
+    return plan
+
+
+def spread(cluster, longest: int, jobs: Iterable[tuple], look: float = LOOK) -> Iterator[tuple[int, object]]:
+    """Have workers do `jobs`, (number, function, arguments…) each, and yield (number, result) as they are finished.
+
+    Jobs are taken when a worker is free for them, so that few are held; `longest`: tokens of the longest prompt.
+    UserError where a worker returns one, where a job has lost TIMES workers, or where so many end before one has opened
+    its model.
+    """
+    ray, jobs = cluster.ray, iter(jobs)
+    losses = ray.exceptions.RayActorError, ray.exceptions.ObjectLostError, ray.exceptions.NodeDiedError
+    again: deque = deque()  # jobs whose worker was lost
+    lost: Counter = Counter()  # by the number of a job how often
+    running: dict = {}  # what Ray will give -> (worker, job; None: it opens its model)
+    busy: dict = {}  # worker that has opened -> jobs it has
+    looked = -look
+
+    def next_job():
+        return again.popleft() if again else next(jobs, None)
+
+    def give_up(worker, job, error) -> None:
+        busy.pop(worker, None)
+        with suppress(Exception):
+            ray.kill(worker)
+        number, why = (job[0] if job else None), _first_line(error)
+        lost[number] += 1
+        if job:
+            say(f"ray: a worker was lost ({why}); shard {number} is asked again elsewhere")
+            again.append(job)
+        if lost[number] >= TIMES and (job or not busy):
+            what = (
+                f"shard {number} has lost {TIMES} workers" if job else f"{TIMES} workers ended as they opened the model"
+            )
+            raise UserError(f"--ray: {what} ({why}); look at memory, and at Ray's logs on their machine")
+
+    job = next_job()
+    while job is not None or any(one for _, one in running.values()):
+        if job is not None and time.monotonic() - looked > look:
+            looked = time.monotonic()
+            for _ in range(count_places(cluster) - len(busy) - sum(one is None for _, one in running.values())):
+                worker = cluster.waiting.pop() if cluster.waiting else cluster.start()
+                running[worker.open.remote(longest, cluster.precision)] = worker, None
+        while job is not None and (free := [worker for worker, count in busy.items() if count < AHEAD]):
+            worker = min(free, key=busy.get)
+            running[worker.call.remote(*job[1:])] = worker, job
+            busy[worker] += 1
+            job = next_job()
+        if not running:  # no machine is left; one may come
+            time.sleep(look)
+            continue
+        for ref in ray.wait(list(running), timeout=look)[0]:
+            worker, done = running.pop(ref)
+            try:
+                result = ray.get(ref)
+            except losses as error:
+                give_up(worker, done, error)
+                job = job or next_job()
+                continue
+            if isinstance(result, UserError):
+                raise result
+            if done is None:
+                busy[worker], lost[None] = 0, 0
+                continue
+            if worker in busy:
+                busy[worker] -= 1
+            yield done[0], result
+
+
+def _first_line(error: Exception) -> str:
+    """Why a worker was lost, in Ray's words."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{lines[0]:.160}" if lines else type(error).__name__
+
+
+def answer_spread(cluster, corpus: Corpus, function: Callable = answer_documents, look: float = LOOK) -> Callable:
+    """As prediction.corpus.answer_here, by the workers of a cluster; `function`: what they do with each shard."""
+
+    def answer_all(shards: Iterator[Shard]) -> Iterator[tuple[Shard, list[dict], Share]]:
+        wanted, given = cluster.ray.put(corpus.wanted), {}  # sent to each machine once; shards that are being asked
+
+        def jobs() -> Iterator[tuple]:
+            for shard in shards:
+                given[shard.number] = shard
+                yield shard.number, function, wanted, shard.asked, corpus.most
+
+        for number, (rows, share) in spread(cluster, corpus.most, jobs(), look):
+            yield given.pop(number), rows, share
+
+    return answer_all
+
+
+def answer_numbers(opened: Opened, records: dict, questions: dict, done: dict, batch_size: int | None):
+    """Questions of a file of records, by their numbers: (rows by number, Share)."""
+    plan = opened.plan
+    size = batch_size or choose_size(opened, [len(question.ids) for question in questions.values()])
+    limits = limit(plan, questions) if plan.serving.rules.constrain else None
+    rules = plan.serving.rules._replace(batch_size=size or 1)
+    keep = lambda rows: None  # noqa: E731 - what is done is sent back whole
+    share = answer_questions(opened.model, plan, records, questions, done, rules, keep, limits, hidden=True)
+    return done, share
+
+
+def answer_file_spread(model_args, args, started: float) -> None:
+    """As prediction.predicting.answer_file, by the workers of a cluster; either goes on with what the other kept."""
+    with join_cluster(args, model_args) as cluster:
+        plan = plan_on_worker(cluster)
+        records = load_records(args.input_file, needs=("instruction", "input"))
+        questions = ask_all(plan, records, args.window)
+        task = Task(plan, records, questions, args.input_file, args.output_file, args.window, args.skip_failed)
+        asked = {number: question for number, question in enumerate(questions) if question.ids}
+        check_vocabulary(plan.serving.shape, [question.ids for question in asked.values()])
+        with hold_partial(task, 0) as settings, keeping(lambda: partial.kept_answers(args.output_file, len(asked))):
+            if asked:
+                warn_context(task)
+            done = partial.resume_partial(args.output_file, settings)
+            if done:
+                say(f"resume: {len(done)} of {len(asked)} answers are in {partial.partial_path(args.output_file)}")
+            shares = []
+            jobs = file_jobs(cluster, task, asked, done, settings["batch_size"])
+            longest = max((len(question.ids) for question in asked.values()), default=1)
+            with tqdm(total=len(asked), initial=len(done), unit="record", desc="predicting") as bar:
+                for _, (rows, share) in spread(cluster, longest, jobs):
+                    if rows:
+                        partial.append_answers(args.output_file, rows)
+                    shares.append((time.time(), share))
+                    bar.update(share.count)
+            finish_file(task, [sum_up(shares)], plan.decided, started)
+
+
+def sum_up(shares: list[tuple[float, Share]]) -> Share:
+    """What workers did together, of (when it came back, Share) of each shard; seconds: from the first to the last."""
+    if not shares:
+        return NOTHING_DONE
+    failed = {number: reason for _, share in shares for number, reason in share.failed.items()}
+    seconds = shares[-1][0] - min(end - share.seconds for end, share in shares)
+    count, tokens = sum(share.count for _, share in shares), sum(share.tokens for _, share in shares)
+    return Share(failed, count, tokens, seconds, max(share.peak for _, share in shares))
+
+
+def file_jobs(cluster, task: Task, asked: dict, done: dict, batch_size: int | None) -> Iterator[tuple]:
+    """The questions that are left, in shards that are alike: each has long and short ones, the longest first."""
+    codec, rules, retry = task.plan.codec, task.plan.serving.rules, task.plan.serving.retry_length
+    left = [
+        number
+        for number in in_order(asked)
+        if number not in done or (retry and cut_short(done[number], asked[number].ids, codec, rules))
+    ]
+    size = max(1, min(cluster.args.shard_size, -(-len(left) // max(1, count_places(cluster)))))
+    count = -(-len(left) // size)
+    for at in range(count):
+        mine = {number: asked[number] for number in left[at::count]}
+        records = {question.record: task.records[question.record] for question in mine.values()}
+        known = {number: done[number] for number in mine if number in done}
+        yield at, answer_numbers, records, mine, known, batch_size

@@ -1,0 +1,163 @@
+"""What a model is asked about documents, and what its answers say of each: triples, and where they stand in it."""
+
+import contextlib
+import io
+from collections.abc import Callable
+from typing import NamedTuple
+
+from common.errors import UserError, reason_of
+from data.documents import Document
+from data.prompts import make_prompt
+from data.topics import Topics, pick_topic
+from data.windows import window_places
+from decoding.engines import ENGINES
+from kg.schema import read_schema
+from kg.triples import parse
+from loading.shape import check_vocabulary
+from prediction.opening import Opening
+from prediction.predicting import NOTHING_DONE, Share, answer_questions, limit
+from prediction.questions import ask_all, make_rows
+
+
+class Wanted(NamedTuple):
+    """What texts are asked for."""
+
+    instructions: dict[str, str]  # by topic; of one alone, every text gets it
+    topics: Topics | None = None  # to choose among several
+
+
+class Opened(NamedTuple):
+    """A model that is ready."""
+
+    plan: Opening
+    model: object
+
+
+class Window(NamedTuple):
+    """A stretch of a document that is asked about."""
+
+    place: tuple[int, int]  # its first character, and the one behind its last
+    topic: str
+    record: int | None  # which of the records asks about it; None: it cannot be asked
+    reason: str = ""  # why not
+
+
+def answer_documents(
+    opened: Opened,
+    wanted: Wanted,
+    documents: list[Document],
+    most: int,
+    done: dict[int, dict] | None = None,
+    keep: Callable = lambda rows: None,
+) -> tuple[list[dict], Share]:
+    """Of each document its `windows` and `triples`, and what that took. `most`: tokens of a prompt.
+
+    `done`: answers by the number of their question, of an earlier run with the same documents; `keep(rows)` is called
+    with each group of new ones.
+    """
+    plan, done = opened.plan, {} if done is None else done
+    records, cut = cut_documents(plan, documents, wanted, most)
+    with contextlib.redirect_stderr(io.StringIO()):  # what it says of a file of records, of hundreds of shards nobody
+        questions = ask_all(plan, records, None)  # would read; what could not be asked stands in the rows
+    asked = {number: question for number, question in enumerate(questions) if question.ids}
+    check_vocabulary(plan.serving.shape, [question.ids for question in asked.values()])
+    share = NOTHING_DONE
+    if asked:
+        size = choose_size(opened, [len(question.ids) for question in asked.values()])
+        limits = limit(plan, asked) if plan.serving.rules.constrain else None
+        rules = plan.serving.rules._replace(batch_size=size or 1)
+        share = answer_questions(opened.model, plan, records, asked, done, rules, keep, limits, hidden=True)
+    reasons = {question.record: question.reason for question in questions if not question.ids}
+    reasons |= {questions[number].record: reason for number, reason in share.failed.items()}
+    rows = make_rows(records, questions, done, plan.asking)
+    return [make_row(document, mine, rows, reasons) for document, mine in zip(documents, cut, strict=True)], share
+
+
+def choose_size(opened: Opened, lengths: list[int]) -> int | None:
+    """Questions at a time, as `predicting.choose_batch_size` decides it for a file; nothing is said."""
+    serving, choose = opened.plan.serving, ENGINES[opened.plan.engine].batch_size
+    if serving.batch_size or choose is None:
+        return serving.batch_size
+    rules, model = serving.rules, opened.model
+    return choose(model.config, lengths, rules.max_new_tokens, rules.num_beams, model.device, rules.fp8)
+
+
+def cut_documents(
+    plan: Opening, documents: list[Document], wanted: Wanted, most: int
+) -> tuple[list[dict], list[list[Window]]]:
+    """The records to ask, each once, and of each document its windows, which say where their record is.
+
+    Every window leaves room for the longest instruction, for its topic is chosen when its text is known.
+    """
+
+    def size(instruction: str, text: str) -> int:
+        return len(plan.codec.encode(make_prompt(plan.template, instruction, text)))
+
+    longest = max(wanted.instructions.values(), key=lambda instruction: size(instruction, ""))
+    known: dict[tuple[str, str], int] = {}
+    cut = []
+    for document in documents:
+        text = document.text
+        try:
+            places = window_places(text, lambda part: size(longest, part) <= most) if text.strip() else []
+            if places is None:
+                raise UserError(f"the instruction leaves no room for any text; give --window clearly more than {most}")
+        except Exception as error:  # noqa: BLE001 - whatever a text makes a tokenizer raise, the others can be asked
+            cut.append([Window((0, len(text)), "", None, reason_of(error))])
+            continue
+        windows = []
+        for start, end in places:
+            part = text[start:end]
+            start, part = start + len(part) - len(part.lstrip()), part.strip()
+            if part:
+                topic = choose_topic(wanted, part)
+                number = known.setdefault((topic, part), len(known))
+                windows.append(Window((start, start + len(part)), topic, number))
+        cut.append(windows)
+    records = [
+        {"instruction": wanted.instructions[topic], "input": part, **({"cate": topic} if topic else {})}
+        for topic, part in known
+    ]
+    return records, cut
+
+
+def choose_topic(wanted: Wanted, text: str) -> str:
+    return pick_topic(wanted.topics, text) if wanted.topics else next(iter(wanted.instructions))
+
+
+def make_row(document: Document, cut: list[Window], rows: list[dict], reasons: dict[int, str]) -> dict:
+    """A document's `windows`, and the `triples` that their answers hold, each once, where they stand in its text.
+
+    `rows`: of the records; `reasons`: why some of them failed. A part of a triple that its window's text does not hold
+    has no place.
+    """
+    windows, found = [], {}
+    for number, window in enumerate(cut):
+        row = {"place": list(window.place), **({"cate": window.topic} if window.topic else {})}
+        if window.record is None:
+            windows.append({**row, "output": "", "finish_reason": "error", "reason": window.reason})
+            continue
+        made = rows[window.record]
+        row |= {"output": made["output"], "finish_reason": made["finish_reason"]}
+        windows.append(row | ({"reason": reasons[window.record]} if window.record in reasons else {}))
+        start, end = window.place
+        part = document.text[start:end]
+        triples = parse(made["output"], read_schema(made["instruction"]), part)
+        chances = made.get("confidence") or [None] * len(triples)
+        for triple, chance in zip(triples, chances, strict=False):
+            if triple not in found:
+                found[triple] = {
+                    "triple": list(triple),
+                    "window": number,
+                    "head_place": find_place(triple[0], part, start),
+                    "tail_place": find_place(triple[2], part, start),
+                }
+            if chance is not None:
+                found[triple]["confidence"] = max(chance, found[triple].get("confidence", 0))
+    return {"windows": windows, "triples": list(found.values())}
+
+
+def find_place(name: str, part: str, start: int) -> list[int] | None:
+    """Where a name first stands in a window that begins at `start`, counted in the document."""
+    at = part.find(name) if name else -1
+    return None if at < 0 else [start + at, start + at + len(name)]

@@ -1,0 +1,144 @@
+"""The way from a folder of documents to a file of triples and a graph: what src/extract.py does with its flags."""
+
+import time
+from collections import Counter
+from contextlib import contextmanager
+from functools import partial as with_arguments
+from pathlib import Path
+
+from common import manifest
+from common.errors import UserError, keeping, say
+from common.files import fingerprint, write_rows
+from data.documents import read_documents, size_of
+from data.sources import find_run, read_corpus
+from kg import graph
+from kg.relations import read_relations
+from kg.store import Settings, read_current
+from prediction import partial
+from prediction.corpus import Corpus, answer_corpus, answer_here, drop_parts, gather, is_whole, parts_folder
+from prediction.opening import Opening, open_model, plan_adapter
+from prediction.predicting import describe_plan
+from prediction.questions import choose_window
+from prediction.settings import settings_of
+from prediction.texts import Opened, Wanted
+
+SHOWN = 20  # documents that could not be read, which are named
+
+
+def extract_corpus(model_args, args, wanted: tuple, started: float) -> None:
+    """Answer all documents of `args.input` and write them to `args.output_file`; bring them into `args.store`.
+
+    `args`: utils.args_extract.CorpusArguments; `wanted`: what its read_wanted gives.
+    """
+    with open_workers(model_args, args) as (plan, answer_with):
+        most = choose_window(args.window, plan.context, plan.serving.rules.max_new_tokens)
+        skipped, how = Counter(), args.reading
+        documents = with_arguments(read_documents, args.input, how, skipped)
+        corpus = Corpus(documents, size_of(args.input), args.output_file, Wanted(*wanted), most, args.shard_size)
+        settings = corpus_settings(plan, corpus, args)
+        with partial.hold_partial(args.output_file), keeping(lambda: kept(args.output_file)):
+            if is_whole(corpus, settings):
+                say(f"{args.output_file}: whole already, of these documents and settings; nothing is asked again")
+            else:
+                partial.check_partial(args.output_file, settings)
+                if partial.recorded_settings(args.output_file) is None:
+                    drop_parts(args.output_file)  # of a run whose file was finished
+                    partial.resume_partial(args.output_file, settings)
+                digests = answer_corpus(corpus, answer_with(corpus), skipped)
+                if not digests:
+                    drop_all(args.output_file)
+                    raise UserError(f"--input {args.input}: no document in it; {_say_skipped(skipped)}")
+                write_output(plan, corpus, args, settings, digests, skipped, started)
+            if args.store:
+                build_graph(args.store, args.output_file)
+            drop_all(args.output_file)
+
+
+def drop_all(output: str) -> None:
+    """Take away what an unfinished run keeps. What says that it is one goes first: the parts are then needless."""
+    partial.partial_path(output).unlink(missing_ok=True)
+    drop_parts(output)
+
+
+@contextmanager
+def open_workers(model_args, args):
+    """(the plan, what makes of a corpus the function that answers its shards): this process, or those of Ray."""
+    if args.ray:
+        from prediction.distributed import answer_spread, join_cluster, plan_on_worker
+
+        with join_cluster(args, model_args) as cluster:
+            yield plan_on_worker(cluster), with_arguments(answer_spread, cluster)
+        return
+    plan = plan_adapter(model_args, args)
+
+    def answer_with(corpus: Corpus):
+        return answer_here(lambda: Opened(plan, open_model(plan, [[0] * corpus.most])), corpus)
+
+    yield plan, answer_with
+
+
+def corpus_settings(plan: Opening, corpus: Corpus, args) -> dict:
+    """What the rows depend on beside the documents, which shards are known by."""
+    return {
+        **settings_of(plan.serving, plan.template, None, corpus.most, plan.asking),
+        "instructions": corpus.wanted.instructions,
+        "topic_records": fingerprint(args.topic_records) if corpus.wanted.topics else None,
+        "encoding": args.encoding,
+        "text_field": args.text_field,
+        "shard_size": args.shard_size,
+        "documents": str(Path(args.input).resolve()),
+    }
+
+
+def kept(output: str) -> str:
+    """What is left of a run that was broken off: see common.errors.keeping."""
+    if partial.recorded_settings(output) is None:
+        return "nothing was asked, and the same command begins anew"
+    parts = sum(1 for _ in parts_folder(output).glob("*.jsonl"))
+    return f"{parts} finished shards are kept in {parts_folder(output)}, and the same command goes on"
+
+
+def write_output(plan: Opening, corpus: Corpus, args, settings: dict, digests: list, skipped, started: float) -> None:
+    """Write the file, and beside it how it was made; say what it holds."""
+    counts, unread = Counter(), []
+
+    def rows():
+        for row in gather(corpus.output, len(digests), counts):
+            if "reason" in row and len(unread) < SHOWN:
+                unread.append(f"{row['id']}: {row['reason']}")
+            yield row
+
+    write_rows(corpus.output, rows())
+    busy = counts.pop("seconds")
+    results = {**counts, "seconds_of_all_workers": round(busy, 1), "seconds": round(time.time() - started, 1)}
+    run = describe_plan(plan, plan.decided) | {"method": "extraction", "input": str(args.input), "results": results}
+    run |= {"settings": settings, "shards": digests, "versions": manifest.versions()}
+    manifest.write_run_of(corpus.output, run)
+    for line in unread:
+        say(f"not read: {line}")
+    if counts["unread"] > len(unread):
+        say(f"not read: {counts['unread'] - len(unread)} more")
+    if skipped:
+        say(_say_skipped(skipped))
+    encodings = {name.removeprefix("encoding "): n for name, n in counts.items() if name.startswith("encoding ")}
+    if encodings:
+        say("encodings: " + ", ".join(f"{count} {name}" for name, count in sorted(encodings.items())))
+    say(
+        f"{corpus.output}: {counts['documents']} documents, {counts['unread']} not read, {counts['repeated']} with the "
+        f"text of another; {counts['windows']} windows, {counts['error']} failed, {counts['length']} cut; "
+        f"{counts['triples']} triples, {results['seconds']:.0f} s in all"
+    )
+
+
+def _say_skipped(skipped: Counter) -> str:
+    kinds = ", ".join(f"{count} {kind}" for kind, count in skipped.most_common(8))
+    return f"skipped: {sum(skipped.values())} files of other kinds ({kinds})" if skipped else "it is empty"
+
+
+def build_graph(store: str, output: str) -> None:
+    """Bring the rows of a corpus into a graph; killed, the graph is as it was, and the same command builds it."""
+    current = read_current(store)
+    settings = current[1] if current else Settings("alias", read_relations(None))
+    counts = graph.build(store, read_corpus(output), find_run(output), settings, changed_texts=True)
+    names = ("records", "triples", "added", "replaced", "unchanged")
+    say(f"{store}: " + ", ".join(f"{counts[name]} {name}" for name in names))

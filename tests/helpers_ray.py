@@ -1,0 +1,109 @@
+"""Workers without a model, for tests of what Ray distributes; and a driver that can be killed.
+
+python tests/helpers_ray.py OUTPUT ADDRESS DOCUMENTS
+"""
+
+import hashlib
+import os
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from data.documents import Document
+
+SHARD = 3
+LOOK = 0.3  # seconds between two looks at which machines there are
+
+
+@dataclass
+class Flags:
+    """Of utils.args_ray.RayFlags, what is looked at."""
+
+    ray: str | None = None
+    output_file: str | None = None
+    workers: int | None = None
+    cpus_per_worker: int | None = 1
+    device: str | None = None
+
+
+class Stub:
+    """A worker that is ready at once and notes in a file what it was asked for."""
+
+    def __init__(self, model_args, args):
+        self.log = Path(args.output_file + ".log")
+
+    def open(self, longest, precision):
+        return None
+
+    def call(self, function, *arguments):
+        return function(self.log, *arguments)
+
+
+def answer_stub(log, seconds, documents, most):
+    """Of each document what follows from its text alone."""
+    name = f"{documents[0].id} {os.getpid()} {os.environ.get('RAY_NODE', '')}\n"
+    note(log, f"begun {name}")
+    time.sleep(seconds)
+    note(log, f"done {name}")
+    found = [hashlib.sha256(document.text.encode()).hexdigest() for document in documents]
+    rows = [{"windows": [], "triples": [{"triple": [one, "is", str(most)]}]} for one in found]
+    return rows, SimpleNamespace(count=len(rows), tokens=len(rows), seconds=0.0)
+
+
+def note(log, line):
+    with open(log, "a") as file:
+        file.write(line)
+
+
+def noted(output, what):
+    """(first document, process) of the shards that were begun, or done."""
+    log = Path(f"{output}.log")
+    lines = log.read_text().splitlines() if log.exists() else []
+    return [tuple(line.split()[1:3]) for line in lines if line.startswith(f"{what} ")]
+
+
+def corpus_of(output, count, seconds):
+    from prediction.corpus import Corpus
+
+    def documents():
+        return (Document(f"{n}", f"{n}", f"text {n if n % 7 else 0}") for n in range(count))
+
+    return Corpus(documents, count, str(output), seconds, 5, SHARD)
+
+
+def run_spread(output, address, count, seconds=0.4):
+    """Answer so many documents by the workers at `address`; the rows."""
+    from prediction.corpus import answer_corpus, gather
+    from prediction.distributed import answer_spread, join_cluster
+
+    args = Flags(str(address), str(output))
+    corpus = corpus_of(output, count, seconds)
+    with join_cluster(args, Flags(), Stub) as cluster:
+        digests = answer_corpus(corpus, answer_spread(cluster, corpus, answer_stub, LOOK), Counter())
+    return list(gather(output, len(digests), Counter()))
+
+
+def run_here(output, count):
+    """The same in one process."""
+    from prediction.corpus import answer_corpus, gather
+
+    corpus = corpus_of(output, count, 0)
+
+    def answer_all(shards):
+        for shard in shards:
+            rows, share = answer_stub(f"{output}.log", 0, shard.asked, corpus.most)
+            yield shard, rows, share
+
+    digests = answer_corpus(corpus, answer_all, Counter())
+    return list(gather(output, len(digests), Counter()))
+
+
+if __name__ == "__main__":
+    import helpers_ray  # by the name that workers know it by
+
+    helpers_ray.run_spread(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -1,0 +1,269 @@
+"""A corpus: documents in, triples with their places out, nothing asked twice, whatever breaks it off."""
+
+import json
+import os
+import tracemalloc
+from collections import Counter
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+from helpers import ROOT, python, rows
+from helpers_prediction import ADAPTER, BASE, RECORDS, interrupted_at
+from hypothesis import given
+from hypothesis import strategies as st
+
+import extract
+from common.errors import UserError
+from data.documents import Document
+from data.sources import read_corpus
+from data.topics import make_instruction
+from data.windows import window_places, windows
+from decoding import batch_engine
+from kg import graph
+from kg.queries import find_entities, neighbours
+from kg.store import open_graph
+from prediction import whole_corpus
+from prediction.corpus import Corpus, answer_corpus, gather
+from prediction.texts import Window, make_row
+
+SENTENCES = [record["input"] for record in RECORDS]
+LONG = "\n\n".join(SENTENCES[:6])
+
+
+def flags(folder, output, *more, **values):
+    chosen = {
+        "model_name_or_path": BASE,
+        "lora_weights": ADAPTER,
+        "input": folder,
+        "output_file": output,
+        "relations": "位于,类型,别名",
+        "max_new_tokens": 8,
+        "window": 400,
+        "engine": "batch",
+        "batch_size": 2,
+        "shard_size": 3,
+        **values,
+    }
+    return [*more, *(str(part) for name, value in chosen.items() if value for part in (f"--{name}", value))]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Nine documents of several kinds: a long one, a twin, one that is none, an empty one."""
+    folder = tmp_path_factory.mktemp("docs")
+    (folder / "a.txt").write_text(SENTENCES[0], encoding="utf-8")
+    (folder / "b.txt").write_text(LONG, encoding="utf-8")
+    (folder / "c.txt").write_bytes(b"\0")
+    (folder / "d.md").write_bytes(SENTENCES[7].encode("gb18030"))
+    (folder / "e.html").write_text(f"<p>{SENTENCES[0]}</p>", encoding="utf-8")  # the text of a.txt
+    (folder / "f.txt").write_text(" \n", encoding="utf-8")
+    lines = "".join(json.dumps({"id": n, "text": text}) + "\n" for n, text in enumerate(SENTENCES[8:11]))
+    (folder / "g.jsonl").write_text(lines, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(folder, tmp_path_factory):
+    """The file of a run that nothing interrupted."""
+    out = tmp_path_factory.mktemp("whole") / "out.jsonl"
+    extract.main(flags(folder, out))
+    return out
+
+
+def test_each_document_is_a_line_with_windows_that_have_their_places(folder, whole):
+    made = rows(whole)
+    assert [row["id"] for row in made] == [
+        *("a.txt", "b.txt", "c.txt", "d.md", "e.html", "f.txt"),
+        *("g.jsonl:1", "g.jsonl:2", "g.jsonl:3"),
+    ]
+    by_name = {row["id"]: row for row in made}
+    long = by_name["b.txt"]
+    assert len(long["windows"]) > 2
+    places = [window["place"] for window in long["windows"]]
+    asked = [long["text"][start:end] for start, end in places]
+    assert all(part and part == part.strip() for part in asked)
+    covered = {at for start, end in places for at in range(start, end)}
+    assert all(at in covered for at, letter in enumerate(long["text"]) if letter.strip())
+    assert by_name["c.txt"]["reason"] == "holds NUL characters: no text"
+    assert "windows" not in by_name["c.txt"]
+    assert by_name["d.md"]["encoding"] == "gb18030"
+    assert by_name["e.html"]["same_as"] == "a.txt"
+    assert by_name["e.html"]["windows"] == by_name["a.txt"]["windows"]
+    assert by_name["f.txt"]["windows"] == []
+    assert by_name["g.jsonl:2"]["own_id"] == 1
+    run = json.loads((whole.parent / "out.run.json").read_text())
+    assert run["results"]["documents"] == 9
+    assert sorted(path.name for path in whole.parent.iterdir()) == ["out.jsonl", "out.run.json"]
+
+
+def test_a_triple_stands_once_with_its_places_in_the_document():
+    text = "前言。钟楼位于旧城。钟楼高四十米，位于旧城。"
+    cut = [Window((3, 10), "建筑", 0), Window((3, 22), "建筑", 1), Window((0, 3), "", None, "too long")]
+    instruction = make_instruction(("位于", "高度"))
+    answers = [
+        {"output": "(钟楼,位于,旧城)", "finish_reason": "eos", "confidence": [0.5]},
+        {
+            "output": "(钟楼,高度,四十米),(钟楼,位于,旧城),(钟楼,位于,新城)",
+            "finish_reason": "loop",
+            "confidence": [0.7, 0.9, 1],
+        },
+    ]
+    row = make_row(Document("a", "a", text), cut, [one | {"instruction": instruction} for one in answers], {1: "why"})
+    first, second, third = row["triples"]
+    assert first == {
+        **{"triple": ["钟楼", "位于", "旧城"], "window": 0, "confidence": 0.9},
+        **{"head_place": [3, 5], "tail_place": [7, 9]},
+    }
+    assert text[slice(*second["tail_place"])] == "四十米"
+    assert third["tail_place"] is None
+    assert [window.get("reason") for window in row["windows"]] == [None, "why", "too long"]
+
+
+@given(st.text("甲乙。\n，a. ", max_size=60), st.integers(1, 9))
+def test_places_are_those_of_the_windows_and_leave_nothing_out(text, most):
+    def fits(part):
+        return len(part) <= most
+
+    places = window_places(text, fits)
+    assert [text[start:end] for start, end in places] == windows(text, fits)
+    assert places[0][0] == 0
+    assert places[-1][1] == len(text)
+    for (start, end), (after, behind) in pairwise(places):
+        assert start < after <= end < behind
+
+
+def test_killed_at_12_random_moments_the_file_is_the_same(folder, whole, tmp_path):
+    out, environment = tmp_path / "out.jsonl", {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = python(ROOT / "tests" / "kill_often.py", 12, 5, 1, out, *flags(folder, None), env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout.split("with ")[1].split()[0]) > 3
+    assert out.read_bytes() == whole.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "out.run.json"]
+
+
+def test_nothing_that_was_answered_is_asked_again(folder, whole, tmp_path, monkeypatch):
+    out, asked = tmp_path / "out.jsonl", []
+    generate, calls = interrupted_at(4)
+
+    def noting(*arguments):
+        made = generate(*arguments)
+        asked.extend(map(tuple, arguments[2]))
+        return made
+
+    monkeypatch.setattr(batch_engine, "generate", noting)
+    with pytest.raises(KeyboardInterrupt):
+        extract.main(flags(folder, out))
+    assert len(calls) == 4
+    assert (tmp_path / "out.jsonl.partial").is_file()
+    with pytest.raises(UserError, match="unfinished predictions of another command .*max_new_tokens: 8 there, 9 now"):
+        extract.main(flags(folder, out, max_new_tokens=9))
+    extract.main(flags(folder, out))
+    assert out.read_bytes() == whole.read_bytes()
+    assert len(asked) == len(set(asked))  # each prompt once in all, the twin's too
+    monkeypatch.setattr(batch_engine, "generate", lambda *_: pytest.fail("asked again"))
+    extract.main(flags(folder, out))  # of a file that is whole
+    assert out.read_bytes() == whole.read_bytes()
+
+
+def test_only_shards_whose_documents_changed_are_asked_again(folder, tmp_path, monkeypatch, capsys):
+    out, docs = tmp_path / "out.jsonl", tmp_path / "docs"
+    docs.mkdir()
+    for number, text in enumerate(SENTENCES[:6]):
+        (docs / f"{number}.txt").write_text(text, encoding="utf-8")
+    generate, calls = interrupted_at(3)
+    monkeypatch.setattr(batch_engine, "generate", generate)
+    with pytest.raises(KeyboardInterrupt):
+        extract.main(flags(docs, out, shard_size=2))
+    (docs / "3.txt").write_text(SENTENCES[8], encoding="utf-8")
+    extract.main(flags(docs, out, shard_size=2))
+    assert [row["text"] for row in rows(out)] == [*SENTENCES[:3], SENTENCES[8], *SENTENCES[4:6]]
+    assert len(calls) == 5  # two shards, the interrupted one, and of the second run the changed one and the last
+    assert "resume: 2 of 6 documents were answered before" in capsys.readouterr().err
+
+
+def test_a_graph_is_made_of_the_rows_and_a_broken_build_asks_nothing_again(folder, tmp_path, monkeypatch):
+    out, store = tmp_path / "out.jsonl", tmp_path / "graph"
+    triple = {"triple": ["钟楼", "位于", "旧城"], "window": 0, "head_place": None, "tail_place": None}
+    real = whole_corpus.gather
+
+    def with_a_triple(*arguments):  # for the golden base says none
+        for row in real(*arguments):
+            yield {**row, "triples": [triple]} if row["id"] == "a.txt" else row
+
+    def breaks(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(graph, "build", breaks)
+        with pytest.raises(KeyboardInterrupt):
+            extract.main(flags(folder, out, store=store))
+    assert not store.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(batch_engine, "generate", lambda *_: pytest.fail("asked again"))
+        patch.setattr(whole_corpus, "gather", with_a_triple)
+        extract.main(flags(folder, out, store=store))
+    assert out.read_bytes().count(b"\n") == 9
+    assert len(list(read_corpus(out))) == 8  # but for the one that could not be read
+    opened, _ = open_graph(store)
+    found, _ = neighbours(opened, find_entities(opened, "钟楼"), 1, 10)
+    assert len(found) == 1
+
+
+def test_a_topic_is_chosen_for_each_window_and_decides_what_is_asked(tmp_path):
+    out, docs = tmp_path / "out.jsonl", tmp_path / "docs"
+    docs.mkdir()
+    (docs / "a.txt").write_text(
+        "鸭嘴兽属于单孔目，靠产卵繁殖。" * 3 + "\n" + "勾股定理是一条几何定理。" * 6, encoding="utf-8"
+    )
+    extract.main(flags(docs, out, relations=None, cate="auto", window=370, max_new_tokens=2))
+    (row,) = rows(out)
+    assert {window["cate"] for window in row["windows"]} == {"生物", "自然科学"}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"input": None}, "--input is missing"),
+        ({"relations": None}, "give either --relations .* or --cate"),
+        ({"relations": "，,"}, "no relation in it"),
+        ({"relations": None, "cate": "菜谱"}, "--cate 菜谱: no topic of .*expected auto, 建筑"),
+        ({"workers": 2}, "--workers without --ray"),
+        ({"ray": "auto", "device": "cuda:1"}, "Ray hands out the cards"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_named(folder, tmp_path, more, message):
+    with pytest.raises(UserError, match=message):
+        extract.main(flags(more.pop("input", folder), tmp_path / "out.jsonl", **more))
+
+
+def test_an_output_among_the_documents_and_a_folder_without_any_are_refused(folder, tmp_path):
+    with pytest.raises(UserError, match="would be read as a document"):
+        extract.main(flags(folder, folder / "out.jsonl"))
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.png").touch()
+    with pytest.raises(UserError, match=r"no document in it; skipped: 1 files of other kinds \(1 .png\)"):
+        extract.main(flags(tmp_path / "docs", tmp_path / "out.jsonl"))
+    assert not list(tmp_path.glob("out.*"))
+
+
+def test_memory_does_not_grow_with_the_documents(tmp_path):
+    share = SimpleNamespace(count=1, tokens=1, seconds=0.0)
+
+    def answer_all(shards):
+        for shard in shards:
+            yield shard, [{"windows": [], "triples": []} for _ in shard.asked], share
+
+    def peak(count):
+        documents = lambda: (Document(f"{n}", f"{n}", f"text {n % (count - 9)} " * 20) for n in range(count))  # noqa: E731
+        corpus = Corpus(documents, count, str(tmp_path / f"{count}.jsonl"), None, 1, 100)
+        tracemalloc.start()
+        digests = answer_corpus(corpus, answer_all, Counter())
+        made = sum("same_as" in row for row in gather(corpus.output, len(digests), Counter()))
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert made == 9
+        return found
+
+    peak(200)
+    assert peak(4000) < peak(400) + 200_000

@@ -1,0 +1,161 @@
+"""Ray hands shards out; whatever is lost on the way, the rows are those of one process and no shard is redone.
+
+Two nodes on one machine (ray.cluster_utils.Cluster); where only the distribution matters, workers have no model.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from threading import Thread
+
+import pytest
+from helpers import ROOT
+from helpers_prediction import ADAPTER, BASE, RECORDS, VALID
+from helpers_ray import SHARD, noted, run_here, run_spread
+
+import extract
+import inference
+from common.errors import UserError
+
+cluster_utils = pytest.importorskip("ray.cluster_utils", reason="ray is not installed (requirements-ray.txt)")
+
+COUNT = 36  # documents, of which every seventh has one text
+TESTS = str(ROOT / "tests")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A head where no worker has room, so that any node with workers may go."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [TESTS, before]))  # workers import helpers_ray
+    head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 2**27}
+    made = cluster_utils.Cluster(initialize_head=True, head_node_args=head)
+    yield made
+    made.shutdown()
+    os.environ.pop("PYTHONPATH")
+    if before is not None:
+        os.environ["PYTHONPATH"] = before
+
+
+def add_node(cluster, cpus=1):
+    return cluster.add_node(num_cpus=cpus, object_store_memory=2**27)
+
+
+@pytest.fixture
+def nodes(cluster):
+    """Two nodes with room for a worker each; those that are left are taken away again."""
+    added = [add_node(cluster), add_node(cluster)]
+    yield added
+    for node in added:
+        if node in cluster.worker_nodes:
+            cluster.remove_node(node)
+
+
+@pytest.fixture
+def wanted(tmp_path):
+    return run_here(tmp_path / "here.jsonl", COUNT)
+
+
+def spread_beside(output, cluster, what):
+    """The rows of a run, beside which `what()` is done."""
+    beside = Thread(target=what)
+    beside.start()
+    rows = run_spread(output, cluster.address, COUNT)
+    beside.join()
+    return rows
+
+
+def wait_until(holds, seconds=60):
+    end = time.time() + seconds
+    while not holds():
+        assert time.time() < end
+        time.sleep(0.05)
+
+
+def check_log(output, most_again):
+    """Every shard was done, and only so many were begun more often than done."""
+    done, begun = ([first for first, _ in noted(output, what)] for what in ("done", "begun"))
+    assert len(set(done)) == COUNT // SHARD
+    assert len(begun) - len(set(done)) <= most_again
+
+
+def test_a_node_that_is_killed_costs_its_shard_alone(cluster, nodes, wanted, tmp_path):
+    out = tmp_path / "out.jsonl"
+
+    def kill():
+        wait_until(lambda: len(noted(out, "done")) >= 3)
+        cluster.remove_node(nodes[0], allow_graceful=False)
+
+    assert spread_beside(out, cluster, kill) == wanted
+    assert len({process for _, process in noted(out, "begun")}) >= 2
+    check_log(out, 1 + 1)  # what ran, and what waited behind it
+
+
+def test_a_worker_that_is_killed_is_replaced(cluster, nodes, wanted, tmp_path):
+    out = tmp_path / "out.jsonl"
+
+    def kill():
+        wait_until(lambda: len(noted(out, "begun")) >= 4)
+        os.kill(int(noted(out, "begun")[-1][1]), signal.SIGKILL)
+
+    assert spread_beside(out, cluster, kill) == wanted
+    assert len({process for _, process in noted(out, "begun")}) == 3
+    check_log(out, 1 + 1)
+
+
+def test_a_node_that_joins_late_is_used_even_where_there_was_none(cluster, wanted, tmp_path):
+    out = tmp_path / "out.jsonl"
+    first, late = add_node(cluster), []
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--address", cluster.address, "--num-cpus", "1"]
+
+    def join():
+        wait_until(lambda: len(noted(out, "done")) >= 1)
+        cluster.remove_node(first, allow_graceful=False)
+        late.append(subprocess.Popen([*command, "--block"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+
+    try:
+        assert spread_beside(out, cluster, join) == wanted
+    finally:
+        for node in late:
+            node.terminate()
+            node.wait()
+    assert len({process for _, process in noted(out, "done")}) == 2
+    check_log(out, 1 + 1)
+
+
+def test_a_driver_that_is_killed_goes_on_without_its_finished_shards(cluster, nodes, wanted, tmp_path):
+    out = tmp_path / "out.jsonl"
+    command = [sys.executable, str(ROOT / "tests" / "helpers_ray.py"), str(out), cluster.address, str(COUNT)]
+    driver = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    wait_until(lambda: len(list((tmp_path / "out.jsonl.parts").glob("*.jsonl"))) >= 3)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    kept = [path.stat().st_mtime_ns for path in sorted((tmp_path / "out.jsonl.parts").glob("*.jsonl"))]
+    assert 3 <= len(kept) < COUNT // SHARD
+    assert run_spread(out, cluster.address, COUNT, 0.05) == wanted
+    check_log(out, 4)  # at most what two workers had, running or waiting
+
+
+def test_workers_with_a_model_make_the_same_files_as_one_process(cluster, nodes, tmp_path):
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    for number, record in enumerate(RECORDS[:6]):
+        (docs / f"{number}.txt").write_text(record["input"], encoding="utf-8")
+    here, there = tmp_path / "here", tmp_path / "there"
+    model = ["--model_name_or_path", str(BASE), "--lora_weights", str(ADAPTER), "--max_new_tokens", "6"]
+    ray = ["--ray", cluster.address, "--cpus_per_worker", "1", "--shard_size", "3"]
+    corpus = [*model, "--input", str(docs), "--relations", "位于,类型", "--shard_size", "3"]
+    file = [*model, "--input_file", str(VALID)]
+    extract.main([*corpus, "--output_file", f"{here}.jsonl"])
+    extract.main([*corpus, "--output_file", f"{there}.jsonl", *ray])
+    assert (tmp_path / "there.jsonl").read_bytes() == (tmp_path / "here.jsonl").read_bytes()
+    inference.main([*file, "--output_file", f"{here}.json"])
+    inference.main([*file, "--output_file", f"{there}.json", *ray, "--workers", "1"])
+    assert (tmp_path / "there.json").read_bytes() == (tmp_path / "here.json").read_bytes()
+
+
+def test_an_address_without_a_cluster_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="--ray localhost:1: no cluster"):
+        run_spread(tmp_path / "out.jsonl", "localhost:1", 3)
