@@ -50,15 +50,14 @@ PARSERS = {
     "scripts/sweep_rate.py": sweep_rate.read_flags,
     "src/test_finetune.py": args.parse_finetune,
     "src/inference.py": args_predict.parse_inference,
+    "src/extract.py --text": args_serve.parse_text,
     "src/serve.py": args_serve.parse_serve,
     "src/finetuning_pt.py": args_pt.parse_ptuning,
     "src/inference_pt.py": args_pt.parse_ptuning_inference,
     "src/utils/gguf_to_hf.py": gguf_to_hf.parse,
 }
 COMMANDS_OF_FILES = {
-    "src/extract.py": lambda argv: (
-        args_serve.parse_text if args_extract.asks_once(argv) else args_extract.parse_corpus
-    )(argv),
+    "src/extract.py": args_extract.parse_corpus,
     "src/utils/convert.py": convert.main,
     "src/utils/score.py": score.main,
     "src/utils/graph.py": graph.main,
@@ -129,6 +128,7 @@ def accept(command):
     assert words[0] in ("python", "torchrun", "deepspeed"), command
     assert at == 1 or words[0] != "python", command
     assert (ROOT / file).is_file(), command
+    file += " --text" if "--text" in argv else ""
     if file in PARSERS:
         with patch.dict(os.environ, {"RANK": "0"} if words[0] == "torchrun" else {}):
             PARSERS[file](argv)
