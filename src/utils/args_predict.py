@@ -213,3 +213,4 @@ def parse_adapter(kind: type[AdapterArguments], argv=None):
             f"--device_map {args.device_map} and --max_memory_MB {model.max_memory_MB} contradict each other: the "
             "cards are filled as far as the base needs; drop one of them"
         )
+    return model, args
