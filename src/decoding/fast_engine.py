@@ -63,6 +63,7 @@ class Live(NamedTuple):
 def open_model(serving: Serving, codec, longest: int):
     """The model, ready to answer. The engine makes of --batch_size what fits: one record has to."""
     model = load_model(serving, codec, longest, 1)
+    model = model.base if serving.prefix else model  # which has a prefix of its own kind within
     use_kernels(model)
     return model
 

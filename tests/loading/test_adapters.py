@@ -76,7 +76,7 @@ KINDS = [  # base, what it is called here, configuration, how it is saved
     ids=[f"{base}: {kind}" for base, kind, *_ in KINDS],
 )
 def test_answers_are_those_of_peft_on_both_engines_merged_or_not(tmp_path, bases, bare, base, kind, config, saving):
-    folder, adapter, known = bases[base], tmp_path / "adapter", base in ("llama", "qwen3")
+    folder, adapter, known = bases[base], tmp_path / "adapter", base != "gpt2"
     make_adapter(folder, adapter, config, **saving)
     expected = peft_answers(folder, adapter)
     assert expected != bare[base]

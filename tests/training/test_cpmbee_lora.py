@@ -195,8 +195,9 @@ def test_the_flags_of_prediction_work_or_are_refused(trained, tmp_path, monkeypa
         return [one._replace(data={**one.data, "<ans>": one.data["<ans>"] * 3}) for one in made]
 
     monkeypatch.setattr(modeling, "generate", again)
-    assert answers(folder, *adapter, "--max_repeats", 2) == [text * 2 for text in right]
-    assert answers(folder, *adapter, "--max_repeats", 0) == [text * 3 for text in right]
+    batch = ("--engine", "batch")  # the model's own generation
+    assert answers(folder, *adapter, *batch, "--max_repeats", 2) == [text * 2 for text in right]
+    assert answers(folder, *adapter, *batch, "--max_repeats", 0) == [text * 3 for text in right]
 
 
 def test_windows_of_a_tree_are_prompts_of_their_own(tiny, tmp_path):
