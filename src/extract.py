@@ -20,9 +20,9 @@ if __name__ == "__main__":
 
 from common.files import to_line
 from kg.tables import as_table
-from kg.wordings import ask_for
+from kg.wordings import ask_for, split_names
 from utils.args_extract import asks_once, parse_corpus, read_wanted
-from utils.args_serve import parse_text, split_names
+from utils.args_serve import parse_text
 
 TITLES = ("head", "relation", "tail", "in the text")
 

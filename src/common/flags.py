@@ -19,8 +19,7 @@ MOST_SEED = 2**32 - 1  # that every generator takes
 MOST_COUNT = 10**9  # of whatever a flag counts
 NO_PATH = {errno.ENAMETOOLONG: "the name is too long", errno.ELOOP: "its links lead in a circle"}
 PATHS = re.compile(
-    "^--relations$|path|file|dir|weights|checkpoint|template|tokenizer|deepspeed|base|pred|gold|check|json|vocab|out$"
-    "|init_lora$"
+    "path|file|dir|weights|checkpoint|template|tokenizer|deepspeed|base|pred|gold|check|json|vocab|out$|init_lora$"
 )
 SHOWN = 60  # characters of a value that is said
 

@@ -5,6 +5,7 @@ What a form has no place for is lost; every loss is counted and named.
 """
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -176,8 +177,8 @@ def read_relations(path: str | Path) -> dict[str, list[str]]:
 
     It holds a JSON list of names or {topic: list of names}, or is DuIE's schema: JSON lines, each with a predicate.
     """
-    if not Path(path).is_file():
-        raise UserError(f"--relations {path}: no such file")
+    if not os.path.isfile(path):  # pathlib's raises where the name is too long
+        raise UserError(f"--relations {path!s:.60}: no such file")
     expected = "expected a JSON list of names, {topic: list of names}, or lines with a predicate each"
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")

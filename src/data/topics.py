@@ -5,7 +5,6 @@ Built from labelled records in a moment, of plain dictionaries: it needs neither
 
 import math
 from collections import Counter
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,13 +87,3 @@ def stretches(text: str, sizes: tuple = SIZES) -> set[str]:
     """Every stretch of `sizes` characters in the beginning of a text."""
     text = text.strip()[:MOST]
     return {text[at : at + size] for size in sizes for at in range(len(text) - size + 1)}
-
-
-@lru_cache(maxsize=256)
-def make_instruction(relations: tuple[str, ...]) -> str:
-    """What the contest's records say: which relations, and in which form to answer."""
-    listed = ", ".join(f"'{name}'" for name in relations)
-    return (
-        f"已知候选的关系列表：[{listed}]，请你根据关系列表，从以下输入中抽取出可能存在的头实体(Subject)与尾实体(Object)，"
-        "并给出对应的关系三元组。请按照 (Subject,Relation,Object) 的格式回答。"
-    )

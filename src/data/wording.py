@@ -6,14 +6,12 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from kg.schema import read_schema
+from kg.wordings import CONTEST
 
-CHINESE = (
-    "已知候选的关系列表：{}，请你根据关系列表，从以下输入中抽取出可能存在的头实体(Subject)与尾实体(Object)，并给出对应的"
-    "关系三元组。请按照 (Subject,Relation,Object) 的格式回答。"
-)
 ENGLISH = (
-    "Given the list of candidate relations {}, extract the possible head entities (Subject) and tail entities (Object) "
-    "from the following input, and give the relation triples. Please answer in the format (Subject,Relation,Object)."
+    "Given the list of candidate relations [{relations}], extract the possible head entities (Subject) and tail "
+    "entities (Object) from the following input, and give the relation triples. Please answer in the format "
+    "(Subject,Relation,Object)."
 )
 _HAN = re.compile("[\u3400-\u9fff\U00020000-\U0003ffff]")
 
@@ -36,6 +34,7 @@ def ask_for(relations: list[str], text: str) -> str:
 
     The names stand as `read_schema` reads them, if it can: quoted as Python does it, else as JSON does.
     """
-    words = CHINESE if is_chinese([text, *relations]) else ENGLISH
-    forms = [words.format(f"{relations}"), words.format(json.dumps(relations, ensure_ascii=False))]
+    words = CONTEST if is_chinese([text, *relations]) else ENGLISH
+    lists = f"{relations}", json.dumps(relations, ensure_ascii=False)
+    forms = [words.format(relations=one[1:-1]) for one in lists]
     return next((form for form in forms if read_schema(form) == relations), forms[0])

@@ -38,6 +38,11 @@ def ask_for(relations: list[str], wording: str = "contest", entities: list[str] 
     return text
 
 
+def split_names(text: str) -> list[str]:
+    """The names in a text with Chinese or English commas between them."""
+    return [name.strip() for name in text.replace("，", ",").replace("、", ",").split(",") if name.strip()]
+
+
 def _contest(names: list[str]) -> str:
     return CONTEST.format(relations=_listed(names, ", "))
 

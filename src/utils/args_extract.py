@@ -9,7 +9,8 @@ from common.files import check_output
 from common.flags import option
 from common.manifest import run_file_of
 from data.documents import Reading, check_input
-from data.topics import RECORDS, RELATIONS, learn_topics, make_instruction, read_topics
+from data.topics import RECORDS, RELATIONS, learn_topics, read_topics
+from kg.wordings import ask_for, split_names
 from utils.args_base import ModelArguments
 from utils.args_predict import AdapterArguments, parse_adapter
 from utils.args_ray import RayFlags
@@ -82,15 +83,19 @@ def parse_corpus(argv=None) -> tuple[ModelArguments, CorpusArguments]:
 def read_wanted(args: CorpusArguments) -> tuple[dict[str, str], object]:
     """What texts are asked for: (topic -> instruction, data.topics.Topics to choose among several, or None)."""
     if args.relations is not None:
-        names = tuple(
-            dict.fromkeys(filter(None, (name.strip() for name in args.relations.replace("，", ",").split(","))))
-        )
-        if not names:
-            raise UserError(f"--relations {args.relations}: no relation in it; expected 位于,类型,…")
-        return {"": make_instruction(names)}, None
+        return {"": _make_instruction(split_names(args.relations), f"--relations {args.relations:.60}")}, None
     relations = read_topics(args.topics)
     if args.cate != AUTO and args.cate not in relations:
         raise UserError(f"--cate {args.cate}: no topic of {args.topics}; expected {AUTO}, {', '.join(relations)}")
     chosen = relations if args.cate == AUTO else {args.cate: relations[args.cate]}
-    instructions = {topic: make_instruction(tuple(names)) for topic, names in chosen.items()}
+    where = f"--topics {args.topics}"
+    instructions = {topic: _make_instruction(names, f"{where}: {topic}") for topic, names in chosen.items()}
     return instructions, learn_topics(args.topic_records, set(chosen)) if args.cate == AUTO else None
+
+
+def _make_instruction(names: list[str], where: str) -> str:
+    """What texts are asked; UserError, which begins with `where`, for names that no list can hold."""
+    try:
+        return ask_for(names)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from common.errors import UserError
 from common.flags import Range, check_ranges, option
-from kg.wordings import WORDINGS, ask_for
+from kg.wordings import WORDINGS, ask_for, split_names
 from utils.args_predict import AdapterArguments, parse_adapter
 
 SERVE_RANGES = {
@@ -92,11 +92,6 @@ def is_own(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def split_names(text: str) -> list[str]:
-    """The names in a text with Chinese or English commas between them."""
-    return [name.strip() for name in text.replace("，", ",").replace("、", ",").split(",") if name.strip()]
 
 
 def parse_text(argv=None):

@@ -17,7 +17,7 @@ from starlette.background import BackgroundTask
 from common.errors import UserError
 from common.files import to_line
 from kg.export import FORMATS
-from kg.wordings import ask_for
+from kg.wordings import ask_for, split_names
 from prediction.jobs import run_name
 from prediction.live import Busy
 from web import forms
@@ -126,7 +126,7 @@ def make_app(model: Model, jobs: Jobs, graphs: Graphs, door: Door, examples: lis
         wording: Annotated[forms.Wording, Form()] = "contest",
     ):
         """Answer a file of records. Records with instruction and input are asked as they are."""
-        names = [name.strip() for name in relations.replace("，", ",").split(",") if name.strip()]
+        names = split_names(relations)
         instruction = ask_for(names, wording) if names else None
         return await run_in_threadpool(_add, jobs, file, instruction)
 

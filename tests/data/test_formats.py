@@ -10,7 +10,7 @@ from common.errors import UserError
 from data.asking import PLAINLY, Asking, ask_all_parts, ask_apart, groups_of
 from data.formats import FORMATS, READ, TABLES, WRITTEN, choose_form, read_as, read_relations, write_as
 from data.records import load_records, load_training
-from data.wording import CHINESE, ask_for
+from data.wording import ask_for
 from kg.metrics import triples_of
 from kg.schema import read_schema
 
@@ -342,7 +342,7 @@ def test_messages_and_back_are_the_same_messages(instruction, text, output, syst
 
 
 def test_a_question_of_the_contest_comes_back_whole_from_messages():
-    record = {"id": 1, "cate": "作品", "instruction": CHINESE.format(["导演"]), "input": TEXT, "output": "NAN"}
+    record = {"id": 1, "cate": "作品", "instruction": ask_for(["导演"], TEXT), "input": TEXT, "output": "NAN"}
     ((_, row),) = write_as("messages", [(1, record)]).records
     assert [one["role"] for one in row["messages"]] == ["user", "assistant"]
     assert read_as("messages", "x", [(1, row)]).records[0][1] == record

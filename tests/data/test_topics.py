@@ -6,8 +6,7 @@ import pytest
 from helpers import ROOT, rows
 
 from common.errors import UserError
-from data.topics import RECORDS, RELATIONS, count_topics, learn_topics, make_instruction, pick_topic, read_topics
-from kg.schema import read_schema
+from data.topics import RECORDS, RELATIONS, count_topics, learn_topics, pick_topic, read_topics
 
 HELD_OUT = ROOT / "data" / "sample" / "valid.json"
 
@@ -26,11 +25,6 @@ def test_a_topic_is_what_its_texts_say_and_of_no_text_the_most_frequent():
     assert pick_topic(topics, "一颗恒星") == "天"
     assert pick_topic(topics, "这条河流") == "地"
     assert pick_topic(topics, "") == "天"
-
-
-def test_an_instruction_says_its_relations_as_the_samples_do():
-    record = rows(HELD_OUT)[0]
-    assert make_instruction(tuple(read_schema(record["instruction"]))) == record["instruction"]
 
 
 def test_topics_without_records_or_relations_are_named(tmp_path):
