@@ -85,8 +85,12 @@ def find_run(path: str | Path, run_file: str | Path | None = None, name: str | N
         raise UserError(f"{file}: no JSON object; give the run.json of a prediction")
     base, date = _text(found.get("base")), _text(found.get("date"))
     adapter = _text(found.get("adapter") or found.get("prefix"))
-    made = " + ".join(map(_short_path, filter(None, (base, adapter))))
-    return Run(name or made or UNNAMED, base, adapter, date)
+    return Run(name or name_run(base, adapter) or UNNAMED, base, adapter, date)
+
+
+def name_run(base: str, adapter: str) -> str:
+    """What a run is called where nobody names it, by the folders of base and adapter ("": none)."""
+    return " + ".join(map(_short_path, filter(None, (base, adapter))))
 
 
 def _short_path(path: str) -> str:

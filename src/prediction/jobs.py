@@ -12,7 +12,7 @@ from pathlib import Path
 from common.errors import UserError
 from common.files import to_line, write_lines, write_rows
 from data.records import load_records, read_records
-from data.sources import find_run, source_of
+from data.sources import find_run, name_run, source_of
 from data.submission import convert_record
 from data.uploads import labels_of, write_upload
 from decoding.answers import Failure
@@ -148,5 +148,5 @@ def bring_into(folder: Path, store: Path, collection: str = "") -> dict:
 
 def run_name(plan: Opening) -> str:
     """What answers of this model are called in a graph, as prediction's run.json names them."""
-    parts = [plan.serving.base, plan.serving.adapter]
-    return " + ".join(Path(part).name for part in parts if part)
+    adapter = plan.serving.adapter
+    return name_run(plan.serving.base, str(adapter.resolve()) if adapter else "")

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import httpx2 as httpx
 import pytest
@@ -11,7 +12,9 @@ from fastapi.testclient import TestClient
 from helpers_web import BASE, QUESTION, RECORD, TEXT, listening, open_plan, serving, wait_until
 
 from data.records import load_training
+from data.sources import find_run
 from prediction.extracting import ask_record, put_together
+from prediction.jobs import run_name
 from prediction.live import Busy
 from web.jobs import FINISHED, RUNNING, STOPPED
 
@@ -271,6 +274,14 @@ def test_the_engine_batch_gives_the_same_answers_whole(opened, random_base, tmp_
             found.append(streamed[-1][1] | {"seconds": 0})
     assert found[0] == found[1]
     assert [name for name, _ in streamed] == ["start", "text", "triples", "part", "done"]
+
+
+def test_single_answers_belong_to_the_run_that_those_of_jobs_belong_to(tmp_path):
+    adapter = tmp_path / "lora" / "checkpoint-3"
+    plan = SimpleNamespace(serving=SimpleNamespace(base="/models/gemma", adapter=adapter))
+    run = {"base": "/models/gemma", "adapter": str(adapter)}
+    (tmp_path / "predictions.run.json").write_text(json.dumps(run), encoding="utf-8")
+    assert run_name(plan) == find_run(tmp_path / "predictions.json").name == "gemma + lora/checkpoint-3"
 
 
 def test_questions_are_taken_in_turn_and_those_of_files_last_and_never_in_all_places(opened, tmp_path):
