@@ -41,7 +41,7 @@ class Replay:
     def stop(self, model) -> None:
         fast_engine.compute, model.forward = self.compute, self.forward
 
-    def _compute(self, model, places, prompts, taken, shared):
+    def _compute(self, model, places, prompts, taken, shared, about=None):
         count = len(places.kept.layers[0][0])
         if self.following is None or len(self.following) != count:
             self.following = torch.zeros(count, dtype=torch.long, device=model.device)
@@ -50,7 +50,7 @@ class Replay:
             first = place.start + len(prompt) - 1
             new = new[: place.end - first]
             self.following[first : first + len(new)] = new
-        return self.compute(model, places, prompts, taken, shared)
+        return self.compute(model, places, prompts, taken, shared, about)
 
     def _forward(self, *, past_key_values=None, logits_to_keep=None, **more):
         if self.following is None:  # a step that is captured before any prompt is there
@@ -102,7 +102,7 @@ def main(argv=None) -> None:
     lengths, rules = [len(ids) for ids in asked.values()], plan.serving.rules
     print(f"{'records at a time':>17} {'drafts':>7} {'seconds':>8} {'records/s':>10} {'new tokens/s':>13} {'equal':>6}")
     for size in arguments.batch_sizes:
-        rows = size or choose_rows(model.config, lengths, rules.max_new_tokens, 1, model.device)
+        rows = size or choose_rows(model.config, lengths, rules.max_new_tokens, 1, model.device, rules.fp8)
         first = None
         for asked_drafts in arguments.drafts:
             auto = asked_drafts == "auto"

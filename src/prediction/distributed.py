@@ -33,6 +33,7 @@ from prediction.predicting import (
     Share,
     Task,
     answer_questions,
+    choose_drafts,
     cut_short,
     finish_file,
     hold_partial,
@@ -267,8 +268,8 @@ def answer_numbers(opened: Opened, records: dict, questions: dict, done: dict, b
     """Questions of a file of records, by their numbers: (rows by number, Share)."""
     plan = opened.plan
     size = batch_size or choose_size(opened, [len(question.ids) for question in questions.values()])
-    limits = limit(plan, questions) if plan.serving.rules.constrain else None
-    rules = plan.serving.rules._replace(batch_size=size or 1)
+    limits = limit(plan, questions, silent=True) if plan.serving.rules.constrain else None
+    rules = plan.serving.rules._replace(batch_size=size or 1, drafts=choose_drafts(opened.model, plan).value)
     keep = lambda rows: None  # noqa: E731 - what is done is sent back whole
     share = answer_questions(opened.model, plan, records, questions, done, rules, keep, limits, hidden=True)
     return done, share

@@ -9,8 +9,9 @@ from decoding.engines import ENGINES
 from kg.schema import read_schema
 from kg.triples import Triple, parse
 from prediction.opening import Opening, open_model
-from prediction.predicting import confidence_of, limit
+from prediction.predicting import choose_drafts, confidence_of, limit
 from prediction.questions import Question, ask_all, make_rows
+from prediction.texts import find_place
 
 WINDOW = 768  # tokens of a prompt where the base's context leaves more
 
@@ -73,7 +74,8 @@ def extract(plan: Opening, record: dict, window: int) -> Found:
     model = open_model(plan, list(asked.values()))
     numbers, lengths = list(asked), [len(ids) for ids in asked.values()]
     order = [numbers[at] for batch in plan_batches(lengths, 1) for at in batch]
-    rules = plan.serving.rules._replace(batch_size=plan.serving.batch_size or min(8, len(order)))
+    size, drafts = plan.serving.batch_size or min(8, len(order)), choose_drafts(model, plan).value
+    rules = plan.serving.rules._replace(batch_size=size, drafts=drafts)
     limited = limit(plan, dict(enumerate(questions))) if rules.constrain else None
     more, answers = {"limits": limited} if limited else {}, {}
     for made in ENGINES[plan.engine].answers(model, plan.codec, {n: asked[n] for n in order}, rules, **more):
@@ -90,12 +92,7 @@ def as_dicts(found: Found, text: str) -> list[dict]:
     """
     rows = []
     for number, triple in enumerate(found.triples):
-        at = {f"{end}_at": _place(name, text) for end, name in (("head", triple.head), ("tail", triple.tail))}
+        at = {f"{end}_at": find_place(name, text) for end, name in (("head", triple.head), ("tail", triple.tail))}
         row = {**triple._asdict(), **at, "completed": None in at.values()}
         rows.append(row | ({"confidence": found.confidence[number]} if found.confidence else {}))
     return rows
-
-
-def _place(name: str, text: str) -> list[int] | None:
-    start = text.find(name)
-    return [start, start + len(name)] if name and start >= 0 else None

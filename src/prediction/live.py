@@ -28,7 +28,8 @@ def choose_rows(plan: Opening, model, window: int) -> int:
     """Questions answered side by side: what the memory holds, at most ROWS."""
     rules, most = plan.serving.rules, ROWS[model.device.type]
     choose = ENGINES[plan.engine].batch_size
-    return min(most, choose(model.config, [window] * most, rules.max_new_tokens, rules.num_beams, model.device))
+    lengths, sizes = [window] * most, (rules.max_new_tokens, rules.num_beams)
+    return min(most, choose(model.config, lengths, *sizes, model.device, rules.fp8))
 
 
 class Busy(UserError):
@@ -150,7 +151,7 @@ class Server:
                     index, number = asked.left.popleft(), next(self.numbers)
                     question = asked.questions[index]
                     if self.limits:
-                        self.limits.asked[number] = permit(self.plan, {0: question})[0]
+                        self.limits.asked[number] = permit(self.plan, {0: question}, silent=True)[0]
                     taken[number], self.running[number] = question.ids, (asked, index)
                     if asked.left:
                         queue.append(asked)

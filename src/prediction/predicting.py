@@ -74,7 +74,7 @@ def answer_file(task: Task, ranks: Ranks, started: float) -> None:
         model = open_model(plan, prompts)
         warn_context(task)
         batch_size = choose_batch_size(model, task, settings, ranks)
-        drafts = choose_drafts(model, plan)
+        drafts = say_drafts(choose_drafts(model, plan), plan)
         rules = plan.serving.rules._replace(batch_size=batch_size.value or 1, drafts=drafts.value)
         share = answer_share(model, task, settings | {"batch_size": batch_size.value}, rules, ranks)
         shares = ranks.gather(share)
@@ -116,7 +116,7 @@ def choose_batch_size(model, task: Task, settings: dict, ranks: Ranks) -> Decisi
 
 
 def choose_drafts(model, plan: Opening) -> Decision:
-    """Most tokens of a draft: those asked for, else what pays on the device, said with its reason."""
+    """Most tokens of a draft: those asked for, else what pays on the device; nothing is said."""
     choose, asked = ENGINES[plan.engine].drafts, plan.serving.drafts
     if choose is None:
         return Decision(0, f"{plan.engine} has none")
@@ -124,8 +124,14 @@ def choose_drafts(model, plan: Opening) -> Decision:
         return Decision(0, "what this base is told beside its tokens cannot be looked up")
     if plan.serving.rules.fp8:
         return Decision(0, "they were not tried with --fp8")
-    count, why = (asked, "as asked") if asked is not None else choose(model.device)
-    return decide("drafts", count, why, f"{count} tokens at most" if count else "none")
+    return Decision(*((asked, "as asked") if asked is not None else choose(model.device)))
+
+
+def say_drafts(drafts: Decision, plan: Opening) -> Decision:
+    """Say it where the engine has drafts, or where some were asked for; the decision again."""
+    if ENGINES[plan.engine].drafts is None and not plan.serving.drafts:
+        return drafts
+    return decide("drafts", *drafts, f"{drafts.value} tokens at most" if drafts.value else "none")
 
 
 def answer_share(model, task: Task, settings: dict, rules: Rules, ranks: Ranks) -> Share:
@@ -213,9 +219,9 @@ def answer_questions(
     return Share(failed, count, tokens, time.time() - start, peak)
 
 
-def limit(plan: Opening, questions: dict[int, Question]) -> Limits:
-    """What the answers to the questions may hold (--constrain)."""
-    return make_limits(plan.pieces, plan.codec.eos_id, permit(plan, questions))
+def limit(plan: Opening, questions: dict[int, Question], silent: bool = False) -> Limits:
+    """What the answers to the questions may hold (--constrain); `silent`: as of prediction.questions.permit."""
+    return make_limits(plan.pieces, plan.codec.eos_id, permit(plan, questions, silent))
 
 
 def row_of(records, question: Question, answer: Answer, rules: Rules) -> dict:

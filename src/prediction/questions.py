@@ -135,10 +135,11 @@ def choose_window(asked: int | None, context: int | None, max_new_tokens: int) -
     return context - max_new_tokens
 
 
-def permit(plan: Opening, questions: dict[int, Question]) -> dict[int, Asked]:
+def permit(plan: Opening, questions: dict[int, Question], silent: bool = False) -> dict[int, Asked]:
     """What the answers to questions may hold, by the questions' numbers (--constrain).
 
-    A text stands as it is, and as the tokenizer gives it back, which is what a model sees and copies.
+    A text stands as it is, and as the tokenizer gives it back, which is what a model sees and copies. How many records
+    --constrain_exempt frees is said, unless `silent`.
     """
     rules, codec, found = plan.serving.rules, plan.codec, {}
     exempt, free = rules.constrain_exempt and re.compile(rules.constrain_exempt), set()
@@ -150,7 +151,7 @@ def permit(plan: Opening, questions: dict[int, Question]) -> dict[int, Asked]:
         bound, text = "relations" if exempted else rules.constrain, question.text
         spelt = codec.decode(codec.text_ids(text)).strip() if any(BOUND[bound]) else None
         found[number] = ask(read_schema(question.instruction), text, bound, spelt, plan.asking.tail_first)
-    if exempt:
+    if exempt and not silent:
         count = len({question.record for question in questions.values()})
         say(f"constrain_exempt: {len(free)} of {count} records may name what is not in their text")
     return found

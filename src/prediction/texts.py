@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from common.errors import UserError, reason_of
+from data.answer_form import ask_json
 from data.documents import Document
 from data.prompts import make_prompt
 from data.topics import Topics, pick_topic
@@ -15,7 +16,7 @@ from kg.schema import read_schema
 from kg.triples import parse
 from loading.shape import check_vocabulary
 from prediction.opening import Opening
-from prediction.predicting import NOTHING_DONE, Share, answer_questions, limit
+from prediction.predicting import NOTHING_DONE, Share, answer_questions, choose_drafts, limit
 from prediction.questions import ask_all, make_rows
 
 
@@ -64,8 +65,8 @@ def answer_documents(
     share = NOTHING_DONE
     if asked:
         size = choose_size(opened, [len(question.ids) for question in asked.values()])
-        limits = limit(plan, asked) if plan.serving.rules.constrain else None
-        rules = plan.serving.rules._replace(batch_size=size or 1)
+        limits = limit(plan, asked, silent=True) if plan.serving.rules.constrain else None
+        rules = plan.serving.rules._replace(batch_size=size or 1, drafts=choose_drafts(opened.model, plan).value)
         share = answer_questions(opened.model, plan, records, asked, done, rules, keep, limits, hidden=True)
     reasons = {question.record: question.reason for question in questions if not question.ids}
     reasons |= {questions[number].record: reason for number, reason in share.failed.items()}
@@ -93,7 +94,10 @@ def cut_documents(
     def size(instruction: str, text: str) -> int:
         return len(plan.codec.encode(make_prompt(plan.template, instruction, text)))
 
-    longest = max(wanted.instructions.values(), key=lambda instruction: size(instruction, ""))
+    asked = list(wanted.instructions.values())
+    if plan.asking.as_json:
+        asked = [ask_json({"instruction": instruction})["instruction"] for instruction in asked]
+    longest = max(asked, key=lambda instruction: size(instruction, ""))
     known: dict[tuple[str, str], int] = {}
     cut = []
     for document in documents:
@@ -157,7 +161,7 @@ def make_row(document: Document, cut: list[Window], rows: list[dict], reasons: d
     return {"windows": windows, "triples": list(found.values())}
 
 
-def find_place(name: str, part: str, start: int) -> list[int] | None:
+def find_place(name: str, part: str, start: int = 0) -> list[int] | None:
     """Where a name first stands in a window that begins at `start`, counted in the document."""
     at = part.find(name) if name else -1
     return None if at < 0 else [start + at, start + at + len(name)]

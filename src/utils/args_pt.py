@@ -136,13 +136,19 @@ class PtuningInferenceArguments(AnswerArguments):
     window: int | None = option(
         None, "split texts that --max_src_len would cut at sentence ends, and merge the triples", nargs="?", const=0
     )
-    engine: str = option("auto", "what makes the answers: only batch takes a prefix", choices=["auto", "batch"])
+    engine: str = option(
+        "auto",
+        "what makes the answers: batch, or fast for ChatGLM's prefixes; auto: fast where it can serve",
+        choices=["auto", "batch", "fast"],
+    )
     num_beams = 1  # a class attribute, no flag: the prefix is made for one row an answer
 
     def __post_init__(self):
         if not self.model_dir:
             raise UserError("--model_dir is missing; give a checkpoint of P-Tuning, e.g. output_dir_pt/global_step-100")
         super().__post_init__()
+        if self.drafts not in ("auto", "0"):
+            raise UserError(f"--drafts {self.drafts}: a model with a prefix has none; drop it")
         check_lengths(self.max_len, self.max_src_len)
         if self.window:
             raise UserError(f"--window {self.window}: here --max_src_len says how long a window is; drop the number")

@@ -76,6 +76,8 @@ class ServeArguments(TextArguments):
     def __post_init__(self):
         super().__post_init__()
         check_ranges(self, SERVE_RANGES)
+        if self.drafts not in ("auto", "0"):
+            raise UserError(f"--drafts {self.drafts}: the server has none yet; leave it out")
         if not is_own(self.host) and self.token is None:
             raise UserError(f"--host {self.host} without --token: others could use it; give --token, or drop --host")
         if self.token is not None and (len(self.token) < SHORTEST_TOKEN or not self.token.isascii()):

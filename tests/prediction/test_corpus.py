@@ -15,17 +15,19 @@ from hypothesis import strategies as st
 
 import extract
 from common.errors import UserError
+from data.answer_form import ask_json
+from data.asking import Asking
 from data.documents import Document
 from data.sources import read_corpus
-from data.topics import make_instruction
 from data.windows import window_places, windows
 from decoding import batch_engine
 from kg import graph
 from kg.queries import find_entities, neighbours
 from kg.store import open_graph
+from kg.wordings import ask_for
 from prediction import whole_corpus
 from prediction.corpus import Corpus, answer_corpus, gather
-from prediction.texts import Window, make_row
+from prediction.texts import Wanted, Window, cut_documents, make_row
 
 SENTENCES = [record["input"] for record in RECORDS]
 LONG = "\n\n".join(SENTENCES[:6])
@@ -100,7 +102,7 @@ def test_each_document_is_a_line_with_windows_that_have_their_places(folder, who
 def test_a_triple_stands_once_with_its_places_in_the_document():
     text = "前言。钟楼位于旧城。钟楼高四十米，位于旧城。"
     cut = [Window((3, 10), "建筑", 0), Window((3, 22), "建筑", 1), Window((0, 3), "", None, "too long")]
-    instruction = make_instruction(("位于", "高度"))
+    instruction = ask_for(["位于", "高度"])
     answers = [
         {"output": "(钟楼,位于,旧城)", "finish_reason": "eos", "confidence": [0.5]},
         {
@@ -118,6 +120,23 @@ def test_a_triple_stands_once_with_its_places_in_the_document():
     assert text[slice(*second["tail_place"])] == "四十米"
     assert third["tail_place"] is None
     assert [window.get("reason") for window in row["windows"]] == [None, "why", "too long"]
+
+
+def test_windows_leave_room_for_the_sentence_that_asks_for_json():
+    codec = SimpleNamespace(encode=lambda pieces: "".join(piece.text for piece in pieces))
+    template = {"prompt_input": "{instruction}{input}", "prompt_no_input": "{instruction}"}
+    plan = SimpleNamespace(codec=codec, template=template, asking=Asking(as_json=True))
+    wanted = Wanted({"": ask_for(["位于"])})
+    records, _ = cut_documents(plan, [Document("a", "a", LONG)], wanted, most=300)
+    lengths = [len(ask_json(record)["instruction"] + record["input"]) for record in records]
+    assert len(lengths) > 1
+    assert max(lengths) <= 300
+
+
+def test_a_corpus_has_drafts(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text(SENTENCES[0], encoding="utf-8")
+    extract.main(flags(tmp_path / "a.txt", tmp_path / "out.jsonl", engine="fast", drafts=3))
+    assert "tokens a step of a record" in capsys.readouterr().err
 
 
 @given(st.text("甲乙。\n，a. ", max_size=60), st.integers(1, 9))
@@ -226,7 +245,7 @@ def test_a_topic_is_chosen_for_each_window_and_decides_what_is_asked(tmp_path):
     [
         ({"input": None}, "--input is missing"),
         ({"relations": None}, "give either --relations .* or --cate"),
-        ({"relations": "，,"}, "no relation in it"),
+        ({"relations": "，,"}, "no relation is asked for"),
         ({"relations": None, "cate": "菜谱"}, "--cate 菜谱: no topic of .*expected auto, 建筑"),
         ({"workers": 2}, "--workers without --ray"),
         ({"ray": "auto", "device": "cuda:1"}, "Ray hands out the cards"),
