@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.errors import UserError, say
+from common.refusals import shorten
 from data.asking import GROUPS, groups_of
 from data.formats_chat import (
     read_chat,
@@ -178,7 +179,7 @@ def read_relations(path: str | Path) -> dict[str, list[str]]:
     It holds a JSON list of names or {topic: list of names}, or is DuIE's schema: JSON lines, each with a predicate.
     """
     if not os.path.isfile(path):  # pathlib's raises where the name is too long
-        raise UserError(f"--relations {path!s:.60}: no such file")
+        raise UserError(f"--relations {shorten(path)}: no such file")
     expected = "expected a JSON list of names, {topic: list of names}, or lines with a predicate each"
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
