@@ -30,12 +30,17 @@ COMMANDS = {
 }
 
 
+def make_parser(command: str) -> argparse.ArgumentParser:
+    """The parser of a command, as the command itself makes it."""
+    kinds = COMMANDS[command][0]
+    return args_base.make_parser(kinds, TrainingArguments if args.FinetuneArguments in kinds else None)
+
+
 def list_flags(command: str) -> dict[str, argparse.Action]:
     """What --help of a command lists: field -> its action, without those of the command whose flags it shares."""
-    kinds, shared = COMMANDS[command]
-    hidden = TrainingArguments if args.FinetuneArguments in kinds else None
-    parser = args_base.make_parser(kinds, hidden)
-    found = {one.dest: one for one in parser._actions if one.help != argparse.SUPPRESS and one.dest != "help"}
+    shared = COMMANDS[command][1]
+    actions = make_parser(command)._actions
+    found = {one.dest: one for one in actions if one.help != argparse.SUPPRESS and one.dest != "help"}
     known = list_flags(shared) if shared else {}
 
     def is_new(dest, one):

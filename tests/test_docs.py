@@ -43,9 +43,8 @@ FLAGS = ("docs/flags.md", "docs/flags_CN.md")
 TRAINING = ("docs/training.md", "docs/training_CN.md")
 SHORT = [(f"docs/{page}.md", f"docs/{page}_CN.md") for page in ("install", "measured", "score", "triples")]
 TROUBLE = ("docs/troubleshooting.md", "docs/troubleshooting_CN.md")
-QUALITY = ("docs/quality.md", "docs/quality_CN.md")
 TASKS = [WEIGHTS, PTUNING, MANY_CARDS, PREDICTION, FORMATS, GRAPH, WEB, MANY_MACHINES, TRAINING, FLAGS]
-PAIRS = [READMES, *TASKS, MEMORY, ARCHITECTURE, BY_NAME, CORPUS, *SHORT, TROUBLE, QUALITY, *MODELS]
+PAIRS = [READMES, *TASKS, MEMORY, ARCHITECTURE, BY_NAME, CORPUS, *SHORT, TROUBLE, *MODELS]
 PAGES = [name for pair in PAIRS for name in pair]
 TEXT = {name: (ROOT / name).read_text(encoding="utf-8") for name in PAGES}
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.bash"))
@@ -165,7 +164,7 @@ def actions(parser):
 
 def actions_of(command):
     """The real parser's actions of a command in docs/flags.md."""
-    return actions(HfArgumentParser(write_flags.COMMANDS[command][0]))
+    return actions(write_flags.make_parser(command))
 
 
 @pytest.mark.parametrize(
@@ -311,7 +310,6 @@ def test_every_flag_in_the_prose_exists(name, capsys):
     known |= {"--model", "--tokenizer", "--counting"}  # of scripts/random_base.py
     known |= {"--url", "--people", "--rounds", "--length"}  # of scripts/bench_web.py
     known |= {"--jobs"}  # of scripts/sweep_rate.py
-    known |= {"--pred", "--tgt_path"}  # of src/utils/vote.py
     known |= {*actions(HfArgumentParser((args.ModelArguments, args_extract.CorpusArguments)))}
     known |= {"--help", "--help_all", "--master_port", "--nocheck"}  # of torchrun, and fire's way to say --check False
     known |= {"--nproc_per_node", "--nnodes", "--node_rank", "--master_addr"}  # of torchrun, too
