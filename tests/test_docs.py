@@ -197,8 +197,22 @@ def test_the_example_is_a_record_of_the_sample():
         assert example in [json.loads(line) for line in file]
 
 
+def wanted(text):
+    """The commands in the README's table of what one types for what."""
+    rows = [cells for heading, cells in tables(text) if heading.startswith("# ")]
+    return [one for cells in rows for one in code(cells[1]) if " " in one and not one.startswith("--")]
+
+
+def test_both_say_what_to_type_for_what():
+    assert wanted(TEXT["README.md"]) == wanted(TEXT["README_CN.md"])
+    assert len(wanted(TEXT["README.md"])) >= 8
+
+
+COMMANDS = [*wanted(TEXT["README.md"]), *(line for pair in PAIRS for line in commands(TEXT[pair[0]]))]
+
+
 @pytest.mark.usefixtures("empty_folder")
-@pytest.mark.parametrize("command", [line for pair in PAIRS for line in commands(TEXT[pair[0]])])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_accepted_by_the_real_parser(command):
     words = words_of(command)
     if words[0] == "bash":
