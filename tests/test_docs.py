@@ -1,4 +1,4 @@
-"""README, docs/weights and docs/models: both languages in step; every command, flag and path in them is real."""
+"""README and docs: both languages in step; every command, flag and path in them is real."""
 
 import inspect
 import json
@@ -12,6 +12,7 @@ import bench_web
 import pytest
 import random_base
 import sweep_rate
+import write_flags
 from helpers import ROOT
 from transformers import HfArgumentParser
 
@@ -38,8 +39,12 @@ ARCHITECTURE = ("docs/architecture.md", "docs/architecture_CN.md")
 WEB = ("docs/web.md", "docs/web_CN.md")
 CORPUS = ("docs/corpus.md", "docs/corpus_CN.md")
 MANY_MACHINES = ("docs/many_machines.md", "docs/many_machines_CN.md")
-TASKS = [WEIGHTS, PTUNING, MANY_CARDS, PREDICTION, FORMATS, GRAPH, WEB, MANY_MACHINES]
-PAIRS = [READMES, *TASKS, MEMORY, ARCHITECTURE, BY_NAME, CORPUS, *MODELS]
+FLAGS = ("docs/flags.md", "docs/flags_CN.md")
+TRAINING = ("docs/training.md", "docs/training_CN.md")
+SHORT = [(f"docs/{page}.md", f"docs/{page}_CN.md") for page in ("install", "measured", "score", "triples")]
+TROUBLE = ("docs/troubleshooting.md", "docs/troubleshooting_CN.md")
+TASKS = [WEIGHTS, PTUNING, MANY_CARDS, PREDICTION, FORMATS, GRAPH, WEB, MANY_MACHINES, TRAINING, FLAGS]
+PAIRS = [READMES, *TASKS, MEMORY, ARCHITECTURE, BY_NAME, CORPUS, *SHORT, TROUBLE, *MODELS]
 PAGES = [name for pair in PAIRS for name in pair]
 TEXT = {name: (ROOT / name).read_text(encoding="utf-8") for name in PAGES}
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.bash"))
@@ -153,21 +158,18 @@ def dry_run(command):
     return done.stdout.splitlines()
 
 
-def parser_of(heading):
-    """The real parser of the flags in the table below `heading`."""
-    if heading in ("## Prediction", "## 预测"):
-        return HfArgumentParser((args.ModelArguments, args_predict.InferenceArguments))
-    kinds = (args.ModelArguments, args.DataArguments, args.LoraArguments, args.FinetuneArguments)
-    return HfArgumentParser(kinds)
-
-
 def actions(parser):
     return {flag: action for action in parser._actions for flag in action.option_strings}
 
 
+def actions_of(command):
+    """The real parser's actions of a command in docs/flags.md."""
+    return actions(write_flags.make_parser(command))
+
+
 @pytest.mark.parametrize(
     ("pair", "least"),
-    [(READMES, 10), (CORPUS, 4), *((pair, 5) for pair in (*TASKS, *MODELS))],
+    [(READMES, 10), (CORPUS, 4), *((pair, 5) for pair in (*TASKS, *MODELS)), *((pair, 2) for pair in SHORT)],
 )
 def test_both_have_the_same_headings_and_code_blocks(pair, least):
     levels = [re.findall(r"^(#+) ", prose(TEXT[name]), re.MULTILINE) for name in pair]
@@ -195,8 +197,22 @@ def test_the_example_is_a_record_of_the_sample():
         assert example in [json.loads(line) for line in file]
 
 
+def wanted(text):
+    """The commands in the README's table of what one types for what."""
+    rows = [cells for heading, cells in tables(text) if heading.startswith("# ")]
+    return [one for cells in rows for one in code(cells[1]) if " " in one and not one.startswith("--")]
+
+
+def test_both_say_what_to_type_for_what():
+    assert wanted(TEXT["README.md"]) == wanted(TEXT["README_CN.md"])
+    assert len(wanted(TEXT["README.md"])) >= 8
+
+
+COMMANDS = [*wanted(TEXT["README.md"]), *(line for pair in PAIRS for line in commands(TEXT[pair[0]]))]
+
+
 @pytest.mark.usefixtures("empty_folder")
-@pytest.mark.parametrize("command", [line for pair in PAIRS for line in commands(TEXT[pair[0]])])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_accepted_by_the_real_parser(command):
     words = words_of(command)
     if words[0] == "bash":
@@ -222,7 +238,7 @@ def test_scripts_named_exist_and_every_one_to_run_is_named(name):
     assert set(RUNNABLE) <= named
 
 
-@pytest.mark.parametrize("name", [*PAGES, "data/README.md"])
+@pytest.mark.parametrize("name", [*PAGES, "data/README.md", "CONTRIBUTING.md"])
 def test_links_and_paths_exist(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
@@ -236,21 +252,48 @@ def test_links_and_paths_exist(name):
         assert list(ROOT.glob(path.replace("_X.", "_*."))), path
 
 
-@pytest.mark.parametrize("name", READMES)
-def test_every_flag_of_the_tables_exists_with_the_default_that_is_said(name):
-    seen = set()
+@pytest.mark.parametrize("command", write_flags.COMMANDS)
+@pytest.mark.parametrize("name", FLAGS)
+def test_the_tables_of_flags_have_every_flag_with_its_default(name, command):
+    """Of all the flags that --help lists; those of another command that is named there stand in its own table."""
+    known, seen = actions_of(command), set()
     for heading, cells in tables(TEXT[name]):
         names = code(cells[0])
-        if names and names[0].startswith("--") and len(cells) == 3:
-            known = actions(parser_of(heading))
-            assert set(names) <= set(known), f"{set(names) - set(known)} below {heading}"
-            defaults = code(cells[1])
+        if f"`{command}`" in heading and names and names[0].startswith("--"):
+            assert len(cells) == 3, names
+            assert set(names) <= set(known), set(names) - set(known)
             fields = list(dict.fromkeys(known[flag].dest for flag in names))  # aliases share one field
-            said = defaults or [None] * len(fields)
+            said = code(cells[1]) or [None] * len(fields)
             real = [known[next(flag for flag in names if known[flag].dest == field)].default for field in fields]
-            assert [str(value) for value in said] == [str(value) for value in real], names
-            seen |= set(names)
-    assert len(seen) > 40
+            assert [str(value) for value in said] == [str(value).removeprefix(f"{ROOT}/") for value in real], names
+            assert {flag for flag, one in known.items() if one.dest in fields and "-" not in flag[2:]} == set(names)
+            seen |= set(fields)
+    assert seen == set(write_flags.list_flags(command))
+    assert len(seen) > {"src/test_finetune.py": 50, "src/inference.py": 30}.get(command, 2)
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_the_tables_of_flags_are_as_the_script_writes_them(name):
+    assert write_flags.fill_page(TEXT[name]) == TEXT[name], "run python scripts/write_flags.py"
+
+
+def test_the_script_mends_a_default_and_adds_a_flag_that_has_no_row():
+    text = TEXT["docs/flags.md"]
+    row = next(line for line in text.split("\n") if line.startswith("| `--port` "))
+    wrong = text.replace(row, row.replace("7860", "1"))
+    assert wrong != text
+    assert write_flags.fill_page(wrong) == text
+    assert "| `--port` | `7860` | the port to listen at; 0: any that is free |" in write_flags.fill_page(
+        text.replace(row + "\n", "")
+    )
+    with pytest.raises(UserError, match="--gone: no flag of"):
+        write_flags.fill_page(text.replace("`--port`", "`--gone`"))
+
+
+def test_every_flag_is_explained_in_chinese():
+    for line in TEXT["docs/flags_CN.md"].split("\n"):
+        if line.startswith("| `--"):
+            assert re.search("[\u4e00-\u9fff]", line.split("|")[3]), line
 
 
 @pytest.mark.parametrize("name", PTUNING)
@@ -272,7 +315,7 @@ def test_the_tables_of_p_tuning_have_every_flag_with_its_default(name):
 
 @pytest.mark.parametrize("name", PAGES)
 def test_every_flag_in_the_prose_exists(name, capsys):
-    known = {*actions(parser_of("")), *actions(parser_of("## Prediction"))}
+    known = {*actions_of("src/test_finetune.py"), *actions_of("src/inference.py")}
     known |= {*actions(HfArgumentParser(PTUNING_ARGUMENTS)), *actions(HfArgumentParser(PTUNING_INFERENCE))}
     known |= {
         *actions(HfArgumentParser(args_serve.ServeArguments)),

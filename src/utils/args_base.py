@@ -66,20 +66,28 @@ def check_max_steps(steps: int) -> None:
         raise UserError(f"--max_steps {steps}: expected at least 1, or -1: --num_train_epochs decides")
 
 
+def make_parser(types, hidden: type | None = None, lists_all: bool = False) -> argparse.ArgumentParser:
+    """The parser of these dataclasses. `hidden`: one among their ancestors whose own flags work, but stand in the help
+    only if it `lists_all`."""
+    parser = _parser_kind()(types, allow_abbrev=False, formatter_class=_Formatter)
+    parser.usage = "%(prog)s [flags]"
+    if hidden:
+        parser.add_argument("--help_all", action="store_true", help="list every other argument of the Trainer too")
+        if not lists_all:
+            _hide(parser, types, hidden)
+    return parser
+
+
 def parse(types, argv=None, hidden: type | None = None):
     """One object a dataclass, from the command line; an unknown flag is a UserError naming the nearest right one.
 
     `hidden`: a dataclass among the ancestors of `types` whose own flags work, but are listed by --help_all alone.
     """
-    parser = _parser_kind()(types, allow_abbrev=False, formatter_class=_Formatter)
-    parser.usage = "%(prog)s [flags]"
-    if hidden:
-        parser.add_argument("--help_all", action="store_true", help="list every other argument of the Trainer too")
     argv = list(sys.argv[1:] if argv is None else argv)
-    if hidden and "--help_all" in argv:
+    lists_all = bool(hidden) and "--help_all" in argv
+    parser = make_parser(types, hidden, lists_all)
+    if lists_all:
         argv = ["--help"]
-    elif hidden:
-        _hide(parser, types, hidden)
     check_flags(parser, argv)
     try:
         return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)[: len(types)]

@@ -30,13 +30,14 @@ from data.submission import check_submission, last_of_each, listed, sort_key, sp
 from data.tables import read_table
 
 OF_SUBMISSIONS = ("schema", "min_confidence", "dedupe", "sort", "skip_bad", "check")  # flags
+SCHEMA_HELP = "triples whose relation was not asked for: keep leaves them in, strict drops them"
 
 
 def main(argv=None) -> None:
     parser = command(__doc__)
     parser.add_argument("--pred_path", default="result/output_llama_7b_e3_r8.json", help="the predictions")
     parser.add_argument("--tgt_path", default="result/result_llama_7b_e3_r8.json", help="the submission")
-    parser.add_argument("--schema", choices=("keep", "strict"), default="keep", help="relations not asked for")
+    parser.add_argument("--schema", choices=("keep", "strict"), default="keep", help=SCHEMA_HELP)
     parser.add_argument("--min_confidence", type=float, default=0, help="leave triples out that are less sure; 0: none")
     parser.add_argument("--dedupe", action="store_true", help="of several rows with one id keep the last")
     parser.add_argument("--sort", choices=("id", "input"), default="id", help="order of the rows")
