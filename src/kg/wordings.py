@@ -15,16 +15,17 @@ ENTITIES = "抽取实体类型为{{{entities}}},"
 WORDINGS = ("contest", "older")
 
 
-def ask_for(relations: list[str], wording: str = "contest", entities: list[str] = ()) -> str:
-    """The instruction that asks for triples of these relations. `entities`: kinds that the wording `older` names.
+def ask_for(relations: list[str], wording: str = "contest", entities: list[str] = (), most: int = MOST) -> str:
+    """The instruction that asks for triples of these relations, `most` of them at most. `entities`: kinds that the
+    wording `older` names.
 
     UserError for a list that could not be read out of it again: names with quotes or brackets, empty or too long ones.
     """
     names = list(dict.fromkeys(name.strip() for name in relations))
     if not names:
         raise UserError("no relation is asked for; give one at least")
-    if len(names) > MOST:
-        raise UserError(f"{len(names)} relations; expected {MOST} at most")
+    if len(names) > most:
+        raise UserError(f"{len(names)} relations; expected {most} at most")
     if long := next((name for name in names if len(name) > LONGEST), None):
         raise UserError(f"the relation {long[:20]}… has {len(long)} characters; expected {LONGEST} at most")
     if wording == "older":

@@ -16,6 +16,7 @@ from utils.args_predict import AdapterArguments, parse_adapter
 from utils.args_ray import RayFlags
 
 AUTO = "auto"
+MOST_RELATIONS = 10_000  # --schema_batch asks for long lists in parts
 WINDOW = 512  # tokens of a prompt: what adapters are trained on by default
 
 
@@ -96,6 +97,6 @@ def read_wanted(args: CorpusArguments) -> tuple[dict[str, str], object]:
 def _make_instruction(names: list[str], where: str) -> str:
     """What texts are asked; UserError, which begins with `where`, for names that no list can hold."""
     try:
-        return ask_for(names)
+        return ask_for(names, most=MOST_RELATIONS)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None

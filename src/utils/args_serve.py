@@ -30,6 +30,7 @@ class TextArguments(AdapterArguments):
             ("--retry_length", self.retry_length, "raise --max_new_tokens"),
             ("--votes", self.votes > 1, "src/inference.py has votes"),
             ("--engine vllm", self.engine == "vllm", "leave it out"),
+            ("--skip_failed", self.skip_failed, "leave it out"),
         ):
             if given:
                 raise UserError(f"{flag}: not for single texts; {instead}")
