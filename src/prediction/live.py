@@ -161,8 +161,13 @@ class Server:
         asked, index = self.running[number]
         if asked.stopped or self.ending:
             return False
-        if not asked.background:
-            asked.told(index, self.plan.codec.decode(ids).strip().rstrip("\ufffd"))
+        if asked.background:
+            return True
+        try:
+            text = self.plan.codec.decode(ids)
+        except Exception:  # noqa: BLE001 - whatever one record's tokens make a tokenizer raise; its end says it again
+            return False
+        asked.told(index, text.strip().rstrip("\ufffd"))
         return True
 
     def _hand_over(self, groups) -> None:
