@@ -8,6 +8,7 @@ beside it still has the whole name, percent-encoded.
 
 import json
 import os
+import re
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ MERGE_EDGES = (
     "SET r.relation = row.relation, r.count = row.count, r.records = row.records"
 )
 BATCH = 1000  # rows of one Cypher statement
+MARKUP = re.compile('[&<>"\\t\\n\\r]')
 MOST_RECORDS = 100  # that are named for one triple; the count is of all
 
 
@@ -206,9 +208,8 @@ def gexf(store) -> Iterator[str]:
 
 
 def _attribute(text: str) -> str:
-    if text.isalnum():
-        return f'"{text}"'
-    return quoteattr(_xml_text(text))
+    text = _xml_text(text)
+    return quoteattr(text) if MARKUP.search(text) else f'"{text}"'
 
 
 def _xml(text: str) -> str:
