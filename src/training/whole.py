@@ -58,6 +58,8 @@ def fault_of(folder: str | Path, wanted: Wanted) -> str | None:
         states = [read_state(folder / name) for name in names]
     except UserError as error:
         return str(error)
+    if (made := steps_made(states[0])) > (step := step_of(folder)):
+        return f"its trainer_state.json says step {step}, and its optimizer has made {made}"
     return None if wanted.split or weights is None else mismatch(states[0], weights)
 
 
@@ -67,7 +69,7 @@ def step_of(folder: str | Path) -> int | None:
         step = TrainerState.load_from_json(str(Path(folder) / "trainer_state.json")).global_step
     except (OSError, ValueError, TypeError):
         return None
-    return step if isinstance(step, int) and step > 0 else None
+    return step if type(step) is int and step > 0 else None
 
 
 def state_files(wanted: Wanted) -> list[str]:
@@ -117,6 +119,11 @@ def taking_up(checkpoint: str):
         if why_refused(error):
             raise
         raise UserError(f"{checkpoint}: cannot be gone on from ({reason_of(error)}); take an older one") from error
+
+
+def steps_made(optimizer: dict) -> int:
+    """Steps that an optimizer's state has seen, fewer where a loss in float16 overflowed; 0 where it does not count."""
+    return max((int(one["step"]) for one in optimizer["state"].values() if "step" in one), default=0)
 
 
 def mismatch(optimizer: dict, weights: dict) -> str | None:

@@ -72,6 +72,12 @@ DAMAGES = [
     ("trainer_state.json", cut, "trainer_state.json, which is written last"),
     ("trainer_state.json", lambda file: file.write_text("[]"), "trainer_state.json, which is written last"),
     ("trainer_state.json", lambda file: file.write_text('{"global_step": "4"}'), "trainer_state.json, which is"),
+    ("trainer_state.json", lambda file: file.write_text('{"global_step": true}'), "trainer_state.json, which is"),
+    (
+        "trainer_state.json",
+        lambda file: file.write_text('{"global_step": 1}'),
+        "says step 1, and its optimizer has made",
+    ),
     ("adapter_model.safetensors", cut, "adapter_model.safetensors: cut off"),
 ]
 
