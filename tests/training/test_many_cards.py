@@ -83,7 +83,8 @@ def kill_and_resume(folder, *command):
     """Start two processes, kill them when a checkpoint is whole, and give the same command again; what that said."""
     command = [*command, "--resume_from_checkpoint", "auto"]
     process, began = start(*command), time.time()
-    while not list(folder.glob("checkpoint-*/trainer_state.json")) and process.poll() is None:
+    last = "trainer_state.json", "rng_state_1.pth"  # what each of the two writes last
+    while not all(list(folder.glob(f"checkpoint-*/{name}")) for name in last) and process.poll() is None:
         assert time.time() - began < 200
         time.sleep(0.01)
     started = psutil.Process(process.pid)
