@@ -12,13 +12,18 @@ from common.errors import UserError
 from kg import entities as known
 from kg.entities import Mention, find, mentions
 from kg.evidence import Run, Source, detail_lines, detail_of, iri_of, run_lines, text_digest, triple_lines
-from kg.relations import Relations, relations_of
+from kg.relations import Relations, read_relations, relations_of
 from kg.store import Settings, change_graph, oxigraph
 from kg.terms import MERGES, RUN, SOURCE, SOURCES, TERM, encode, identity_text
 
 AT_ONCE = 20_000  # changed triples; of more, the graph of merged triples is made anew, which is faster
 CHUNK = 2**25  # characters of a file that is loaded at a time: what bounds memory
 BATCH = 100_000  # quads that are taken out at a time
+
+
+def usual_settings() -> Settings:
+    """Of a new graph for which nobody asks for others."""
+    return Settings("alias", read_relations(None))
 
 
 class Change(NamedTuple):

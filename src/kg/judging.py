@@ -14,10 +14,9 @@ from common.errors import UserError
 from common.files import to_line, write_rows
 from kg.entities import find, plain
 from kg.evidence import Run, Source, detail_of, text_digest
-from kg.graph import bring
+from kg.graph import bring, usual_settings
 from kg.objects import NAN
 from kg.queries import source
-from kg.relations import read_relations
 from kg.store import Settings, change_graph
 from kg.terms import ENTITY, RELATION, RUN, SOURCE, SOURCES, TERM, decode, encode
 from kg.triples import render
@@ -25,7 +24,6 @@ from kg.wordings import ask_for
 
 VERDICTS = ("accept", "reject", "correct", "add")
 NAME = "corrections"  # of the run that judged triples belong to
-NEW = Settings("alias", {})  # of a graph that is made for them
 
 
 def append_verdicts(path: str | Path, said: dict) -> None:
@@ -107,7 +105,7 @@ def put_right(directory: str | Path, text: str, topic: str, right: list[tuple], 
         return None, settings
 
     wrong = list(wrong)
-    change_graph(directory, "--store", NEW._replace(relations=read_relations(None)), work)
+    change_graph(directory, "--store", usual_settings(), work)
 
 
 def _sources_with(store, text: str, triples: list[tuple]) -> list[str]:

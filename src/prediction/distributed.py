@@ -32,17 +32,15 @@ from prediction.predicting import (
     NOTHING_DONE,
     Share,
     Task,
-    answer_questions,
-    choose_drafts,
     cut_short,
     finish_file,
     hold_partial,
     in_order,
-    limit,
+    resume_answers,
     warn_context,
 )
 from prediction.questions import ask_all
-from prediction.texts import Opened, answer_documents, choose_size
+from prediction.texts import Opened, answer_documents, answer_silently
 
 SOURCE = Path(__file__).resolve().parents[1]
 AHEAD = 2  # shards a worker has, for it never to wait for the next
@@ -266,12 +264,7 @@ def answer_spread(cluster, corpus: Corpus, function: Callable = answer_documents
 
 def answer_numbers(opened: Opened, records: dict, questions: dict, done: dict, batch_size: int | None):
     """Questions of a file of records, by their numbers: (rows by number, Share)."""
-    plan = opened.plan
-    size = batch_size or choose_size(opened, [len(question.ids) for question in questions.values()])
-    limits = limit(plan, questions, silent=True) if plan.serving.rules.constrain else None
-    rules = plan.serving.rules._replace(batch_size=size or 1, drafts=choose_drafts(opened.model, plan).value)
-    keep = lambda rows: None  # noqa: E731 - what is done is sent back whole
-    share = answer_questions(opened.model, plan, records, questions, done, rules, keep, limits, hidden=True)
+    share = answer_silently(opened, records, questions, done, batch_size=batch_size)
     return done, share
 
 
@@ -287,9 +280,7 @@ def answer_file_spread(model_args, args, started: float) -> None:
         with hold_partial(task, 0) as settings, keeping(lambda: partial.kept_answers(args.output_file, len(asked))):
             if asked:
                 warn_context(task)
-            done = partial.resume_partial(args.output_file, settings)
-            if done:
-                say(f"resume: {len(done)} of {len(asked)} answers are in {partial.partial_path(args.output_file)}")
+            done = resume_answers(task, settings, len(asked))
             shares = []
             jobs = file_jobs(cluster, task, asked, done, settings["batch_size"])
             longest = max((len(question.ids) for question in asked.values()), default=1)

@@ -4,12 +4,12 @@ from typing import NamedTuple
 
 from common.errors import UserError
 from data.asking import turn
-from decoding.answers import Answer, Failure, plan_batches
+from decoding.answers import Answer, Failure
 from decoding.engines import ENGINES
 from kg.schema import read_schema
 from kg.triples import Triple, parse
 from prediction.opening import Opening, open_model
-from prediction.predicting import choose_drafts, confidence_of, limit
+from prediction.predicting import choose_drafts, confidence_of, in_order, limit
 from prediction.questions import Question, ask_all, make_rows
 from prediction.texts import find_place
 
@@ -70,15 +70,14 @@ def put_together(plan: Opening, record: dict, questions: list[Question], answers
 def extract(plan: Opening, record: dict, window: int) -> Found:
     """Open the model and ask it for one record. UserError when nothing was answered."""
     questions = ask_record(plan, record, window)
-    asked = {number: question.ids for number, question in enumerate(questions) if question.ids}
-    model = open_model(plan, list(asked.values()))
-    numbers, lengths = list(asked), [len(ids) for ids in asked.values()]
-    order = [numbers[at] for batch in plan_batches(lengths, 1) for at in batch]
+    asked = {number: question for number, question in enumerate(questions) if question.ids}
+    model = open_model(plan, [question.ids for question in asked.values()])
+    order = in_order(asked)
     size, drafts = plan.serving.batch_size or min(8, len(order)), choose_drafts(model, plan).value
     rules = plan.serving.rules._replace(batch_size=size, drafts=drafts)
     limited = limit(plan, dict(enumerate(questions))) if rules.constrain else None
     more, answers = {"limits": limited} if limited else {}, {}
-    for made in ENGINES[plan.engine].answers(model, plan.codec, {n: asked[n] for n in order}, rules, **more):
+    for made in ENGINES[plan.engine].answers(model, plan.codec, {n: asked[n].ids for n in order}, rules, **more):
         answers |= made
     found = put_together(plan, record, questions, answers)
     if found.failed and not found.output:

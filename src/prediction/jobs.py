@@ -20,8 +20,7 @@ from kg import graph
 from kg.breakdown import by_relation
 from kg.drawing import as_data, choose_triples, page
 from kg.metrics import compare, summarise
-from kg.relations import read_relations
-from kg.store import Settings, let_go, open_graph
+from kg.store import let_go, open_graph
 from prediction import partial
 from prediction.live import Server
 from prediction.opening import Opening
@@ -142,8 +141,7 @@ def bring_into(folder: Path, store: Path, collection: str = "") -> dict:
     sources = [source_of(row) for row in rows_of(folder)]
     if not sources:
         raise UserError("the job has no records")
-    settings = Settings("alias", read_relations(None))
-    return dict(graph.build(store, sources, run, settings, collection))
+    return dict(graph.build(store, sources, run, graph.usual_settings(), collection))
 
 
 def run_name(plan: Opening) -> str:

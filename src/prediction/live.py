@@ -17,6 +17,7 @@ from decoding.engines import ENGINES
 from decoding.fast_engine import Live, Tuning
 from decoding.laid import takes_more
 from prediction.opening import Opening
+from prediction.predicting import size_for_engine
 from prediction.questions import Question, permit
 
 STOPPED = "stopped"
@@ -26,10 +27,8 @@ TUNING = {"cpu": Tuning(steps=1, pass_tokens=2048), "cuda": Tuning(steps=4)}  # 
 
 def choose_rows(plan: Opening, model, window: int) -> int:
     """Questions answered side by side: what the memory holds, at most ROWS."""
-    rules, most = plan.serving.rules, ROWS[model.device.type]
-    choose = ENGINES[plan.engine].batch_size
-    lengths, sizes = [window] * most, (rules.max_new_tokens, rules.num_beams)
-    return min(most, choose(model.config, lengths, *sizes, model.device, rules.fp8))
+    most = ROWS[model.device.type]
+    return min(most, size_for_engine(model, plan, [window] * most))
 
 
 class Busy(UserError):

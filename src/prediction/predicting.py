@@ -100,19 +100,25 @@ def hold_partial(task: Task, rank: int):
 
 def choose_batch_size(model, task: Task, settings: dict, ranks: Ranks) -> Decision:
     """Records at a time: those asked for or begun with, else what the engine would take; None: it decides itself."""
-    serving, choose = task.plan.serving, ENGINES[task.plan.engine].batch_size
     if settings["batch_size"] is not None:
-        return Decision(settings["batch_size"], "as asked" if serving.batch_size else "as the run began")
-    if choose is None:
-        return Decision(None, f"{task.plan.engine} decides it")
+        return Decision(settings["batch_size"], "as asked" if task.plan.serving.batch_size else "as the run began")
     lengths = [len(question.ids) for question in task.questions if question.ids]
-    rules = serving.rules
-    size = choose(model.config, lengths or [1], rules.max_new_tokens, rules.num_beams, model.device, rules.fp8)
+    size = size_for_engine(model, task.plan, lengths)
+    if size is None:
+        return Decision(None, f"{task.plan.engine} decides it")
     size = min(ranks.gather(size))
     some = size < len(lengths)
     return decide(
         "batch_size", size, "what the memory holds, or the most that the engine takes" if some else "all of them"
     )
+
+
+def size_for_engine(model, plan: Opening, lengths: list[int]) -> int | None:
+    """Prompts of so many tokens each that the engine would take at a time; None: it decides itself."""
+    choose, rules = ENGINES[plan.engine].batch_size, plan.serving.rules
+    if choose is None:
+        return None
+    return choose(model.config, lengths or [1], rules.max_new_tokens, rules.num_beams, model.device, rules.fp8)
 
 
 def choose_drafts(model, plan: Opening) -> Decision:
@@ -141,9 +147,7 @@ def answer_share(model, task: Task, settings: dict, rules: Rules, ranks: Ranks) 
     """
     plan = task.plan
     asked = {number: question for number, question in enumerate(task.questions) if question.ids}
-    done = partial.resume_partial(task.output_file, settings, ranks.rank)
-    if done:
-        say(f"resume: {len(done)} of {len(asked)} answers are in {partial.partial_path(task.output_file)}")
+    done = resume_answers(task, settings, len(asked), ranks.rank)
     # Shares depend on the questions alone: processes that see each other's answers early or late agree about them.
     mine = in_order(asked)[ranks.rank :: ranks.count]
     limits = limit(plan, dict(enumerate(task.questions))) if plan.serving.rules.constrain else None
@@ -153,6 +157,14 @@ def answer_share(model, task: Task, settings: dict, rules: Rules, ranks: Ranks) 
 
     questions = {number: asked[number] for number in mine}
     return answer_questions(model, plan, task.records, questions, done, rules, keep, limits, ranks.rank > 0)
+
+
+def resume_answers(task: Task, settings: dict, asked: int, rank: int = 0) -> dict[int, dict]:
+    """The rows of the partial file by the numbers of their questions, of which there are `asked`; says how many."""
+    done = partial.resume_partial(task.output_file, settings, rank)
+    if done:
+        say(f"resume: {len(done)} of {asked} answers are in {partial.partial_path(task.output_file)}")
+    return done
 
 
 def in_order(asked: dict[int, Question]) -> list[int]:

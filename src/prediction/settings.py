@@ -14,12 +14,7 @@ from decoding.answers import DRAWING, Rules
 from decoding.serving import Serving
 from loading.precision import FLAGS, Precision, asked_dtype, choose_bits, choose_dtype
 
-FREE = (
-    "batch_size",
-    "drafts",
-    "confidence",
-    "fp8",
-)  # rules that change no answer, or are compared only where they are given
+FREE = ("batch_size", "drafts", "confidence", "fp8")  # rules that change no answer, or are compared where given
 
 
 def check_apart(output: str, *folders: str | Path | None) -> None:

@@ -11,13 +11,12 @@ from data.documents import Document
 from data.prompts import make_prompt
 from data.topics import Topics, pick_topic
 from data.windows import window_places
-from decoding.engines import ENGINES
 from kg.schema import read_schema
 from kg.triples import parse
 from loading.shape import check_vocabulary
 from prediction.opening import Opening
-from prediction.predicting import NOTHING_DONE, Share, answer_questions, choose_drafts, limit
-from prediction.questions import ask_all, make_rows
+from prediction.predicting import NOTHING_DONE, Share, answer_questions, choose_drafts, limit, size_for_engine
+from prediction.questions import Question, ask_all, make_rows
 
 
 class Wanted(NamedTuple):
@@ -62,25 +61,28 @@ def answer_documents(
         questions = ask_all(plan, records, None)  # would read; what could not be asked stands in the rows
     asked = {number: question for number, question in enumerate(questions) if question.ids}
     check_vocabulary(plan.serving.shape, [question.ids for question in asked.values()])
-    share = NOTHING_DONE
-    if asked:
-        size = choose_size(opened, [len(question.ids) for question in asked.values()])
-        limits = limit(plan, asked, silent=True) if plan.serving.rules.constrain else None
-        rules = plan.serving.rules._replace(batch_size=size or 1, drafts=choose_drafts(opened.model, plan).value)
-        share = answer_questions(opened.model, plan, records, asked, done, rules, keep, limits, hidden=True)
+    share = answer_silently(opened, records, asked, done, keep) if asked else NOTHING_DONE
     reasons = {question.record: question.reason for question in questions if not question.ids}
     reasons |= {questions[number].record: reason for number, reason in share.failed.items()}
     rows = make_rows(records, questions, done, plan.asking)
     return [make_row(document, mine, rows, reasons) for document, mine in zip(documents, cut, strict=True)], share
 
 
-def choose_size(opened: Opened, lengths: list[int]) -> int | None:
-    """Questions at a time, as `predicting.choose_batch_size` decides it for a file; nothing is said."""
-    serving, choose = opened.plan.serving, ENGINES[opened.plan.engine].batch_size
-    if serving.batch_size or choose is None:
-        return serving.batch_size
-    rules, model = serving.rules, opened.model
-    return choose(model.config, lengths, rules.max_new_tokens, rules.num_beams, model.device, rules.fp8)
+def answer_silently(
+    opened: Opened,
+    records,
+    asked: dict[int, Question],
+    done: dict[int, dict],
+    keep: Callable = lambda rows: None,
+    batch_size: int | None = None,
+) -> Share:
+    """`predicting.answer_questions` as the plan says it, of which nothing is said; `batch_size`: None: as it pays."""
+    model, plan = opened.model, opened.plan
+    lengths = [len(question.ids) for question in asked.values()]
+    size = batch_size or plan.serving.batch_size or size_for_engine(model, plan, lengths) or 1
+    rules = plan.serving.rules._replace(batch_size=size, drafts=choose_drafts(model, plan).value)
+    limits = limit(plan, asked, silent=True) if rules.constrain else None
+    return answer_questions(model, plan, records, asked, done, rules, keep, limits, hidden=True)
 
 
 def cut_documents(

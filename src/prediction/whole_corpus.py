@@ -12,8 +12,6 @@ from common.files import fingerprint, write_rows
 from data.documents import read_documents, size_of
 from data.sources import find_run, read_corpus
 from kg import graph
-from kg.relations import read_relations
-from kg.store import Settings, read_current
 from prediction import partial
 from prediction.corpus import Corpus, answer_corpus, answer_here, drop_parts, gather, is_whole, parts_folder
 from prediction.opening import Opening, open_model, plan_adapter
@@ -137,8 +135,6 @@ def _say_skipped(skipped: Counter) -> str:
 
 def build_graph(store: str, output: str) -> None:
     """Bring the rows of a corpus into a graph; killed, the graph is as it was, and the same command builds it."""
-    current = read_current(store)
-    settings = current[1] if current else Settings("alias", read_relations(None))
-    counts = graph.build(store, read_corpus(output), find_run(output), settings, changed_texts=True)
+    counts = graph.build(store, read_corpus(output), find_run(output), graph.usual_settings(), changed_texts=True)
     names = ("records", "triples", "added", "replaced", "unchanged")
     say(f"{store}: " + ", ".join(f"{counts[name]} {name}" for name in names))

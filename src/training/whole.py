@@ -43,7 +43,7 @@ def fault_of(folder: str | Path, wanted: Wanted) -> str | None:
     folder = Path(folder)
     if not folder.is_dir():
         return "no such folder"
-    if step_of(folder) is None:
+    if (step := step_of(folder)) is None:
         return "its trainer_state.json, which is written last, is missing or cut off"
     if (folder / f"{FSDP_MODEL_NAME}.bin").is_file() != wanted.split:
         return "written without --fsdp; drop it" if wanted.split else "written with --fsdp; add it"
@@ -58,7 +58,7 @@ def fault_of(folder: str | Path, wanted: Wanted) -> str | None:
         states = [read_state(folder / name) for name in names]
     except UserError as error:
         return str(error)
-    if (made := steps_made(states[0])) > (step := step_of(folder)):
+    if (made := steps_made(states[0])) > step:
         return f"its trainer_state.json says step {step}, and its optimizer has made {made}"
     return None if wanted.split or weights is None else mismatch(states[0], weights)
 

@@ -104,7 +104,7 @@ def merge(argv: list[str]) -> None:
 def _settings(flags) -> Settings:
     """Those typed; what was left out as the graph has it."""
     current = read_current(flags.store)
-    there = current[1] if current else Settings("alias", read_relations(None))
+    there = current[1] if current else graph.usual_settings()
     relations = read_relations(flags.relations) if flags.relations else there.relations
     return Settings(flags.merge or there.merge, relations)
 

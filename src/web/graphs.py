@@ -10,8 +10,7 @@ from common.errors import UserError
 from kg import drawing, graph, judging, quality, queries
 from kg import export as exporting
 from kg.evidence import Run, Source, text_digest
-from kg.relations import read_relations
-from kg.store import Settings, let_go, open_graph, read_current
+from kg.store import let_go, open_graph, read_current
 from kg.terms import source_iri
 
 LEDGER, CORRECTIONS = "verdicts.jsonl", "corrections.jsonl"
@@ -86,9 +85,8 @@ class Graphs:
     def keep(self, run: str, text: str, topic: str, triples: list[tuple]) -> dict:
         """Bring an answer into the graph; what was counted. The same text again replaces it."""
         one = Source(f"text {text_digest(text)}", list(dict.fromkeys(triples)), text, topic)
-        settings = Settings("alias", read_relations(None))
         with self._changing():
-            return dict(graph.build(self.store, [one], Run(run), settings))
+            return dict(graph.build(self.store, [one], Run(run), graph.usual_settings()))
 
     def bring_job(self, jobs, job: dict) -> dict:
         """Bring a finished job's triples into the graph; what was counted."""
