@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from checkpoints.stored import is_there
 from common import manifest
 from common.errors import say
 from common.files import to_line, write_rows
@@ -18,9 +19,9 @@ from kg.metrics import CURVE
 
 def keep_log(file: Path, step: int) -> None:
     """Drop the rows that a resumed run will write again, those after `step`, and what is no row: one that a kill cut in
-    half, a damaged line.
+    half, a damaged line. UserError where something else has the file's name.
     """
-    if file.is_file():
+    if is_there(file):
         rows = map(_read_row, file.read_text(encoding="utf-8", errors="replace").splitlines())
         write_rows(file, [row for row in rows if row and row["step"] <= step])
 
