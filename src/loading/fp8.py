@@ -10,7 +10,7 @@ from common.decisions import Decision, decide
 from common.errors import UserError
 from loading.precision import Precision
 from ops import available
-from ops.fp8_product import NEEDED, STEP, Weight, keep_weight, multiply
+from ops.fp8_product import NEEDED, STEP, Latest, Weight, keep_weight, multiply
 
 PLAIN = Decision(False, "not asked for")
 
@@ -54,7 +54,7 @@ def use_fp8(model, trained_through: bool = False) -> int:
     for tuner in model.modules():
         if isinstance(tuner, BaseTunerLayer):
             own |= {id(part) for part in tuner.modules() if part is not tuner.get_base_layer()}
-    count = 0
+    count, latest = 0, Latest()
     for layer in model.modules():
         if type(layer) is not torch.nn.Linear or id(layer) in own or layer.weight.requires_grad:
             continue
@@ -62,15 +62,15 @@ def use_fp8(model, trained_through: bool = False) -> int:
             continue
         weight = keep_weight(layer.weight.data, trained_through)
         layer.weight = torch.nn.Parameter(weight.codes, requires_grad=False)
-        layer.forward = functools.partial(_forward, layer, weight)
+        layer.forward = functools.partial(_forward, layer, weight, latest)
         count += 1
     if not count:
         raise UserError(f"--fp8: {type(model).__name__} has no linear layers that it could serve; drop it")
     return count
 
 
-def _forward(layer, weight: Weight, inputs):
+def _forward(layer, weight: Weight, latest: Latest, inputs):
     kind = inputs.device.type
     inputs = inputs.to(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else inputs.dtype)
-    out = multiply(inputs, weight)
+    out = multiply(inputs, weight, latest)
     return out if layer.bias is None else out + layer.bias.to(out.dtype)

@@ -73,12 +73,14 @@ def _attend(
     asked_by = (record * new + row // share)[:, None].to(tl.int64)
     limit = count - new + 1 + row // share  # of what each row sees
     asked = tl.load(query + asked_by * record_stride + heads * head_stride + unit[None, :], mask=mine, other=0.0)
+    if key.dtype.element_ty.is_fp8():
+        asked = asked.to(tl.float16)  # which cards make 8-bit floats in one instruction, bfloat16 they do not
     highest, total = tl.full([rows], -float("inf"), tl.float32), tl.zeros([rows], tl.float32)
     mean = tl.zeros([rows, size], tl.float32)
     for begin in range(0, count, tokens):
         there = begin + token < count
         at = (((first + begin + token) * kept + head) * size)[:, None] + unit[None, :]
-        keys = tl.load(key + at, mask=there[:, None], other=0.0).to(asked.dtype)  # of 8 bits, perhaps
+        keys = tl.load(key + at, mask=there[:, None], other=0.0).to(asked.dtype)
         values = tl.load(value + at, mask=there[:, None], other=0.0).to(asked.dtype)
         score = tl.dot(asked, tl.trans(keys)) * scale
         if kinds > 0:

@@ -5,6 +5,7 @@ token, gradients, which spread wider, to e5m2; sums are in 32 bits. The recipe o
 Formats for Deep Learning, arXiv 2209.05433; scales a row as in torch._scaled_mm, which multiplies.
 """
 
+import weakref
 from typing import NamedTuple
 
 import torch
@@ -29,18 +30,38 @@ def keep_weight(weight: torch.Tensor, trained_through: bool) -> Weight:
     return Weight(codes, scales, codes.T.contiguous() if trained_through else None)
 
 
-def multiply(inputs: torch.Tensor, weight: Weight) -> torch.Tensor:
+class Latest:
+    """The inputs that were rounded last: layers that take the same tensor one after the other, as those of query, key
+    and value do, round it once. Nothing may write into that tensor in between.
+    """
+
+    def __init__(self):
+        self._inputs, self._rounded = None, None
+
+    def round(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`inputs` (…, width) in e4m3: codes (tokens, width) and scales (tokens, 1)."""
+        if self._inputs is None or self._inputs() is not inputs:
+            self._rounded = None  # its memory first
+            self._rounded = round_rows(inputs.detach().reshape(-1, inputs.shape[-1]).contiguous(), NARROW)
+            self._inputs = weakref.ref(inputs)  # which is not kept alive, nor what autograd keeps for it
+        return self._rounded
+
+
+def multiply(inputs: torch.Tensor, weight: Weight, latest: Latest | None = None) -> torch.Tensor:
     """inputs (…, width) · weightᵀ -> (…, outs) in the inputs' numbers, bfloat16 on a card."""
-    flat = inputs.reshape(-1, inputs.shape[-1])
-    made = _Product.apply(flat, *weight) if torch.is_grad_enabled() else _product(flat, weight.codes, weight.scales)
+    rounded = (latest or Latest()).round(inputs)
+    if torch.is_grad_enabled():
+        made = _Product.apply(inputs.reshape(-1, inputs.shape[-1]), *rounded, *weight)
+    else:
+        made = _scaled(*rounded, weight.codes, weight.scales, inputs.dtype)
     return made.view(*inputs.shape[:-1], -1)
 
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, inputs, codes, scales, turned):
+    def forward(ctx, inputs, rows, own, codes, scales, turned):
         ctx.save_for_backward(scales, turned)
-        return _product(inputs, codes, scales)
+        return _scaled(rows, own, codes, scales, inputs.dtype)
 
     @staticmethod
     def backward(ctx, gradient):
@@ -48,11 +69,7 @@ class _Product(torch.autograd.Function):
         # The weight's scales lie along what is summed here, so they go into the gradient before it is rounded.
         rows, own = round_rows(gradient.contiguous(), WIDE, scales)
         ones = torch.ones(len(turned), 1, device=turned.device)
-        return _scaled(rows, own, turned, ones, gradient.dtype), None, None, None
-
-
-def _product(inputs, codes, scales):
-    return _scaled(*round_rows(inputs.contiguous(), NARROW), codes, scales, inputs.dtype)
+        return _scaled(rows, own, turned, ones, gradient.dtype), *[None] * 5
 
 
 def _scaled(rows, own, codes, scales, dtype):
