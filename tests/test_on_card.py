@@ -256,15 +256,17 @@ def test_a_record_whose_logits_are_not_finite_fails_alone():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("narrow", [False, True])  # keys and values in 8-bit floats
 @pytest.mark.parametrize("size", [16, 64, 128, 256])
 @pytest.mark.parametrize("share", [1, 3, 16])  # heads that share keys and values
 @pytest.mark.parametrize("window", [None, 70, 2])
 @pytest.mark.parametrize("new", [1, 4, 8])  # tokens of a record
-def test_attention_of_new_tokens(dtype, size, share, window, new):
+def test_attention_of_new_tokens(dtype, narrow, size, share, window, new):
     from ops.decode_attention import attend, serves  # needs Triton
 
     torch.manual_seed(0)
     query, kept = torch.randn(6 * new, 3 * share, size, dtype=dtype), torch.randn(2, 700, 3, size, dtype=dtype)
+    kept = kept.to(fp8_product.NARROW) if narrow else kept
     starts, seen = torch.tensor([0, 15, 90, 115, 320, 650, 700]), torch.tensor([8, 33, 9, 200, 256, 8])
     assert serves(3 * share, 3, size, new) == (new * share <= 64)
     if new * share > 64:

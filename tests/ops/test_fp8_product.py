@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from ops.fp8_product import NARROW, WIDE, keep_weight, multiply, round_rows
+from ops import fp8_product
+from ops.fp8_product import NARROW, WIDE, Latest, keep_weight, multiply, round_rows
 
 
 @pytest.mark.parametrize(("kind", "most"), [(NARROW, 2**-4), (WIDE, 2**-3)])
@@ -42,3 +43,20 @@ def test_without_gradients_the_weight_is_kept_once():
         made = multiply(torch.randn(1, 32), kept)
     assert kept.turned is None
     assert made.shape == (1, 16)
+
+
+def test_layers_that_share_their_inputs_round_them_once(monkeypatch):
+    rounded = []
+    monkeypatch.setattr(fp8_product, "round_rows", lambda *args: rounded.append(args) or round_rows(*args))
+    weights, latest = [keep_weight(torch.randn(16, 32), True) for _ in range(3)], Latest()
+    rounded.clear()
+    inputs, other = torch.randn(2, 32, requires_grad=True), torch.randn(2, 32, requires_grad=True)
+    made = [multiply(part, weight, latest) for part in (inputs, other) for weight in weights]
+    assert len(rounded) == 2
+    for out, (part, weight) in zip(
+        made, ((part, weight) for part in (inputs, other) for weight in weights), strict=True
+    ):
+        assert torch.equal(out, multiply(part, weight))
+        assert torch.equal(*(torch.autograd.grad(one.sum(), part)[0] for one in (out, multiply(part, weight))))
+    del inputs, made, out, part
+    assert torch.equal(multiply(torch.ones(2, 32), weights[0], latest), multiply(torch.ones(2, 32), weights[0]))
