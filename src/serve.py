@@ -17,7 +17,7 @@ if __name__ == "__main__":
 
 from common.files import read_json
 from common.refusals import naming
-from common.startup import quick_startup
+from common.startup import quick_startup, without_compiler
 from utils.args_serve import parse_serve
 
 SAMPLE = Path(__file__).resolve().parents[1] / "data" / "sample"
@@ -38,9 +38,10 @@ def main(argv=None) -> None:
 def open_server(model_args, args):
     """(the socket that is listened at, uvicorn's server with the page and an open model)"""
     # Imported behind the flags, since torch takes seconds: --help and a wrong flag are answered at once.
-    from prediction.extracting import choose_short_window
-    from prediction.live import Server, choose_rows
-    from prediction.opening import open_model, plan_adapter
+    with without_compiler():
+        from prediction.extracting import plan_texts
+        from prediction.live import Server, choose_rows
+        from prediction.opening import open_model
 
     try:
         import uvicorn
@@ -53,8 +54,7 @@ def open_server(model_args, args):
     from web.guard import make_door
     from web.jobs import Jobs
 
-    plan = plan_adapter(model_args, args)
-    window = choose_short_window(args.window, plan.context, args.max_new_tokens)
+    plan, window = plan_texts(model_args, args)
     listening = listen(args.host, args.port)  # before a weight is read
     model = open_model(plan, [[0] * window])
     rows = args.batch_size or choose_rows(plan, model, window)

@@ -1,4 +1,4 @@
-"""What a script does before its own work - imports, reading a model - without what only costs time there."""
+"""What a script does before its own work - imports, opening a model - without what only costs time there."""
 
 import gc
 import os
@@ -11,21 +11,32 @@ NO_COMPILER = "TORCHDYNAMO_DISABLE"  # torch reads it whenever torch.compile is 
 
 @contextmanager
 def quick_startup():
-    """While the block imports torch and opens a model, two things are left out that take seconds.
+    """Python does not search for garbage while the block imports and opens: nearly all that is made there stays.
 
-    Python's search for garbage: nearly all that is made there stays. In a script it is not looked at later either, so
-    that the search does not interrupt the first answers. And torch's compiler, which bitsandbytes, imported by peft,
-    loads for functions that are called on no CPU and no card of NVIDIA's, but for odd sizes of weights.
+    In a script it is not searched later either, which would interrupt the first answers.
     """
-    collecting, compiler = gc.isenabled(), os.environ.get(NO_COMPILER)
+    collecting = gc.isenabled()
     gc.disable()
+    try:
+        yield
+    finally:
+        if stopping.is_watching():  # others who call main() may let go of what is there
+            gc.freeze()
+        if collecting:
+            gc.enable()
+
+
+@contextmanager
+def without_compiler():
+    """Import peft without torch's compiler, which takes a second or two.
+
+    bitsandbytes, imported by peft, calls torch.compile for functions of its own. They serve no CPU and no card of
+    NVIDIA's, but for weights of odd sizes, and work without it.
+    """
+    before = os.environ.get(NO_COMPILER)
     os.environ.setdefault(NO_COMPILER, "1")
     try:
         yield
     finally:
-        if compiler is None:
+        if before is None:
             os.environ.pop(NO_COMPILER, None)
-        if stopping.is_watching():  # where main() is called by others, they may want what is there collected
-            gc.freeze()
-        if collecting:
-            gc.enable()
