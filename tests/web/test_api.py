@@ -305,11 +305,11 @@ def test_a_prefix_of_ptuning_is_served(random_base, prefix, tmp_path):
     (alone,) = [extract(plan, record, window)]
     with serving(opened, tmp_path) as (app, *_), TestClient(app, base_url=BASE) as client:
         found = client.post("/api/extract", json=QUESTION | {"text": record["input"]}).json()
-        assert client.get("/api/health").json()["model"].endswith("+ global_step-3")
+        assert client.get("/api/health").json()["model"].endswith("/global_step-3")
     assert found["output"] == alone.output
     assert found["triples"]
     assert found["parts"] > 1
-    base, _, _ = open_plan(random_base)
+    base, *_ = open_plan(random_base, "--max_new_tokens", "24")
     assert extract(base, record, window).output != alone.output
 
 
@@ -327,7 +327,7 @@ def test_a_text_can_be_asked_several_times_and_its_triples_have_their_share_of_t
 
 def test_single_answers_belong_to_the_run_that_those_of_jobs_belong_to(tmp_path):
     adapter = tmp_path / "lora" / "checkpoint-3"
-    plan = SimpleNamespace(serving=SimpleNamespace(base="/models/gemma", adapter=adapter))
+    plan = SimpleNamespace(serving=SimpleNamespace(base="/models/gemma", adapter=adapter, prefix=None))
     run = {"base": "/models/gemma", "adapter": str(adapter)}
     (tmp_path / "predictions.run.json").write_text(json.dumps(run), encoding="utf-8")
     assert run_name(plan) == find_run(tmp_path / "predictions.json").name == "gemma + lora/checkpoint-3"
