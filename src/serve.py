@@ -26,8 +26,7 @@ EXAMPLES = 4
 
 def main(argv=None) -> None:
     model_args, args = parse_serve(argv)
-    with quick_startup():
-        listening, server = open_server(model_args, args)
+    listening, server = open_server(model_args, args)
     host, port = listening.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
     print(f"{address}{'?token=' + args.token if args.token else ''}", flush=True)
@@ -38,23 +37,24 @@ def main(argv=None) -> None:
 def open_server(model_args, args):
     """(the socket that is listened at, uvicorn's server with the page and an open model)"""
     # Imported behind the flags, since torch takes seconds: --help and a wrong flag are answered at once.
-    with without_compiler():
-        from prediction.extracting import plan_texts
-        from prediction.live import Server, choose_rows
-        from prediction.opening import open_model
+    with quick_startup():
+        with without_compiler():
+            from prediction.extracting import plan_texts
+            from prediction.live import Server, choose_rows
+            from prediction.opening import open_model
 
-    try:
-        import uvicorn
+        try:
+            import uvicorn
 
-        from web.app import make_app
-    except ImportError as error:
-        raise UserError(f"the page needs the package {error.name}; pip install -r requirements-web.txt") from None
-    from web.asking import Model
-    from web.graphs import Graphs
-    from web.guard import make_door
-    from web.jobs import Jobs
+            from web.app import make_app
+        except ImportError as error:
+            raise UserError(f"the page needs the package {error.name}; pip install -r requirements-web.txt") from None
+        from web.asking import Model
+        from web.graphs import Graphs
+        from web.guard import make_door
+        from web.jobs import Jobs
 
-    plan, window = plan_texts(model_args, args)
+        plan, window = plan_texts(model_args, args)
     listening = listen(args.host, args.port)  # before a weight is read
     model = open_model(plan, [[0] * window])
     rows = args.batch_size or choose_rows(plan, model, window)

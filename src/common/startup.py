@@ -1,4 +1,4 @@
-"""What a script does before its own work - imports, opening a model - without what only costs time there."""
+"""What a script does before its own work - imports, and what it decides - without what only costs time there."""
 
 import gc
 import os
@@ -11,9 +11,10 @@ NO_COMPILER = "TORCHDYNAMO_DISABLE"  # torch reads it whenever torch.compile is 
 
 @contextmanager
 def quick_startup():
-    """Python does not search for garbage while the block imports and opens: nearly all that is made there stays.
+    """Python does not search for garbage while the block imports, and reads a tokenizer: nearly all made there stays.
 
-    In a script it is not searched later either, which would interrupt the first answers.
+    In a script it is not searched later either, which would interrupt the first answers. No weights in the block: what
+    is garbage then is never let go.
     """
     collecting = gc.isenabled()
     gc.disable()
