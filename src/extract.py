@@ -19,6 +19,7 @@ if __name__ == "__main__":
     begin_script()
 
 from common.files import to_line
+from common.startup import quick_startup, without_compiler
 from kg.tables import as_table
 from kg.wordings import ask_for, split_names
 from utils.args_extract import asks_once, parse_corpus, read_wanted
@@ -36,19 +37,21 @@ def extract_corpus(argv) -> None:
     model_args, args = parse_corpus(argv)
     wanted = read_wanted(args)
     # Imported behind the flags, since torch takes seconds: --help and a wrong flag are answered at once.
-    from prediction import whole_corpus
+    with quick_startup(), without_compiler():
+        from prediction import whole_corpus
 
     whole_corpus.extract_corpus(model_args, args, wanted, started)
 
 
 def extract_text(argv) -> None:
     model_args, args = parse_text(argv)
-    from prediction.extracting import as_dicts, choose_short_window, extract
-    from prediction.opening import plan_adapter
+    with quick_startup():
+        with without_compiler():
+            from prediction.extracting import as_dicts, extract, plan_texts
 
-    plan = plan_adapter(model_args, args)
+        plan, window = plan_texts(model_args, args)
     record = {"instruction": ask_for(split_names(args.relations), args.wording), "input": args.text}
-    found = extract(plan, record, choose_short_window(args.window, plan.context, args.max_new_tokens))
+    found = extract(plan, record, window)
     for reason in found.failed:
         say(f"warning: a part of the text has no answer: {reason}")
     if found.finish_reason != "eos":

@@ -17,6 +17,7 @@ if __name__ == "__main__":
 
 from common.files import read_json
 from common.refusals import naming
+from common.startup import quick_startup, without_compiler
 from utils.args_serve import parse_serve
 
 SAMPLE = Path(__file__).resolve().parents[1] / "data" / "sample"
@@ -25,24 +26,35 @@ EXAMPLES = 4
 
 def main(argv=None) -> None:
     model_args, args = parse_serve(argv)
+    listening, server = open_server(model_args, args)
+    host, port = listening.getsockname()[:2]
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+    print(f"{address}{'?token=' + args.token if args.token else ''}", flush=True)
+    say("Ctrl-C stops it; jobs that are not finished go on when it is started again")
+    server.run(sockets=[listening])
+
+
+def open_server(model_args, args):
+    """(the socket that is listened at, uvicorn's server with the page and an open model)"""
     # Imported behind the flags, since torch takes seconds: --help and a wrong flag are answered at once.
-    from prediction.extracting import choose_short_window
-    from prediction.live import Server, choose_rows
-    from prediction.opening import open_model, plan_adapter
+    with quick_startup():
+        with without_compiler():
+            from prediction.extracting import plan_texts
+            from prediction.live import Server, choose_rows
+            from prediction.opening import open_model
 
-    try:
-        import uvicorn
+        try:
+            import uvicorn
 
-        from web.app import make_app
-    except ImportError as error:
-        raise UserError(f"the page needs the package {error.name}; pip install -r requirements-web.txt") from None
-    from web.asking import Model
-    from web.graphs import Graphs
-    from web.guard import make_door
-    from web.jobs import Jobs
+            from web.app import make_app
+        except ImportError as error:
+            raise UserError(f"the page needs the package {error.name}; pip install -r requirements-web.txt") from None
+        from web.asking import Model
+        from web.graphs import Graphs
+        from web.guard import make_door
+        from web.jobs import Jobs
 
-    plan = plan_adapter(model_args, args)
-    window = choose_short_window(args.window, plan.context, args.max_new_tokens)
+        plan, window = plan_texts(model_args, args)
     listening = listen(args.host, args.port)  # before a weight is read
     model = open_model(plan, [[0] * window])
     rows = args.batch_size or choose_rows(plan, model, window)
@@ -64,11 +76,7 @@ def main(argv=None) -> None:
         timeout_graceful_shutdown=3,
         lifespan="on",
     )
-    host, port = listening.getsockname()[:2]
-    address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
-    print(f"{address}{'?token=' + args.token if args.token else ''}", flush=True)
-    say("Ctrl-C stops it; jobs that are not finished go on when it is started again")
-    uvicorn.Server(config).run(sockets=[listening])
+    return listening, uvicorn.Server(config)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 import uvicorn
 
 from kg.wordings import ask_for
-from prediction.extracting import choose_short_window
+from prediction.extracting import plan_texts
 from prediction.live import Server
-from prediction.opening import open_model, plan_adapter
+from prediction.opening import open_model
 from utils.args_serve import parse_serve
 from web.app import make_app
 from web.asking import Model
@@ -31,18 +31,18 @@ BASE = "http://127.0.0.1"
 
 def open_plan(base, *more):
     """A plan and its open model. Constrained, a random model says triples of the text."""
-    return _open(["--model_name_or_path", str(base), "--max_new_tokens", "40", "--constrain", "text", *more])
+    return open_flags("--model_name_or_path", base, "--max_new_tokens", "40", "--constrain", "text", *more)
 
 
 def open_adapter(folder):
     """The same of an adapter."""
-    return _open(["--lora_weights", str(folder), "--merge_lora"])
+    return open_flags("--lora_weights", folder, "--merge_lora")
 
 
-def _open(flags):
-    model_args, args = parse_serve(flags)
-    plan = plan_adapter(model_args, args)
-    window = choose_short_window(args.window, plan.context, args.max_new_tokens)
+def open_flags(*flags):
+    """The same of any flags."""
+    model_args, args = parse_serve(list(map(str, flags)))
+    plan, window = plan_texts(model_args, args)
     return plan, open_model(plan, [[0] * window]), window
 
 

@@ -34,13 +34,13 @@ def kind_settings(kind: Kind) -> dict:
     return {"pre_seq_len": kind.length, "prefix_projection": kind.projection}
 
 
-def find_prefix(folder: str | Path, family: Family, shape) -> Kind:
+def find_prefix(folder: str | Path, family: Family, shape, flag: str = "--model_dir") -> Kind:
     """The form of the prefix that a checkpoint's folder holds; UserError when it holds none, or one of another base.
 
-    `shape`: the base's (loading.shape.Shape), or None when it is not known.
+    `shape`: the base's (loading.shape.Shape), or None when it is not known; `flag`: by which the folder is given.
     """
     folder = Path(folder)
-    asked = f"--model_dir {folder}"
+    asked = f"{flag} {folder}"
     if not folder.is_dir() or not (has_own_files(folder) if family.own_prefix else has_peft_files(folder)):
         wanted = "config.json and its prefix" if family.own_prefix else "adapter_config.json and its prefix"
         what = f"holds no prefix of family {family.name} ({wanted})" if folder.is_dir() else "no such folder"
@@ -57,7 +57,7 @@ def find_prefix(folder: str | Path, family: Family, shape) -> Kind:
         if settings["peft_type"] != "PREFIX_TUNING":
             raise UserError(
                 f"{asked}: an adapter of peft's type {settings['peft_type']}, expected PREFIX_TUNING; an adapter "
-                "of LoRA is for src/inference.py --lora_weights"
+                "of LoRA is for --lora_weights (src/inference.py)"
             )
         length = settings.get("num_virtual_tokens")
         if not isinstance(length, int) or length < 1:

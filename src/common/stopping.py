@@ -41,6 +41,11 @@ def watch_signals(grace: float = GRACE) -> None:
         os.register_at_fork(after_in_child=_leave_it_to_the_parent)
 
 
+def is_watching() -> bool:
+    """Whether this process is a script's own, as `watch_signals` knows it."""
+    return _state["pid"] == os.getpid()
+
+
 def begin_work() -> None:
     """From here on the first signal raises `Stopped` in the main thread."""
     _state["working"] = True

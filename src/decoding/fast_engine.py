@@ -54,6 +54,7 @@ class Live(NamedTuple):
     """Where prompts come from while others are answered, for a server."""
 
     room: int  # tokens, prompts and answers together, of all records at work
+    longest: int  # the same of one record, at most
     # (free rows, whether nothing is at work) -> number -> prompt of so many at most; it may wait where nothing is at
     # work; None: no more will come
     more: Callable
@@ -316,7 +317,9 @@ def _make_places(
         torch.cuda.empty_cache()
     needs = {number: len(ids) + budgets[number] for number, ids in waiting.items()}
     if live:
-        return Places(model, size, live.room, tuning.shared, rules.confidence, fp8=rules.fp8), needs
+        drafting = {"drafts": rules.drafts, "longest": live.longest}
+        count = live.room + size * rules.drafts
+        return Places(model, size, count, tuning.shared, rules.confidence, fp8=rules.fp8, **drafting), needs
     longest, mean, fit = (
         max(needs.values()),
         sum(needs.values()) / len(needs),

@@ -8,7 +8,7 @@ from decoding.answers import Answer, Failure
 from decoding.engines import ENGINES
 from kg.schema import read_schema
 from kg.triples import Triple, parse
-from prediction.opening import Opening, open_model
+from prediction.opening import Opening, open_model, plan_adapter, plan_prefix
 from prediction.predicting import choose_drafts, confidence_of, in_order, limit
 from prediction.questions import Question, ask_all, make_rows
 from prediction.texts import find_place
@@ -24,6 +24,18 @@ class Found(NamedTuple):
     output: str
     finish_reason: str
     failed: list[str]  # why parts of the text have no answer
+
+
+def plan_texts(model_args, args) -> tuple[Opening, int]:
+    """What single texts are answered with, and the tokens of the longest prompt.
+
+    `args`: utils.args_serve.TextArguments.
+    """
+    if args.ptuning_dir:
+        plan = plan_prefix(model_args, args, flags=("ptuning_dir", "model_name_or_path"))
+        return plan, plan.max_src_len + len(plan.codec.suffix_ids)
+    plan = plan_adapter(model_args, args)
+    return plan, choose_short_window(args.window, plan.context, args.max_new_tokens)
 
 
 def choose_short_window(asked: int | None, context: int | None, max_new_tokens: int) -> int:

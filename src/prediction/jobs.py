@@ -146,5 +146,6 @@ def bring_into(folder: Path, store: Path, collection: str = "") -> dict:
 
 def run_name(plan: Opening) -> str:
     """What answers of this model are called in a graph, as prediction's run.json names them."""
-    adapter = plan.serving.adapter
-    return name_run(plan.serving.base, str(adapter.resolve()) if adapter else "")
+    serving = plan.serving
+    trained = serving.prefix.folder if serving.prefix else serving.adapter
+    return name_run(serving.base, str(trained.resolve()) if trained else "")

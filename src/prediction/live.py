@@ -17,12 +17,12 @@ from decoding.engines import ENGINES
 from decoding.fast_engine import Live, Tuning
 from decoding.laid import takes_more
 from prediction.opening import Opening
-from prediction.predicting import size_for_engine
+from prediction.predicting import choose_drafts, size_for_engine
 from prediction.questions import Question, permit
 
 STOPPED = "stopped"
 ROWS = {"cpu": 16, "cuda": 64}  # questions answered side by side, at most
-TUNING = {"cpu": Tuning(steps=1, pass_tokens=2048), "cuda": Tuning(steps=4)}  # tokens are seen as they come
+TUNING = {"cpu": Tuning(steps=1, drafted=1, pass_tokens=2048), "cuda": Tuning(steps=4)}  # tokens are seen as they come
 
 
 def choose_rows(plan: Opening, model, window: int) -> int:
@@ -115,16 +115,18 @@ class Server:
     def _work(self) -> None:
         try:
             engine = ENGINES[self.plan.engine].answers
+            rules = self.rules._replace(drafts=choose_drafts(self.model, self.plan).value)
             more = {"limits": self.limits} if self.limits else {}
             if self.plan.engine == "fast" and takes_more(self.model, self.plan.codec):
-                room = self.rows * (self.window + self.rules.max_new_tokens)
-                live, tuning = Live(room, self._take, self._took), TUNING[self.model.device.type]
-                groups = engine(self.model, self.plan.codec, {}, self.rules, tuning, live=live, **more)
+                longest = self.window + self.rules.max_new_tokens
+                live = Live(self.rows * longest, longest, self._take, self._took)
+                tuning = TUNING[self.model.device.type]
+                groups = engine(self.model, self.plan.codec, {}, rules, tuning, live=live, **more)
                 self._hand_over(groups)
                 return
             while (taken := self._take(self.rows, True)) is not None:
                 longest_first = dict(sorted(taken.items(), key=lambda item: -len(item[1])))
-                self._hand_over(engine(self.model, self.plan.codec, longest_first, self.rules, **more))
+                self._hand_over(engine(self.model, self.plan.codec, longest_first, rules, **more))
         except Exception as error:  # noqa: BLE001 - whatever a model raises, those who wait are told
             self.broken = f"the model has failed: {reason_of(error)}; start the server again"
         finally:

@@ -86,15 +86,20 @@ def plan_adapter(model_args, args, processes: int = 1) -> Opening:
     return _plan(serving, template, chosen.name, args, decided, asking, "model_name_or_path")
 
 
-def plan_prefix(model_args, args, processes: int = 1) -> Opening:
-    """The base with a prefix of P-Tuning v2; `args`: utils.args_pt.PtuningInferenceArguments."""
+def plan_prefix(
+    model_args, args, processes: int = 1, flags: tuple[str, str] = ("model_dir", "ori_model_dir")
+) -> Opening:
+    """The base with a prefix of P-Tuning v2; `args`: utils.args_pt.PtuningInferenceArguments. `flags`: by which the
+    folders of the prefix, args.model_dir, and of the base are given.
+    """
+    near, (asked, base_flag) = nearby_steps(args.model_dir), flags
     if not os.path.isdir(args.model_dir):
-        raise UserError(f"--model_dir {args.model_dir}: no such folder; {nearby_steps(args.model_dir)}")
+        raise UserError(f"--{asked} {args.model_dir}: no such folder; {near}")
     run = manifest.read_run(args.model_dir)
-    near = nearby_steps(args.model_dir)
-    lacking = f"no run.json in --model_dir {args.model_dir} names the base ({near}); give the base's"
-    base = _choose_base("ori_model_dir", model_args, run, lacking, args.model_dir)
-    check_apart(args.output_file, base, args.model_dir)
+    lacking = f"no run.json in --{asked} {args.model_dir} names the base ({near}); give the base's"
+    base = _choose_base(base_flag, model_args, run, lacking, args.model_dir)
+    if args.output_file:
+        check_apart(args.output_file, base, args.model_dir)
     chosen = _choose_family(base, model_args, run, args.model_dir)
     check_supported(chosen.family, base)
     template = choose_template(args.prompt_template_name, run, chosen.template_name, _where(args.model_dir))
@@ -103,7 +108,7 @@ def plan_prefix(model_args, args, processes: int = 1) -> Opening:
     max_src_len = manifest.prefer("max_src_len", args.max_src_len, trained.get("max_src_len"), MAX_SRC_LEN)
     check_lengths(max_len, max_src_len)
     shape = read_shape(base, chosen.trust)
-    kind = find_prefix(args.model_dir, chosen.family, shape)
+    kind = find_prefix(args.model_dir, chosen.family, shape, f"--{asked}")
     device = choose_device(args.device, fall_back=True)
     precision, decided = choose_precision(model_args, args, run.get("precision") or {}, device.type == "cpu")
     serving = Serving(
@@ -121,7 +126,7 @@ def plan_prefix(model_args, args, processes: int = 1) -> Opening:
         trust=chosen.trust,
         processes=processes,
     )
-    plan = _plan(serving, template, chosen.name, args, decided, choose_asking(args, run), "ori_model_dir")
+    plan = _plan(serving, template, chosen.name, args, decided, choose_asking(args, run), base_flag)
     return replace(plan, max_src_len=max_src_len)
 
 

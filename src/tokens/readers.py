@@ -1,10 +1,11 @@
 """Checkpoint folders read as codecs, one reader a kind of tokenizer."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from tokenizers import normalizers
+from tokenizers import AddedToken, normalizers
 from transformers import AutoConfig, AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
 from checkpoints.family import own_code
@@ -25,6 +26,7 @@ FILES = {  # of tokenizers that are read from their published files; without the
 # What transformers reads of a tokenizer: JSON objects, and the rest.
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 STOCK = (*SETTINGS, "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt")
+BEGINNING = 4 * 2**20  # characters of tokenizer.json, in which added tokens stand: 1.2 of Gemma's 33 millions
 LLAMA_SPECIALS = {"<unk>": 0, "<s>": 1, "</s>": 2}
 LLAMA_NAMES = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}  # which its files of 2023 leave empty
 
@@ -88,9 +90,10 @@ def _stock_codec(folder: Path, trust_remote_code: bool) -> Codec:
         with own_code(folder, trust_remote_code):
             if (folder / "config.json").is_file():  # the model's own code: noticed early
                 config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+            options = {"trust_remote_code": trust_remote_code, **read_added(folder)}
+            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
             if not tokenizer.eos_token and _begins_as_llamas(getattr(tokenizer, "backend_tokenizer", None)):
-                tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, **LLAMA_NAMES)
+                tokenizer = AutoTokenizer.from_pretrained(folder, **options, **LLAMA_NAMES)
     except UserError:
         raise
     except RecursionError:  # AutoTokenizer on LLaMA repositories of 2023, whose special tokens are empty strings
@@ -114,6 +117,29 @@ def _check_settings(folder: Path) -> None:
     for name in SETTINGS:
         if is_there(folder / name):
             read_json(folder / name)
+
+
+def read_added(folder: Path) -> dict:
+    """What transformers takes for the tokens added to a tokenizer, as the beginning of tokenizer.json lists them.
+
+    It would read the whole file a second time for them, where no other one names them. Nothing where one does, or where
+    the file does not begin as the library tokenizers writes it.
+    """
+    settings, file = folder / SETTINGS[0], folder / "tokenizer.json"
+    named = read_json(settings) if settings.is_file() else {}
+    if named.keys() & {"added_tokens_decoder", "fast_tokenizer_files"} or not file.is_file():
+        return {}
+    if any((folder / name).is_file() for name in SETTINGS[1:]):
+        return {}
+    try:
+        with open(file, encoding="utf-8") as text:
+            before, _, tokens = text.read(BEGINNING).partition('"added_tokens":')
+        if '"model":' in before:
+            return {}
+        tokens, _ = json.JSONDecoder().raw_decode(tokens.lstrip())
+        return {"added_tokens_decoder": {token.pop("id"): AddedToken(**token) for token in tokens}}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):  # cut off, or damaged: see transformers
+        return {}
 
 
 def _choose_pad(folder: Path, tokenizer, rows: int | None) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from common.errors import UserError
 from common.flags import Range, check_ranges, option
 from kg.wordings import WORDINGS, ask_for, split_names
+from tokens.lengths import MAX_LEN, MAX_SRC_LEN, check_lengths
 from utils.args_predict import AdapterArguments, parse_adapter
 
 SERVE_RANGES = {
@@ -22,18 +23,56 @@ SHORTEST_TOKEN = 16  # characters
 class TextArguments(AdapterArguments):
     """What both have."""
 
+    ptuning_dir: str | None = option(
+        None, "checkpoint of P-Tuning v2 (output_dir_pt/global_step-N), in place of an adapter"
+    )
+    max_len: int | None = option(
+        None, f"with --ptuning_dir: most tokens of question and answer; default: as trained, else {MAX_LEN}"
+    )
+    max_src_len: int | None = option(
+        None,
+        "with --ptuning_dir: most tokens of the question, longer texts are split; default: as trained, else "
+        f"{MAX_SRC_LEN}",
+    )
+    max_new_tokens: int | None = option(
+        None, "most tokens of an answer; default: 512, or with --ptuning_dir max_len - max_src_len"
+    )
     output_file = ""  # nothing is written beside what is read
 
     def __post_init__(self):
         super().__post_init__()
         for flag, given, instead in (
             ("--retry_length", self.retry_length, "raise --max_new_tokens"),
-            ("--votes", self.votes > 1, "src/inference.py has votes"),
             ("--engine vllm", self.engine == "vllm", "leave it out"),
             ("--skip_failed", self.skip_failed, "leave it out"),
         ):
             if given:
                 raise UserError(f"{flag}: not for single texts; {instead}")
+        if self.ptuning_dir:
+            self._check_prefix()
+            return
+        for name in ("max_len", "max_src_len"):
+            if getattr(self, name) is not None:
+                raise UserError(f"--{name} without --ptuning_dir: it is about prefixes; drop it")
+        if self.max_new_tokens is None:
+            self.max_new_tokens = AdapterArguments.max_new_tokens
+
+    def _check_prefix(self):
+        check_lengths(self.max_len, self.max_src_len)
+        for flag, given, instead in (
+            ("--lora_weights", self.lora_weights, "give one of them"),
+            ("--fp8", self.fp8, "drop it"),
+            (f"--device_map {self.device_map}", self.device_map, "drop it"),
+            (f"--num_beams {self.num_beams}", self.num_beams > 1, "drop it: a prefix is made for one row an answer"),
+            (f"--drafts {self.drafts}", self.drafts not in ("auto", "0"), "drop it: a model with a prefix has none"),
+            (f"--window {self.window}", self.window, "--max_src_len says how long a question may be"),
+        ):
+            if given:
+                raise UserError(f"{flag} and --ptuning_dir {self.ptuning_dir} do not go together; {instead}")
+
+    @property
+    def model_dir(self) -> str | None:  # what the opening of a prefix asks for it by
+        return self.ptuning_dir
 
 
 @dataclass
@@ -77,8 +116,6 @@ class ServeArguments(TextArguments):
     def __post_init__(self):
         super().__post_init__()
         check_ranges(self, SERVE_RANGES)
-        if self.drafts not in ("auto", "0"):
-            raise UserError(f"--drafts {self.drafts}: the server has none yet; leave it out")
         if not is_own(self.host) and self.token is None:
             raise UserError(f"--host {self.host} without --token: others could use it; give --token, or drop --host")
         if self.token is not None and (len(self.token) < SHORTEST_TOKEN or not self.token.isascii()):

@@ -16,7 +16,7 @@ from common.errors import UserError
 from decoding import constrained, fast_engine, passes
 from decoding.answers import Failure, Rules, cut_answer
 from decoding.constrained import make_limits
-from decoding.fast_engine import Tuning
+from decoding.fast_engine import Live, Tuning
 from decoding.lookup import NONE
 from decoding.passes import Drafting
 from tokens.codec import Codec
@@ -101,6 +101,34 @@ def test_loops_and_answers_that_are_cut_are_those_without(tiny, said, propose, m
     made = fast(model, codec, prompts, Rules(NEW, batch_size=3, max_repeats=2, drafts=5), block=4)
     assert {answer.finish_reason for answer in made} == {"loop"}
     assert {answer.text for answer in made} == {"(a,b,c)(a,b,c)"}
+
+
+def test_answers_to_prompts_that_come_later_are_those_without_and_grow_as_they_are_made(tiny, said, propose, capsys):
+    model, codec, prompts = tiny
+    propose(said)
+    alone = [cut_answer(codec, ids[len(prompt) :]) for ids, prompt in zip(said, prompts, strict=True)]
+    coming, seen, made = list(enumerate(prompts)), {number: [[]] for number in range(len(prompts))}, {}
+
+    def more(free, idle):
+        if not coming:
+            return None if idle else {}
+        return dict(coming.pop(0) for _ in range(min(free, 2, len(coming))))
+
+    def took(number, ids):
+        seen[number].append(ids)
+        return True
+
+    longest = max(map(len, prompts)) + NEW
+    live, rules = Live(3 * longest, longest, more, took), Rules(NEW, batch_size=3, drafts=6)
+    for group in fast_engine.answers(model, codec, {}, rules, Tuning(steps=1, drafted=1), live=live):
+        made |= group
+    assert [made[number] for number in range(len(prompts))] == alone
+    assert 1.2 < tokens_a_step(capsys.readouterr().err) < 7
+    for number, steps in seen.items():
+        whole = said[number][len(prompts[number]) :]
+        assert all(ids == whole[: len(ids)] for ids in steps)
+        assert 3 < len(steps) < len(steps[-1])  # several tokens at a time
+        assert sorted(map(len, steps)) == list(map(len, steps))
 
 
 @pytest.mark.parametrize("model_type", ["mistral", "gemma3_text"])

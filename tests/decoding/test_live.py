@@ -27,7 +27,7 @@ def test_prompts_that_come_while_others_are_answered_have_the_answers_of_one_at_
         seen[number] = ids
         return number != stopped or len(ids) < 3
 
-    made, live = {}, Live(200, more, took)
+    made, live = {}, Live(200, 60, more, took)
     for group in fast_engine.answers(model, codec, {}, Rules(12, batch_size=2), Tuning(steps=1), live=live):
         made |= group
     assert made.keys() == prompts.keys()

@@ -12,7 +12,7 @@ from checkpoints.family import find_family
 from common.errors import UserError
 from data.prompts import Piece, load_template, make_prompt
 from tokens.batches import IGNORED
-from tokens.readers import load_codec
+from tokens.readers import load_codec, read_added
 from tokens.rows import Limits, encode_row
 
 RECORDS = {r["id"]: r for r in map(json.loads, (GOLDEN / "train.json").read_text(encoding="utf-8").splitlines())}
@@ -192,3 +192,22 @@ def test_an_end_of_answer_without_a_row_in_the_embedding_is_refused(tmp_path, em
         UserError, match=r"eos_token <end> has the id \d+, the embedding \d+ rows .*no answer could end"
     ):
         load_codec(folder, find_family(folder)[0])
+
+
+BESIDE = {"special_tokens_map.json": {}, "added_tokens.json": {}, "tokenizer_config.json": {"added_tokens_decoder": {}}}
+
+
+def test_added_tokens_are_those_that_transformers_finds_where_no_other_file_names_them(embedded, tmp_path):
+    embedded.tokenizer.save_pretrained(tmp_path)
+    found = read_added(tmp_path)["added_tokens_decoder"]
+    assert found == AutoTokenizer.from_pretrained(tmp_path).added_tokens_decoder
+    assert len(found) > 10
+    for name, settings in BESIDE.items():
+        other = shutil.copytree(tmp_path, tmp_path.parent / f"with {name}")
+        (other / name).write_text(json.dumps(settings), encoding="utf-8")
+        assert read_added(other) == {}, name
+    text = (tmp_path / "tokenizer.json").read_text(encoding="utf-8")
+    cut = text[: text.index('"added_tokens":') + 40]
+    for odd in (cut, text.replace('"id"', '"of"'), '{"model": {"vocab": {}}, "added_tokens": []}', "{}", ""):
+        (tmp_path / "tokenizer.json").write_text(odd, encoding="utf-8")
+        assert read_added(tmp_path) == {}, odd[:50]

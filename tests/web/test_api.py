@@ -8,14 +8,20 @@ from types import SimpleNamespace
 
 import httpx2 as httpx
 import pytest
+import torch
 from fastapi.testclient import TestClient
-from helpers_web import BASE, QUESTION, RECORD, TEXT, listening, open_plan, serving, wait_until
+from helpers_web import BASE, QUESTION, RECORD, TEXT, listening, open_flags, open_plan, serving, wait_until
 
+from checkpoints.family import find_family
+from checkpoints.prefixes import Kind
 from data.records import load_training
 from data.sources import find_run
-from prediction.extracting import ask_record, put_together
+from loading.precision import Precision
+from loading.prefix import load_with_prefix, save_prefix
+from prediction.extracting import ask_record, extract, put_together
 from prediction.jobs import run_name
 from prediction.live import Busy
+from tokens.readers import load_codec
 from web.jobs import FINISHED, RUNNING, STOPPED
 
 
@@ -276,9 +282,52 @@ def test_the_engine_batch_gives_the_same_answers_whole(opened, random_base, tmp_
     assert [name for name, _ in streamed] == ["start", "text", "triples", "part", "done"]
 
 
+@pytest.fixture(scope="module")
+def prefix(random_base, tmp_path_factory):
+    """The folder of a prefix of random values for the random base."""
+    folder, (family, _, _) = tmp_path_factory.mktemp("prefix") / "global_step-3", find_family(random_base)
+    kind = Kind(4, False)
+    torch.manual_seed(0)
+    model = load_with_prefix(
+        random_base, family, kind, Precision("float32", 16), "cpu", load_codec(random_base, family)
+    )
+    folder.mkdir()
+    save_prefix(model.eval(), random_base, kind, folder)
+    return folder
+
+
+def test_a_prefix_of_ptuning_is_served(random_base, prefix, tmp_path):
+    flags = ["--ptuning_dir", prefix, "--model_name_or_path", random_base, "--constrain", "text"]
+    opened = open_flags(*flags, "--max_src_len", "250", "--max_new_tokens", "24")
+    plan, _, window = opened
+    assert (window, plan.engine, plan.serving.rules.max_new_tokens) == (250, "batch", 24)
+    record = {**RECORD, "input": TEXT * 9}  # in several parts
+    (alone,) = [extract(plan, record, window)]
+    with serving(opened, tmp_path) as (app, *_), TestClient(app, base_url=BASE) as client:
+        found = client.post("/api/extract", json=QUESTION | {"text": record["input"]}).json()
+        assert client.get("/api/health").json()["model"].endswith("/global_step-3")
+    assert found["output"] == alone.output
+    assert found["triples"]
+    assert found["parts"] > 1
+    base, *_ = open_plan(random_base, "--max_new_tokens", "24")
+    assert extract(base, record, window).output != alone.output
+
+
+def test_a_text_can_be_asked_several_times_and_its_triples_have_their_share_of_the_votes(random_base, tmp_path):
+    opened = open_plan(random_base, "--votes", "2", "--min_votes", "1")
+    with serving(opened, tmp_path) as (app, *_), TestClient(app, base_url=BASE) as client:
+        found = client.post("/api/extract", json=QUESTION).json()
+        streamed = events(client.post("/api/extract", json=QUESTION, headers={"Accept": "text/event-stream"}).text)
+    assert found["parts"] == 2  # both orders of the two relations
+    assert {one["confidence"] for one in found["triples"]} <= {0.5, 1.0}
+    assert found["triples"]
+    assert {data["part"] for name, data in streamed if name == "text"} == {0, 1}
+    assert {**streamed[-1][1], "seconds": 0} == {**found, "seconds": 0}
+
+
 def test_single_answers_belong_to_the_run_that_those_of_jobs_belong_to(tmp_path):
     adapter = tmp_path / "lora" / "checkpoint-3"
-    plan = SimpleNamespace(serving=SimpleNamespace(base="/models/gemma", adapter=adapter))
+    plan = SimpleNamespace(serving=SimpleNamespace(base="/models/gemma", adapter=adapter, prefix=None))
     run = {"base": "/models/gemma", "adapter": str(adapter)}
     (tmp_path / "predictions.run.json").write_text(json.dumps(run), encoding="utf-8")
     assert run_name(plan) == find_run(tmp_path / "predictions.json").name == "gemma + lora/checkpoint-3"

@@ -130,7 +130,10 @@ def test_every_word_is_there_in_both_languages(app):
         (["--token", "short"], "--token"),
         (["--allow_host", "a"], "--allow_host"),
         (["--port", "70000"], "--port"),
-        (["--votes", "3"], "--votes"),
+        (["--ptuning_dir", "a", "--lora_weights", "b"], "--lora_weights and --ptuning_dir a"),
+        (["--ptuning_dir", "a", "--fp8"], "--fp8 and --ptuning_dir a"),
+        (["--ptuning_dir", "a", "--window", "300"], "--max_src_len"),
+        (["--max_src_len", "300"], "--max_src_len without --ptuning_dir"),
         (["--retry_length"], "--retry_length"),
     ],
 )
