@@ -42,9 +42,7 @@ class Replay:
         fast_engine.compute, model.forward = self.compute, self.forward
 
     def _compute(self, model, places, prompts, taken, shared, about=None):
-        count = len(places.kept.layers[0][0])
-        if self.following is None or len(self.following) != count:
-            self.following = torch.zeros(count, dtype=torch.long, device=model.device)
+        self._make_room(places.kept)
         for prompt, place in zip(prompts, taken, strict=True):
             new = torch.tensor(self.answers[tuple(prompt)], device=model.device)
             first = place.start + len(prompt) - 1
@@ -52,9 +50,14 @@ class Replay:
             self.following[first : first + len(new)] = new
         return self.compute(model, places, prompts, taken, shared, about)
 
+    def _make_room(self, kept) -> None:
+        """Once for each `Kept`: a captured step goes on reading the tensor that it met."""
+        if self.following is None or len(self.following) != len(kept.layers[0][0]):
+            with torch.inference_mode(False):  # it is written to outside of a pass, too
+                self.following = torch.zeros(len(kept.layers[0][0]), dtype=torch.long, device=kept.device)
+
     def _forward(self, *, past_key_values=None, logits_to_keep=None, **more):
-        if self.following is None:  # a step that is captured before any prompt is there
-            self.following = torch.zeros(len(past_key_values.layers[0][0]), dtype=torch.long, device="cuda")
+        self._make_room(past_key_values)
         kept = {} if logits_to_keep is None else {"logits_to_keep": logits_to_keep}
         out = self.forward(past_key_values=past_key_values, **kept, **more)
         at = past_key_values.at if logits_to_keep is None else past_key_values.at[logits_to_keep]
@@ -106,7 +109,7 @@ def main(argv=None) -> None:
         first = None
         for asked_drafts in arguments.drafts:
             auto = asked_drafts == "auto"
-            most = choose_drafts(model.device)[0] if auto else int(asked_drafts)
+            most = choose_drafts(model.device, rows)[0] if auto else int(asked_drafts)
             own = rules._replace(batch_size=rows, drafts=most)
             if model.device.type == "cuda":
                 answer(model, plan, dict(list(asked.items())[:2]), own)  # kernels are compiled

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from common.errors import UserError
 
 MOST_SEED = 2**32 - 1  # that every generator takes
+MOST_DRAFTS = 15  # tokens of --drafts: with the newest one as many as attention takes at once (decoding/kept.py)
 MOST_COUNT = 10**9  # of whatever a flag counts
 NO_PATH = {errno.ENAMETOOLONG: "the name is too long", errno.ELOOP: "its links lead in a circle"}
 PATHS = re.compile(

@@ -24,7 +24,7 @@ class Engine(NamedTuple):
     answers: Callable
     # (config, lengths, max_new_tokens, num_beams, device) -> the batch size it would take; None: it decides itself
     batch_size: Callable | None
-    drafts: Callable | None = None  # (device) -> (most tokens of a draft, why); None: it has none
+    drafts: Callable | None = None  # (device, records at a time) -> (most tokens of a draft, why); None: it has none
     by_itself: bool = True  # whether `auto` may take it; False: only who asks for it gets it
 
 

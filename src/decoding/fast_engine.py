@@ -17,6 +17,7 @@ import torch
 from transformers.integrations.liger import apply_liger_kernel
 
 from common.errors import reason_of, say
+from common.flags import MOST_DRAFTS
 from common.machine import free_bytes
 from decoding.answers import ALONE, NOT_FINITE, Answer, Failure, Rules, cut_answer, is_out_of_memory
 from decoding.batch_engine import choose_batch_size, load_model
@@ -44,6 +45,7 @@ class Tuning(NamedTuple):
     most: int = 512  # rows on a card
     enough: int = 64  # rows: with fewer, a card mostly reads weights
     ahead: int = 128  # new tokens that a record gets room for at first, where the memory has none for all of them
+    at_once: int = 256  # tokens that a card computes in a step at little more than what reading the weights takes
     shared: int = 16  # tokens: so long a beginning, in common with a prompt that is kept, is copied
 
 
@@ -89,10 +91,13 @@ def choose_rows(
     return max(1, min(tuning.most, len(lengths), max(whole, min(short, tuning.enough))))
 
 
-def choose_drafts(device: torch.device) -> tuple[int, str]:
-    """Most tokens of a draft that `auto` takes, and why."""
+def choose_drafts(device: torch.device, rows: int, tuning: Tuning = MEASURED) -> tuple[int, str]:
+    """Most tokens of a draft that `auto` takes with so many records at a time, and why."""
     if device.type == "cuda":
-        return 0, "what they give on a card was not measured yet; --drafts 4 tries them"
+        most = min(MOST_DRAFTS, tuning.at_once // rows - 1)
+        if most < 1:
+            return 0, f"{rows} records at a time keep the card busy"
+        return most, f"a card computes {tuning.at_once} tokens in little more than the time that one takes"
     return 8, "a CPU computes some tokens in the time of one; beside many rows only the likeliest"
 
 

@@ -85,8 +85,8 @@ def extract(plan: Opening, record: dict, window: int) -> Found:
     asked = {number: question for number, question in enumerate(questions) if question.ids}
     model = open_model(plan, [question.ids for question in asked.values()])
     order = in_order(asked)
-    size, drafts = plan.serving.batch_size or min(8, len(order)), choose_drafts(model, plan).value
-    rules = plan.serving.rules._replace(batch_size=size, drafts=drafts)
+    size = plan.serving.batch_size or min(8, len(order))
+    rules = plan.serving.rules._replace(batch_size=size, drafts=choose_drafts(model, plan, size).value)
     limited = limit(plan, dict(enumerate(questions))) if rules.constrain else None
     more, answers = {"limits": limited} if limited else {}, {}
     for made in ENGINES[plan.engine].answers(model, plan.codec, {n: asked[n].ids for n in order}, rules, **more):

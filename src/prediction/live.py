@@ -115,7 +115,7 @@ class Server:
     def _work(self) -> None:
         try:
             engine = ENGINES[self.plan.engine].answers
-            rules = self.rules._replace(drafts=choose_drafts(self.model, self.plan).value)
+            rules = self.rules._replace(drafts=choose_drafts(self.model, self.plan, self.rows).value)
             more = {"limits": self.limits} if self.limits else {}
             if self.plan.engine == "fast" and takes_more(self.model, self.plan.codec):
                 longest = self.window + self.rules.max_new_tokens

@@ -74,7 +74,7 @@ def answer_file(task: Task, ranks: Ranks, started: float) -> None:
         model = open_model(plan, prompts)
         warn_context(task)
         batch_size = choose_batch_size(model, task, settings, ranks)
-        drafts = say_drafts(choose_drafts(model, plan), plan)
+        drafts = say_drafts(choose_drafts(model, plan, min(batch_size.value or 1, asked)), plan)
         rules = plan.serving.rules._replace(batch_size=batch_size.value or 1, drafts=drafts.value)
         share = answer_share(model, task, settings | {"batch_size": batch_size.value}, rules, ranks)
         shares = ranks.gather(share)
@@ -121,8 +121,10 @@ def size_for_engine(model, plan: Opening, lengths: list[int]) -> int | None:
     return choose(model.config, lengths or [1], rules.max_new_tokens, rules.num_beams, model.device, rules.fp8)
 
 
-def choose_drafts(model, plan: Opening) -> Decision:
-    """Most tokens of a draft: those asked for, else what pays on the device; nothing is said."""
+def choose_drafts(model, plan: Opening, rows: int) -> Decision:
+    """Most tokens of a draft: those asked for, else what pays on the device with `rows` records at a time; nothing is
+    said.
+    """
     choose, asked = ENGINES[plan.engine].drafts, plan.serving.drafts
     if choose is None:
         return Decision(0, f"{plan.engine} has none")
@@ -130,7 +132,7 @@ def choose_drafts(model, plan: Opening) -> Decision:
         return Decision(0, "what this base is told beside its tokens cannot be looked up")
     if plan.serving.rules.fp8:
         return Decision(0, "they were not tried with --fp8")
-    return Decision(*((asked, "as asked") if asked is not None else choose(model.device)))
+    return Decision(*((asked, "as asked") if asked is not None else choose(model.device, rows)))
 
 
 def say_drafts(drafts: Decision, plan: Opening) -> Decision:

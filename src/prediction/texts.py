@@ -80,7 +80,7 @@ def answer_silently(
     model, plan = opened.model, opened.plan
     lengths = [len(question.ids) for question in asked.values()]
     size = batch_size or plan.serving.batch_size or size_for_engine(model, plan, lengths) or 1
-    rules = plan.serving.rules._replace(batch_size=size, drafts=choose_drafts(model, plan).value)
+    rules = plan.serving.rules._replace(batch_size=size, drafts=choose_drafts(model, plan, min(size, len(asked))).value)
     limits = limit(plan, asked, silent=True) if rules.constrain else None
     return answer_questions(model, plan, records, asked, done, rules, keep, limits, hidden=True)
 

@@ -254,5 +254,6 @@ def test_the_script_says_what_was_drafted_and_writes_the_same(tmp_path, capsys):
             inference.main([*flags(tmp_path / "x.json"), f"--drafts={wrong}"])
 
 
-def test_a_card_drafts_only_when_asked_to():
-    assert fast_engine.choose_drafts(torch.device("cuda"))[0] == 0
+def test_a_card_drafts_as_much_as_its_step_has_room_for():
+    most = [fast_engine.choose_drafts(torch.device("cuda"), rows)[0] for rows in (1, 16, 17, 64, 128, 129, 512)]
+    assert most == [15, 15, 14, 3, 1, 0, 0]
