@@ -45,6 +45,7 @@ from prediction.texts import Opened, answer_documents, answer_silently
 SOURCE = Path(__file__).resolve().parents[1]
 AHEAD = 2  # shards a worker has, for it never to wait for the next
 LOOK = 2.0  # seconds between two looks at which machines there are
+OPENING = 120.0  # seconds that a worker may take to open its model before the others have its shards ahead
 TIMES = 5  # a shard whose worker is lost so often is at fault itself; so are workers that never come to answer
 
 
@@ -158,17 +159,23 @@ def count_places(cluster) -> int:
 
 
 def plan_on_worker(cluster) -> Opening:
-    """The plan as it is made where models will be: this machine may lack a card, or torch's build for one."""
-    if not count_places(cluster):
+    """The plan as it is made where models will be: this machine may lack a card, or torch's build for one.
+
+    All workers are started, for each takes seconds to come up; the plan is that of the first one there.
+    """
+    places = count_places(cluster)
+    if not places:
         raise UserError(f"--ray {cluster.args.ray}: no machine has {_say_needs(cluster.needs)}; ray status shows them")
-    worker = cluster.start()
+    ray, cluster.waiting = cluster.ray, [cluster.start() for _ in range(places)]
+    plans = {worker.plan.remote(): worker for worker in cluster.waiting}
+    first = ray.wait(list(plans), num_returns=1)[0][0]
     try:
-        plan = cluster.ray.get(worker.plan.remote())
-    except cluster.ray.exceptions.RayActorError as error:
+        plan = ray.get(first)
+    except ray.exceptions.RayActorError as error:
         raise UserError(f"--ray {cluster.args.ray}: a worker cannot start ({_first_line(error)})") from None
     if isinstance(plan, UserError):
         raise plan
-    cluster.waiting.append(worker)
+    cluster.waiting.sort(key=lambda worker: worker is plans[first])  # the last is taken first
     cluster.precision = plan.serving.precision
     return plan
 
@@ -185,8 +192,14 @@ def spread(cluster, longest: int, jobs: Iterable[tuple], look: float = LOOK) -> 
     again: deque = deque()  # jobs whose worker was lost
     lost: Counter = Counter()  # by the number of a job how often
     running: dict = {}  # what Ray will give -> (worker, job; None: it opens its model)
+    begun: dict = {}  # worker -> when it was told to open its model
     busy: dict = {}  # worker that has opened -> jobs it has
     looked = -look
+
+    def count_ahead() -> int:
+        """Shards that a worker may have: one, while another that will want one opens its model; it may be the last."""
+        since = time.monotonic() - OPENING
+        return 1 if any(done is None and begun[worker] > since for worker, done in running.values()) else AHEAD
 
     def next_job():
         return again.popleft() if again else next(jobs, None)
@@ -213,7 +226,9 @@ def spread(cluster, longest: int, jobs: Iterable[tuple], look: float = LOOK) -> 
             for _ in range(count_places(cluster) - len(busy) - sum(one is None for _, one in running.values())):
                 worker = cluster.waiting.pop() if cluster.waiting else cluster.start()
                 running[worker.open.remote(longest, cluster.precision)] = worker, None
-        while job is not None and (free := [worker for worker, count in busy.items() if count < AHEAD]):
+                begun[worker] = time.monotonic()
+        ahead = count_ahead()
+        while job is not None and (free := [worker for worker, count in busy.items() if count < ahead]):
             worker = min(free, key=busy.get)
             running[worker.call.remote(*job[1:])] = worker, job
             busy[worker] += 1
