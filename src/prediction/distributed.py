@@ -269,7 +269,7 @@ def answer_spread(cluster, corpus: Corpus, function: Callable = answer_documents
         def jobs() -> Iterator[tuple]:
             for shard in shards:
                 given[shard.number] = shard
-                yield shard.number, function, wanted, shard.asked, corpus.most
+                yield shard.number, function, wanted, shard.asked, corpus.most, shard.again
 
         for number, (rows, share) in spread(cluster, corpus.most, jobs(), look):
             yield given.pop(number), rows, share

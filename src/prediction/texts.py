@@ -47,11 +47,13 @@ def answer_documents(
     wanted: Wanted,
     documents: list[Document],
     most: int,
+    again: list[dict | None],
     done: dict[int, dict] | None = None,
     keep: Callable = lambda rows: None,
 ) -> tuple[list[dict], Share]:
     """Of each document its `windows` and `triples`, and what that took. `most`: tokens of a prompt.
 
+    `again`: what an earlier run has found in it, or None; only those windows are asked about that failed then.
     `done`: answers by the number of their question, of an earlier run with the same documents; `keep(rows)` is called
     with each group of new ones.
     """
@@ -59,12 +61,14 @@ def answer_documents(
     records, cut = cut_documents(plan, documents, wanted, most)
     with contextlib.redirect_stderr(io.StringIO()):  # what it says of a file of records, of hundreds of shards nobody
         questions = ask_all(plan, records, None)  # would read; what could not be asked stands in the rows
-    asked = {number: question for number, question in enumerate(questions) if question.ids}
+    kept = keep_answers(records, documents, cut, again)
+    left = {number: question for number, question in enumerate(questions) if question.record not in kept}
+    asked = {number: question for number, question in left.items() if question.ids}
     check_vocabulary(plan.serving.shape, [question.ids for question in asked.values()])
     share = answer_silently(opened, records, asked, done, keep) if asked else NOTHING_DONE
-    reasons = {question.record: question.reason for question in questions if not question.ids}
+    reasons = {question.record: question.reason for question in left.values() if not question.ids}
     reasons |= {questions[number].record: reason for number, reason in share.failed.items()}
-    rows = make_rows(records, questions, done, plan.asking)
+    rows = [kept.get(number, row) for number, row in enumerate(make_rows(records, questions, done, plan.asking))]
     return [make_row(document, mine, rows, reasons) for document, mine in zip(documents, cut, strict=True)], share
 
 
@@ -125,6 +129,31 @@ def cut_documents(
         for topic, part in known
     ]
     return records, cut
+
+
+def keep_answers(
+    records: list[dict], documents: list[Document], cut: list[list[Window]], again: list[dict | None]
+) -> dict[int, dict]:
+    """The rows of those records that an earlier run has answered, by their numbers; `again`: as of answer_documents."""
+    kept = {}
+    for document, windows, found in zip(documents, cut, again, strict=True):
+        if found is None:
+            continue
+        chances = {tuple(one["triple"]): one["confidence"] for one in found["triples"] if "confidence" in one}
+        answered = {(*one["place"], one.get("cate", "")): one for one in found["windows"] if "reason" not in one}
+        for window in windows:
+            made = answered.get((*window.place, window.topic))
+            if made is None or window.record is None:
+                continue
+            record = records[window.record]
+            row = {**record, "output": made["output"], "finish_reason": made["finish_reason"]}
+            if chances:
+                part = document.text[slice(*window.place)]
+                row["confidence"] = [
+                    chances.get(triple) for triple in parse(row["output"], read_schema(record["instruction"]), part)
+                ]
+            kept[window.record] = row
+    return kept
 
 
 def choose_topic(wanted: Wanted, text: str) -> str:

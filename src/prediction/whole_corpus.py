@@ -13,6 +13,7 @@ from data.documents import read_documents, size_of
 from data.sources import find_run, read_corpus
 from kg import graph
 from prediction import partial
+from prediction.answered import recall
 from prediction.corpus import Corpus, answer_corpus, answer_here, drop_parts, gather, is_whole, parts_folder
 from prediction.opening import Opening, open_model, plan_adapter
 from prediction.predicting import describe_plan
@@ -42,7 +43,8 @@ def extract_corpus(model_args, args, wanted: tuple, started: float) -> None:
                 if partial.recorded_settings(args.output_file) is None:
                     drop_parts(args.output_file)  # of a run whose file was finished
                     partial.resume_partial(args.output_file, settings)
-                digests = answer_corpus(corpus, answer_with(corpus), skipped)
+                with recall(args.output_file, settings, parts_folder(args.output_file)) as recalled:
+                    digests = answer_corpus(corpus, answer_with(corpus), skipped, recalled)
                 if not digests:
                     drop_all(args.output_file)
                     raise UserError(f"--input {args.input}: no document in it; {_say_skipped(skipped)}")
@@ -126,6 +128,8 @@ def write_output(plan: Opening, corpus: Corpus, args, settings: dict, digests: l
         f"text of another; {counts['windows']} windows, {counts['error']} failed, {counts['length']} cut; "
         f"{counts['triples']} triples, {results['seconds']:.0f} s in all"
     )
+    if counts["error"]:
+        say("the windows that failed have a reason in the file; the same command asks about them again")
 
 
 def _say_skipped(skipped: Counter) -> str:
