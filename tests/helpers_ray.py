@@ -38,10 +38,10 @@ class Stub:
         self.log = Path(args.output_file + ".log")
 
     def open(self, longest, precision):
-        return None
+        return SimpleNamespace(value=None, said=["opened"])
 
     def call(self, function, *arguments):
-        return function(self.log, *arguments)
+        return SimpleNamespace(value=function(self.log, *arguments), said=[])
 
 
 def answer_stub(log, seconds, documents, most, again):

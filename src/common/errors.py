@@ -12,6 +12,7 @@ from common.processes import this_process, why_odd
 from common.refusals import NOWHERE, naming, shorten, stands_somewhere, why_refused
 
 KEPT = "what was finished before is kept"
+_HEARD: list[list[str]] = []  # by the blocks of `hearing` that are open
 LONG_WORD = re.compile(r"\S{500,}")  # paths are shorter, as a rule
 
 
@@ -130,6 +131,18 @@ def say(message: str) -> None:
     """One line for the person at the terminal: to stderr, at once, and only from the first process of a run."""
     if this_process().rank == 0:
         print(f"{message}\n", end="", file=sys.stderr, flush=True)  # in one piece: Ctrl-C may come between two
+        for heard in _HEARD:
+            heard.append(message)
+
+
+@contextmanager
+def hearing():
+    """The list of what is said until the block ends: for a process whose stderr nobody reads."""
+    _HEARD.append([])
+    try:
+        yield _HEARD[-1]
+    finally:
+        _HEARD.pop()
 
 
 def reason_of(error: Exception) -> str:

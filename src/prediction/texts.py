@@ -5,17 +5,27 @@ import io
 from collections.abc import Callable
 from typing import NamedTuple
 
+from common.decisions import Decision
 from common.errors import UserError, reason_of
 from data.answer_form import ask_json
 from data.documents import Document
 from data.prompts import make_prompt
 from data.topics import Topics, pick_topic
 from data.windows import window_places
+from decoding.engines import ENGINES
 from kg.schema import read_schema
 from kg.triples import parse
 from loading.shape import check_vocabulary
-from prediction.opening import Opening
-from prediction.predicting import NOTHING_DONE, Share, answer_questions, choose_drafts, limit, size_for_engine
+from prediction.opening import Opening, open_model
+from prediction.predicting import (
+    NOTHING_DONE,
+    Share,
+    answer_questions,
+    choose_drafts,
+    limit,
+    say_drafts,
+    size_for_engine,
+)
 from prediction.questions import Question, ask_all, make_rows
 
 
@@ -31,6 +41,7 @@ class Opened(NamedTuple):
 
     plan: Opening
     model: object
+    drafts: Decision
 
 
 class Window(NamedTuple):
@@ -40,6 +51,25 @@ class Window(NamedTuple):
     topic: str
     record: int | None  # which of the records asks about it; None: it cannot be asked
     reason: str = ""  # why not
+
+
+def open_planned(plan: Opening, longest: int) -> Opened:
+    """The model of a plan; `longest`: tokens of the longest prompt that it will be asked. What it decides is said."""
+    model = open_model(plan, [[0] * longest])
+    return Opened(plan, model, say_drafts(choose_drafts(model, plan), plan))
+
+
+def decide_all(plan: Opening, drafts: Decision | None, batch_size: int | None = None) -> dict[str, Decision]:
+    """What a run by shards has decided, for run.json; `drafts`: of the first model, None: none was opened;
+    `batch_size`: of the unfinished run that it went on with.
+    """
+    if drafts is None:
+        return plan.decided
+    asked = plan.serving.batch_size
+    why = "as asked" if asked else "as the run began" if batch_size else "for each shard what its worker's memory holds"
+    if ENGINES[plan.engine].batch_size is None:
+        why = f"{plan.engine} decides it"
+    return {**plan.decided, "batch_size": Decision(asked or batch_size, why), "drafts": drafts}
 
 
 def answer_documents(
@@ -84,7 +114,7 @@ def answer_silently(
     model, plan = opened.model, opened.plan
     lengths = [len(question.ids) for question in asked.values()]
     size = batch_size or plan.serving.batch_size or size_for_engine(model, plan, lengths) or 1
-    rules = plan.serving.rules._replace(batch_size=size, drafts=choose_drafts(model, plan).value)
+    rules = plan.serving.rules._replace(batch_size=size, drafts=opened.drafts.value)
     limits = limit(plan, asked, silent=True) if rules.constrain else None
     return answer_questions(model, plan, records, asked, done, rules, keep, limits, hidden=True)
 
