@@ -349,12 +349,20 @@ def test_a_topic_is_chosen_for_each_window_and_decides_what_is_asked(tmp_path):
         ({"relations": "，,"}, "no relation is asked for"),
         ({"relations": None, "cate": "菜谱"}, "--cate 菜谱: no topic of .*expected auto, 建筑"),
         ({"workers": 2}, "--workers without --ray"),
+        ({"text": "钟楼位于旧城。"}, "--text and --input do not go together"),
         ({"ray": "auto", "device": "cuda:1"}, "Ray hands out the cards"),
     ],
 )
 def test_flags_that_do_not_go_together_are_named(folder, tmp_path, more, message):
     with pytest.raises(UserError, match=message):
         extract.main(flags(more.pop("input", folder), tmp_path / "out.jsonl", **more))
+
+
+def test_help_shows_the_flags_of_a_corpus_and_of_one_sentence(capsys):
+    with pytest.raises(SystemExit):
+        extract.main(["--help"])
+    shown = capsys.readouterr().out
+    assert all(flag in shown for flag in ("--text ", "--wording ", "--input ", "--cate "))
 
 
 def test_an_output_among_the_documents_and_a_folder_without_any_are_refused(folder, tmp_path):
