@@ -9,6 +9,7 @@ from common.files import check_output
 from common.flags import option
 from common.manifest import run_file_of
 from data.documents import Reading, check_input
+from data.records import TEXT_NAMES
 from data.topics import RECORDS, RELATIONS, learn_topics, read_topics
 from kg.wordings import WORDINGS, ask_for, split_names
 from utils.args_base import ModelArguments
@@ -50,7 +51,7 @@ class CorpusArguments(RayFlags, AdapterArguments):
         None, "of the text files; default: by the mark at a file's beginning, else UTF-8 or, where it is none, GB18030"
     )
     text_field: str | None = option(
-        None, "of jsonl, csv and parquet; default: text, input, content, body, 正文 or 文本"
+        None, f"of jsonl, csv and parquet; default: {', '.join(TEXT_NAMES)}, the first that a row has"
     )
     skip_failed: bool = option(False, "always on: documents that cannot be read, or asked about, are listed")
 
