@@ -38,13 +38,13 @@ class Stub:
         self.log = Path(args.output_file + ".log")
 
     def open(self, longest, precision):
-        return None
+        return SimpleNamespace(value=None, said=["opened"])
 
     def call(self, function, *arguments):
-        return function(self.log, *arguments)
+        return SimpleNamespace(value=function(self.log, *arguments), said=[], drafts=None)
 
 
-def answer_stub(log, seconds, documents, most):
+def answer_stub(log, seconds, documents, most, again):
     """Of each document what follows from its text alone."""
     name = f"{documents[0].id} {os.getpid()} {os.environ.get('RAY_NODE', '')}\n"
     note(log, f"begun {name}")
@@ -96,7 +96,7 @@ def run_here(output, count):
 
     def answer_all(shards):
         for shard in shards:
-            rows, share = answer_stub(f"{output}.log", 0, shard.asked, corpus.most)
+            rows, share = answer_stub(f"{output}.log", 0, shard.asked, corpus.most, shard.again)
             yield shard, rows, share
 
     digests = answer_corpus(corpus, answer_all, Counter())

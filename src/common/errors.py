@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from contextlib import contextmanager, suppress
 
 from common import stopping, threads
@@ -12,6 +13,7 @@ from common.processes import this_process, why_odd
 from common.refusals import NOWHERE, naming, shorten, stands_somewhere, why_refused
 
 KEPT = "what was finished before is kept"
+_HEARD = threading.local()  # .blocks of `hearing` that are open in a thread: (the lines, whether they are printed)
 LONG_WORD = re.compile(r"\S{500,}")  # paths are shorter, as a rule
 
 
@@ -129,7 +131,24 @@ def print_anything() -> None:
 def say(message: str) -> None:
     """One line for the person at the terminal: to stderr, at once, and only from the first process of a run."""
     if this_process().rank == 0:
-        print(f"{message}\n", end="", file=sys.stderr, flush=True)  # in one piece: Ctrl-C may come between two
+        blocks = getattr(_HEARD, "blocks", ())
+        if all(printed for _, printed in blocks):
+            print(f"{message}\n", end="", file=sys.stderr, flush=True)  # in one piece: Ctrl-C may come between two
+        for heard, _ in blocks:
+            heard.append(message)
+
+
+@contextmanager
+def hearing(printed: bool = True):
+    """The list of what this thread says until the block ends: for a process whose stderr nobody reads, or where it is
+    not `printed`.
+    """
+    outer = getattr(_HEARD, "blocks", ())
+    _HEARD.blocks = (*outer, ([], printed))
+    try:
+        yield _HEARD.blocks[-1][0]
+    finally:
+        _HEARD.blocks = outer
 
 
 def reason_of(error: Exception) -> str:

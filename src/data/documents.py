@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.errors import UserError, reason_of
-from data.records import stream_records
+from data.records import TEXT_NAMES, stream_records
 
-TEXT_FIELDS = ("text", "input", "content", "body", "正文", "文本")  # of rows, the first that one has
 BLOCK = 2**20  # bytes that are decoded at a time
 MARKS = {  # the beginnings that name an encoding
     codecs.BOM_UTF8: "utf-8-sig",
@@ -275,15 +274,15 @@ def _parquet(path: Path, how: Reading) -> Iterator[Row]:
 
 
 def _row(record: dict, line: int, encoding: str, how: Reading) -> Row:
-    """A row of a table: its text is that of --text_field, else of the first of TEXT_FIELDS that it has."""
-    name = how.text_field or next((name for name in TEXT_FIELDS if name in record), None)
+    """A row of a table: its text is that of --text_field, else of the first of TEXT_NAMES that it has."""
+    name = how.text_field or next((name for name in TEXT_NAMES if name in record), None)
     text, own = record.get(name), record.get("id")
     own = own if isinstance(own, int | str | None) else str(own)
     size = len(json.dumps(record, ensure_ascii=False, default=str).encode("utf-8", "replace")) + 1
     if isinstance(text, str):
         return Row(text, line, own, encoding, size=size)
     found = f"found {', '.join(map(str, record)) or 'nothing'}"
-    wanted = name if how.text_field else " or ".join(TEXT_FIELDS)
+    wanted = name if how.text_field else " or ".join(TEXT_NAMES)
     advice = "" if how.text_field else "; --text_field says which it is"
     return Row("", line, own, encoding, f"no text in the field {wanted}; {found:.200}{advice}", size)
 

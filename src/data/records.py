@@ -15,6 +15,8 @@ from data.forms import how_to_turn
 from data.tables import is_table, read_table
 
 TEXT_FIELDS = ("instruction", "input", "output")
+# What people call the texts of their rows, where these are no records: the first that a row has is it.
+TEXT_NAMES = ("input", "text", "sentence", "content", "body", "正文", "文本")
 PIECE = 2**20  # characters of a JSON list that are read at a time
 MOST_DIGITS = 4000  # of a whole number; Python itself refuses more than 4,300
 

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.files import write_rows
-from data.records import check_records, is_kg, read_with_lines
+from data.records import TEXT_NAMES, check_records, is_kg, read_with_lines
 
-TEXTS = ("input", "text", "文本", "sentence", "content")  # what the texts may be called
 KINDS = (".json", ".jsonl", ".csv", ".txt")
 KEPT = ("id", "cate")  # columns of a CSV that records have too
 
@@ -58,7 +57,7 @@ def write_upload(path: Path, name: str, instruction: str | None, target: Path) -
 
 
 def _complete(record: dict, instruction: str | None) -> dict:
-    named = next((key for key in TEXTS if key in record), None)
+    named = next((key for key in TEXT_NAMES if key in record), None)
     made = record if named in (None, "input") else {"input": record[named], **record}
     return made if "instruction" in made or instruction is None else {"instruction": instruction, **made}
 
@@ -67,9 +66,9 @@ def _read_csv(text: str, name: str) -> list[tuple[int, dict]]:
     try:
         rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         columns = rows.fieldnames or []
-        column = next((one for one in TEXTS if one in columns), None)
+        column = next((one for one in TEXT_NAMES if one in columns), None)
         if column is None:
-            raise UserError(f"{name}:1: no column of texts; its first line has to name one of {', '.join(TEXTS)}")
+            raise UserError(f"{name}:1: no column of texts; its first line has to name one of {', '.join(TEXT_NAMES)}")
         kept = [one for one in (*KEPT, "instruction") if one in columns]
         return [
             (rows.line_num, {"input": row[column] or "", **{one: row[one] for one in kept if row[one]}}) for row in rows

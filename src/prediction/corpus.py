@@ -6,8 +6,8 @@ Documents are read one by one and gathered in shards of some hundred. While a co
     FILE.parts/NUMBER.jsonl   a finished shard, whole or not there: a line of what it is about, then its rows
     FILE.parts/NUMBER.jsonl.partial   the answers of the shard that is being asked, in one process
 
-The same command reads the documents again, and asks about those shards that have no file. At the end the rows go to
-FILE in the order of the documents.
+The same command reads the documents again, and asks about those shards that have no file, and about those windows of
+others that failed. At the end the rows go to FILE in the order of the documents.
 """
 
 import hashlib
@@ -18,17 +18,19 @@ from array import array
 from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
-from common import manifest
 from common.errors import say
 from common.files import to_line, write_lines
 from data.documents import Document
 from prediction import partial
-from prediction.predicting import Share
+from prediction.answered import add_text, count_failed, find_known, find_text, open_table, read_made
+from prediction.feeding import TOGETHER, side_by_side
+from prediction.predicting import NOTHING_DONE, Share
 from prediction.texts import Opened, Wanted, answer_documents
 
 MOST_CHARACTERS = 4_000_000  # of a shard, whatever number of documents they are; a longer document is one by itself
@@ -42,12 +44,34 @@ class Shard(NamedTuple):
     documents: list[Document]
     same: list[int | None]  # of each the number of an earlier document with the same text, if there is one
     digest: str  # of all that
+    known: dict[int, dict] = {}  # by the place of a document, what an earlier run has found in it  # noqa: RUF012
 
     @property
     def asked(self) -> list[Document]:
         """Those that a model is asked about."""
-        pairs = zip(self.documents, self.same, strict=True)
-        return [one for one, same in pairs if same is None and not one.reason]
+        return [self.documents[place] for place in self.places]
+
+    @property
+    def again(self) -> list[dict | None]:
+        """Of each of them what was found in its other windows, when some failed."""
+        return [self.known.get(place) for place in self.places]
+
+    @property
+    def places(self) -> list[int]:
+        """Where they stand among the documents."""
+        return [
+            place
+            for place, (document, same) in enumerate(zip(self.documents, self.same, strict=True))
+            if same is None and not document.reason and (place not in self.known or count_failed(self.known[place]))
+        ]
+
+    @property
+    def about(self) -> dict:
+        """What the answers of its partial file belong to."""
+        if not self.known:
+            return {"shard": self.digest}
+        left = to_line([[document.id for document in self.asked], self.again])
+        return {"shard": self.digest, "left": hashlib.sha256(left.encode()).hexdigest()[:32]}
 
 
 class Corpus(NamedTuple):
@@ -94,31 +118,21 @@ def _digest(documents: list[Document], same: list[int | None]) -> str:
 
 
 def open_seen(folder: Path) -> sqlite3.Connection:
-    """A table of texts that were read, on disk: it is made anew by every run, and need not outlive a crash."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "seen.db"
-    file.unlink(missing_ok=True)
-    seen = sqlite3.connect(file, isolation_level=None)
-    for line in ("journal_mode = off", "synchronous = off", "cache_size = -65536"):
-        seen.execute(f"pragma {line}")
-    seen.execute("create table seen (digest blob primary key, number integer) without rowid")
-    return seen
+    """A table of the texts that were read."""
+    return open_table(folder / "seen.db")
 
 
 def _seen_before(seen: sqlite3.Connection, text: str, number: int) -> int | None:
     """The number of the first document with this text, if that is another; an empty one is like none."""
-    if not text.strip():
+    if not text.strip() or add_text(seen, text, number):
         return None
-    digest = hashlib.sha256(text.encode("utf-8", "replace")).digest()[:16]
-    if seen.execute("insert or ignore into seen values (?, ?)", (digest, number)).rowcount:
-        return None
-    return seen.execute("select number from seen where digest = ?", (digest,)).fetchone()[0]
+    return find_text(seen, text)
 
 
 def is_finished(output: str | Path, shard: Shard) -> bool:
-    """Whether the part of a shard is there, and about the same documents."""
+    """Whether the part of a shard is there, about the same documents, and no window of them has failed."""
     about = read_about(part_path(output, shard.number))
-    return about.get("shard") == shard.digest
+    return about.get("shard") == shard.digest and not about.get("failed")
 
 
 def read_about(path: Path) -> dict:
@@ -132,18 +146,22 @@ def read_about(path: Path) -> dict:
 
 def write_part(output: str | Path, shard: Shard, answered: list[dict], share: Share) -> None:
     """A shard's rows, whole or not at all; `answered`: of its documents that were asked about, in their order."""
-    answered = iter(answered)
+    found = shard.known | dict(zip(shard.places, answered, strict=True))
     rows = []
-    for document, same in zip(shard.documents, shard.same, strict=True):
+    for place, (document, same) in enumerate(zip(shard.documents, shard.same, strict=True)):
         row = {name: value for name, value in row_of(document).items() if value not in (None, "")}
         if same is not None:
             row["same_as"] = same  # by its number; `gather` knows its name and its triples
         elif not document.reason:
-            row |= next(answered)
+            row |= found[place]
         rows.append(row)
-    counts = {"answers": share.count, "new_tokens": share.tokens, "seconds": round(share.seconds, 3)}
-    about = {"shard": shard.digest, "documents": len(rows), "first": shard.first, **counts}
     path = part_path(output, shard.number)
+    before = read_about(path)
+    before = before if before.get("shard") == shard.digest else {}
+    counts = {"answers": share.count, "new_tokens": share.tokens, "seconds": round(share.seconds, 3)}
+    about = {"shard": shard.digest, "documents": len(rows), "first": shard.first}
+    about |= {name: value + before.get(name, 0) for name, value in counts.items()}
+    about["failed"] = sum(count_failed(row) for row in rows if "windows" in row)
     write_lines(path, map(to_line, [about, *rows]))
     for left in partial.partial_paths(path):
         left.unlink()
@@ -166,26 +184,41 @@ def answer_here(open_here: Callable[[], Opened], corpus: Corpus) -> Callable:
     """Shards -> (shard, rows, Share) of each, in this process. `open_here()` is called for the first of them."""
 
     def answer_all(shards: Iterator[Shard]) -> Iterator[tuple[Shard, list[dict], Share]]:
-        opened = None
-        for shard in shards:
-            opened = opened or open_here()
-            part, about = part_path(corpus.output, shard.number), {"shard": shard.digest}
-            if partial.recorded_settings(part) not in (None, about):  # the documents are others by now
-                partial.partial_path(part).unlink()
-            done = partial.resume_partial(part, about)
-
-            def keep(rows: dict[int, dict], part=part) -> None:
-                partial.append_answers(part, rows)
-
-            yield shard, *answer_documents(opened, corpus.wanted, shard.asked, corpus.most, done, keep)
+        if (first := next(shards, None)) is None:
+            return
+        opened = open_here()
+        most = TOGETHER if opened.feed else 1
+        try:
+            yield from side_by_side(lambda shard: answer_shard(opened, corpus, shard), chain([first], shards), most)
+        finally:
+            if opened.feed:
+                opened.feed.close()
 
     return answer_all
 
 
-def answer_corpus(corpus: Corpus, answer_all: Callable, skipped: Counter) -> list[str]:
+def answer_shard(opened: Opened, corpus: Corpus, shard: Shard) -> tuple[Shard, list[dict], Share]:
+    """A shard, the rows of its documents that were asked about, and what that took; its answers are on disk as they
+    come.
+    """
+    part, about = part_path(corpus.output, shard.number), shard.about
+    if partial.recorded_settings(part) not in (None, about):  # the documents are others by now
+        partial.partial_path(part).unlink()
+    done = partial.resume_partial(part, about)
+
+    def keep(rows: dict[int, dict]) -> None:
+        partial.append_answers(part, rows)
+
+    return shard, *answer_documents(opened, corpus.wanted, shard.asked, corpus.most, shard.again, done, keep)
+
+
+def answer_corpus(
+    corpus: Corpus, answer_all: Callable, skipped: Counter, recalled: Callable[[str], dict | None] = lambda text: None
+) -> list[str]:
     """Answer every shard that has no part yet; the digests of all shards, in their order.
 
     `answer_all(shards)` yields (shard, rows, Share) in any order; each is on disk before the next is asked for.
+    `recalled`: see prediction.answered.recall.
     """
     folder, digests, counts = parts_folder(corpus.output), [], Counter()
     skipped.clear()
@@ -198,12 +231,18 @@ def answer_corpus(corpus: Corpus, answer_all: Callable, skipped: Counter) -> lis
                 ends[shard.number] = shard.documents[-1].end - before
                 before = shard.documents[-1].end
                 counts["documents"] += len(shard.documents)
-                if is_finished(corpus.output, shard):
-                    bar.initial += ends[shard.number]  # no work: it says nothing about the time that is left
-                    bar.update(ends[shard.number])
-                    counts["kept"] += len(shard.documents)
-                else:
-                    yield shard
+                if not is_finished(corpus.output, shard):
+                    part = part_path(corpus.output, shard.number)
+                    shard = shard._replace(known=find_known(shard.documents, part, recalled))
+                    if shard.places:
+                        counts["kept"] += sum(place not in shard.places for place in shard.known)
+                        counts["again"] += sum(one is not None for one in shard.again)
+                        yield shard
+                        continue
+                    write_part(corpus.output, shard, [], NOTHING_DONE)
+                bar.initial += ends[shard.number]  # no work: it says nothing about the time that is left
+                bar.update(ends[shard.number])
+                counts["kept"] += len(shard.documents)
 
         seen, ends = open_seen(folder), {}
         try:
@@ -217,17 +256,17 @@ def answer_corpus(corpus: Corpus, answer_all: Callable, skipped: Counter) -> lis
             (folder / "seen.db").unlink(missing_ok=True)
     if counts["kept"]:
         say(f"resume: {counts['kept']} of {counts['documents']} documents were answered before")
+    if counts["again"]:
+        say(f"asked again: {counts['again']} documents, about the windows that had failed")
     return digests
 
 
 def is_whole(corpus: Corpus, settings: dict) -> bool:
-    """Whether the output is there already, made of the same documents with the same settings."""
-    file = manifest.run_file_of(corpus.output)
-    unfinished = partial.recorded_settings(corpus.output) is not None
-    if unfinished or not Path(corpus.output).is_file() or not file.is_file():
+    """Whether the output is there already, made of the same documents with the same settings, and no window failed."""
+    made = read_made(corpus.output)
+    if made is None or partial.recorded_settings(corpus.output) is not None:
         return False
-    made = manifest.read_json(file, manifest.ADVICE)
-    if not isinstance(made, dict) or made.get("settings") != json.loads(to_line(settings)):
+    if made.get("settings") != json.loads(to_line(settings)) or made.get("results", {}).get("error"):
         return False
     seen = open_seen(parts_folder(corpus.output))
     try:

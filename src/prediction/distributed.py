@@ -13,21 +13,24 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
-from common.errors import UserError, keeping, say
+from common.decisions import Decision, decide
+from common.errors import UserError, hearing, keeping, say
 from data.records import load_records
 from loading.precision import Precision
 from loading.shape import check_vocabulary
 from prediction import partial
 from prediction.corpus import Corpus, Shard
-from prediction.opening import Opening, open_model, plan_adapter
+from prediction.opening import Opening, plan_adapter
 from prediction.predicting import (
     NOTHING_DONE,
     Share,
@@ -40,47 +43,74 @@ from prediction.predicting import (
     warn_context,
 )
 from prediction.questions import ask_all
-from prediction.texts import Opened, answer_documents, answer_silently
+from prediction.texts import Opened, answer_documents, answer_silently, decide_all, open_planned
 
 SOURCE = Path(__file__).resolve().parents[1]
 AHEAD = 2  # shards a worker has, for it never to wait for the next
 LOOK = 2.0  # seconds between two looks at which machines there are
+OPENING = 120.0  # seconds that a worker may take to open its model before the others have its shards ahead
 TIMES = 5  # a shard whose worker is lost so often is at fault itself; so are workers that never come to answer
 
 
+class Reply(NamedTuple):
+    """What a worker sends back."""
+
+    value: object  # a UserError: what went wrong, for the person to mend
+    said: list[str]  # the lines that it would have said in the driver's place
+    drafts: Decision | None = None  # what it has decided about them, with its first shard
+
+
 class Worker:
-    """A process of Ray's with a model. What goes wrong for the person to mend comes back as a value."""
+    """A process of Ray's with a model. Every method gives a Reply."""
 
     def __init__(self, model_args, args):
-        self.flags, self.opened = (model_args, args), None
+        self.flags, self.opened, self.turn = (model_args, args), None, Lock()
 
-    def plan(self) -> Opening | UserError:
-        try:
-            return plan_adapter(*self.flags)
-        except UserError as error:
-            return error
+    def plan(self) -> Reply:
+        """The value: an Opening."""
+        return reply_with(plan_adapter, *self.flags)
 
-    def open(self, longest: int, precision: Precision) -> UserError | None:
+    def open(self, longest: int, precision: Precision) -> Reply:
         """Read the weights; `longest`: tokens of the longest prompt; `precision`: of the worker that made the plan."""
-        try:
-            plan = plan_adapter(*self.flags)
-            if plan.serving.precision != precision:
-                mine, first = (f"{one.name}, --bits {one.bits}" for one in (plan.serving.precision, precision))
-                return UserError(f"--ray: a worker would take {mine}, another {first}; say which: --bf16, --fp32, …")
-            self.opened = Opened(plan, open_model(plan, [[0] * longest]))
-        except UserError as error:
-            return error
-        return None
+        return reply_with(self._open, longest, precision)
 
-    def call(self, function: Callable, *arguments):
-        """`function(the model, *arguments)`."""
+    def _open(self, longest: int, precision: Precision) -> None:
+        plan = plan_adapter(*self.flags)
+        if plan.serving.precision != precision:
+            mine, first = (f"{one.name}, --bits {one.bits}" for one in (plan.serving.precision, precision))
+            raise UserError(f"--ray: a worker would take {mine}, another {first}; say which: --bf16, --fp32, …")
+        self.opened = open_planned(plan, longest)
+
+    def call(self, function: Callable, *arguments) -> Reply:
+        """The value: `function(the model, *arguments)`. Of what it says, what is about more than one shard."""
+        with nullcontext() if self.opened.feed else self.turn:  # calls come in threads of their own
+            value, said, _ = reply_with(function, self.opened, *arguments)
+        told = [line for line in said if line.startswith(("warning", "drafts: "))]
+        return Reply(value, told, self.opened.decided.get("drafts"))
+
+
+def reply_with(function: Callable, *arguments) -> Reply:
+    """`function(*arguments)`, or the UserError that it raises."""
+    with hearing() as said:
         try:
-            return function(self.opened, *arguments)
+            value = function(*arguments)
         except UserError as error:
-            return error
+            value = error
         except torch.AcceleratorError as error:  # the card takes no further orders from this process
             print(error, file=sys.stderr, flush=True)
             os._exit(1)
+    return Reply(value, said)
+
+
+def read_reply(cluster, reply: Reply):
+    """The value of a worker's Reply; what it says is said here, but each line once, whichever worker comes with it."""
+    for line in reply.said:
+        if line not in cluster.said:
+            cluster.said.add(line)
+            say(line)
+    if isinstance(reply.value, UserError):
+        raise reply.value
+    return reply.value
 
 
 @contextmanager
@@ -103,13 +133,15 @@ def join_cluster(args, model_args, worker: type = Worker):
     try:
         paths = [str(SOURCE), *filter(None, [os.environ.get("PYTHONPATH")])]
         needs = choose_needs(ray, args)
-        how = {**needs, "max_restarts": 0, "max_task_retries": 0}
+        how = {**needs, "max_restarts": 0, "max_task_retries": 0, "max_concurrency": AHEAD}
         how["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(paths), "TOKENIZERS_PARALLELISM": "false"}}
         actor = ray.remote(worker).options(**how)
         flags = absolute(model_args), absolute(args if "num_gpus" in needs else replace(args, device="cpu"))
         cluster = SimpleNamespace(ray=ray, args=args, needs=needs, start=lambda: actor.remote(*flags))
         cluster.waiting, cluster.precision = [], None  # workers without a model; what `plan_on_worker` finds
-        say(f"ray: {count_places(cluster)} workers on {len(nodes(ray))} machines, {_say_needs(needs)} each")
+        cluster.said, cluster.drafts = set(), None  # lines of workers that were said here; what the first one decides
+        where = f"{_say_needs(needs)} each, on {len(nodes(ray))} machines of Ray"
+        cluster.workers = decide("workers", count_places(cluster), where)
         yield cluster
     finally:
         ray.shutdown()
@@ -158,19 +190,29 @@ def count_places(cluster) -> int:
 
 
 def plan_on_worker(cluster) -> Opening:
-    """The plan as it is made where models will be: this machine may lack a card, or torch's build for one."""
-    if not count_places(cluster):
+    """The plan as it is made where models will be: this machine may lack a card, or torch's build for one.
+
+    All workers are started, for each takes seconds to come up; the plan is that of the first one there.
+    """
+    places = count_places(cluster)
+    if not places:
         raise UserError(f"--ray {cluster.args.ray}: no machine has {_say_needs(cluster.needs)}; ray status shows them")
-    worker = cluster.start()
+    ray, cluster.waiting = cluster.ray, [cluster.start() for _ in range(places)]
+    plans = {worker.plan.remote(): worker for worker in cluster.waiting}
+    first = ray.wait(list(plans), num_returns=1)[0][0]
     try:
-        plan = cluster.ray.get(worker.plan.remote())
-    except cluster.ray.exceptions.RayActorError as error:
+        reply = ray.get(first)
+    except ray.exceptions.RayActorError as error:
         raise UserError(f"--ray {cluster.args.ray}: a worker cannot start ({_first_line(error)})") from None
-    if isinstance(plan, UserError):
-        raise plan
-    cluster.waiting.append(worker)
+    plan = read_reply(cluster, reply)
+    cluster.waiting.sort(key=lambda worker: worker is plans[first])  # the last is taken first
     cluster.precision = plan.serving.precision
     return plan
+
+
+def decided_by(cluster, plan: Opening, batch_size: int | None = None) -> dict[str, Decision]:
+    """What the workers have decided, for run.json; `batch_size`: as of prediction.texts.decide_all."""
+    return {**decide_all(plan, cluster.drafts, batch_size), "workers": cluster.workers}
 
 
 def spread(cluster, longest: int, jobs: Iterable[tuple], look: float = LOOK) -> Iterator[tuple[int, object]]:
@@ -185,8 +227,14 @@ def spread(cluster, longest: int, jobs: Iterable[tuple], look: float = LOOK) -> 
     again: deque = deque()  # jobs whose worker was lost
     lost: Counter = Counter()  # by the number of a job how often
     running: dict = {}  # what Ray will give -> (worker, job; None: it opens its model)
+    begun: dict = {}  # worker -> when it was told to open its model
     busy: dict = {}  # worker that has opened -> jobs it has
     looked = -look
+
+    def count_ahead() -> int:
+        """Shards that a worker may have: one, while another that will want one opens its model; it may be the last."""
+        since = time.monotonic() - OPENING
+        return 1 if any(done is None and begun[worker] > since for worker, done in running.values()) else AHEAD
 
     def next_job():
         return again.popleft() if again else next(jobs, None)
@@ -213,7 +261,9 @@ def spread(cluster, longest: int, jobs: Iterable[tuple], look: float = LOOK) -> 
             for _ in range(count_places(cluster) - len(busy) - sum(one is None for _, one in running.values())):
                 worker = cluster.waiting.pop() if cluster.waiting else cluster.start()
                 running[worker.open.remote(longest, cluster.precision)] = worker, None
-        while job is not None and (free := [worker for worker, count in busy.items() if count < AHEAD]):
+                begun[worker] = time.monotonic()
+        ahead = count_ahead()
+        while job is not None and (free := [worker for worker, count in busy.items() if count < ahead]):
             worker = min(free, key=busy.get)
             running[worker.call.remote(*job[1:])] = worker, job
             busy[worker] += 1
@@ -224,16 +274,16 @@ def spread(cluster, longest: int, jobs: Iterable[tuple], look: float = LOOK) -> 
         for ref in ray.wait(list(running), timeout=look)[0]:
             worker, done = running.pop(ref)
             try:
-                result = ray.get(ref)
+                reply = ray.get(ref)
             except losses as error:
                 give_up(worker, done, error)
                 job = job or next_job()
                 continue
-            if isinstance(result, UserError):
-                raise result
+            result = read_reply(cluster, reply)
             if done is None:
                 busy[worker], lost[None] = 0, 0
                 continue
+            cluster.drafts = cluster.drafts or reply.drafts
             if worker in busy:
                 busy[worker] -= 1
             yield done[0], result
@@ -254,7 +304,7 @@ def answer_spread(cluster, corpus: Corpus, function: Callable = answer_documents
         def jobs() -> Iterator[tuple]:
             for shard in shards:
                 given[shard.number] = shard
-                yield shard.number, function, wanted, shard.asked, corpus.most
+                yield shard.number, function, wanted, shard.asked, corpus.most, shard.again
 
         for number, (rows, share) in spread(cluster, corpus.most, jobs(), look):
             yield given.pop(number), rows, share
@@ -290,7 +340,8 @@ def answer_file_spread(model_args, args, started: float) -> None:
                         partial.append_answers(args.output_file, rows)
                     shares.append((time.time(), share))
                     bar.update(share.count)
-            finish_file(task, [sum_up(shares)], plan.decided, started)
+            decided = decided_by(cluster, plan, settings["batch_size"])
+            finish_file(task, [sum_up(shares)], decided, started)
 
 
 def sum_up(shares: list[tuple[float, Share]]) -> Share:

@@ -186,14 +186,15 @@ def answer_questions(
     keep: Callable,
     limits: Limits | None = None,
     hidden: bool = False,
+    answers: Callable | None = None,
 ) -> Share:
     """Answer `questions`, in their order, but for those that are `done`, where the new rows are added.
 
     `records`: the record of each question by its index; `keep(rows)` is called with each group of rows before the
     engine is asked for the next; `rules`: with how many at a time; `limits`: with --constrain (`limit`); `hidden`:
-    without a bar.
+    without a bar; `answers`: in the engine's place.
     """
-    engine, codec, retry = ENGINES[plan.engine], plan.codec, plan.serving.retry_length
+    answers, codec, retry = answers or ENGINES[plan.engine].answers, plan.codec, plan.serving.retry_length
     more = {"limits": limits} if limits else {}
     count, tokens, start = 0, 0, time.time()
 
@@ -204,17 +205,17 @@ def answer_questions(
         failed, begun = {}, len(questions) - len(waiting)
         with tqdm(total=len(questions), initial=begun, unit="record", desc=what, disable=hidden) as bar:
             prompts = {number: questions[number].ids for number in waiting}
-            for made in engine.answers(model, codec, prompts, rules, **more):
+            for made in answers(model, codec, prompts, rules, **more):
                 failed.update({number: answer.reason for number, answer in made.items() if isinstance(answer, Failure)})
-                answers = {number: answer for number, answer in made.items() if not isinstance(answer, Failure)}
-                if answers:
+                good = {number: answer for number, answer in made.items() if not isinstance(answer, Failure)}
+                if good:
                     rows = {
-                        number: row_of(records, questions[number], answer, rules) for number, answer in answers.items()
+                        number: row_of(records, questions[number], answer, rules) for number, answer in good.items()
                     }
                     keep(rows)
                     done.update(rows)
-                count += len(answers)
-                tokens += sum(answer.tokens for answer in answers.values())
+                count += len(good)
+                tokens += sum(answer.tokens for answer in good.values())
                 bar.update(len(made))
         return failed
 

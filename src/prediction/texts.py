@@ -1,21 +1,32 @@
 """What a model is asked about documents, and what its answers say of each: triples, and where they stand in it."""
 
-import contextlib
-import io
 from collections.abc import Callable
+from threading import Lock
 from typing import NamedTuple
 
-from common.errors import UserError, reason_of
+from common.decisions import Decision
+from common.errors import UserError, hearing, reason_of
 from data.answer_form import ask_json
 from data.documents import Document
 from data.prompts import make_prompt
 from data.topics import Topics, pick_topic
 from data.windows import window_places
+from decoding.engines import ENGINES
+from decoding.fast_engine import MEASURED
 from kg.schema import read_schema
 from kg.triples import parse
 from loading.shape import check_vocabulary
-from prediction.opening import Opening
-from prediction.predicting import NOTHING_DONE, Share, answer_questions, choose_drafts, limit, size_for_engine
+from prediction.feeding import Feed, feeds
+from prediction.opening import Opening, open_model
+from prediction.predicting import (
+    NOTHING_DONE,
+    Share,
+    answer_questions,
+    choose_drafts,
+    limit,
+    say_drafts,
+    size_for_engine,
+)
 from prediction.questions import Question, ask_all, make_rows
 
 
@@ -31,6 +42,9 @@ class Opened(NamedTuple):
 
     plan: Opening
     model: object
+    feed: Feed | None  # None: each shard has a run of the engine to itself
+    decided: dict[str, Decision]  # with the first questions
+    first: Lock  # who decides
 
 
 class Window(NamedTuple):
@@ -42,29 +56,52 @@ class Window(NamedTuple):
     reason: str = ""  # why not
 
 
+def open_planned(plan: Opening, longest: int) -> Opened:
+    """The model of a plan; `longest`: tokens of the longest prompt that it will be asked."""
+    model = open_model(plan, [[0] * longest])
+    return Opened(plan, model, Feed(plan, model, longest) if feeds(plan, model) else None, {}, Lock())
+
+
+def decide_all(plan: Opening, drafts: Decision | None, batch_size: int | None = None) -> dict[str, Decision]:
+    """What a run by shards has decided, for run.json; `drafts`: of the first model, None: none was opened;
+    `batch_size`: of the unfinished run that it went on with.
+    """
+    if drafts is None:
+        return plan.decided
+    asked = plan.serving.batch_size
+    why = "as asked" if asked else "as the run began" if batch_size else "for each shard what its worker's memory holds"
+    if ENGINES[plan.engine].batch_size is None:
+        why = f"{plan.engine} decides it"
+    return {**plan.decided, "batch_size": Decision(asked or batch_size, why), "drafts": drafts}
+
+
 def answer_documents(
     opened: Opened,
     wanted: Wanted,
     documents: list[Document],
     most: int,
+    again: list[dict | None],
     done: dict[int, dict] | None = None,
     keep: Callable = lambda rows: None,
 ) -> tuple[list[dict], Share]:
     """Of each document its `windows` and `triples`, and what that took. `most`: tokens of a prompt.
 
+    `again`: what an earlier run has found in it, or None; only those windows are asked about that failed then.
     `done`: answers by the number of their question, of an earlier run with the same documents; `keep(rows)` is called
     with each group of new ones.
     """
     plan, done = opened.plan, {} if done is None else done
     records, cut = cut_documents(plan, documents, wanted, most)
-    with contextlib.redirect_stderr(io.StringIO()):  # what it says of a file of records, of hundreds of shards nobody
-        questions = ask_all(plan, records, None)  # would read; what could not be asked stands in the rows
-    asked = {number: question for number, question in enumerate(questions) if question.ids}
+    with hearing(printed=False):  # what it says of a file of records, of hundreds of shards nobody would read; what
+        questions = ask_all(plan, records, None)  # could not be asked stands in the rows
+    kept = keep_answers(records, documents, cut, again)
+    left = {number: question for number, question in enumerate(questions) if question.record not in kept}
+    asked = {number: question for number, question in left.items() if question.ids}
     check_vocabulary(plan.serving.shape, [question.ids for question in asked.values()])
     share = answer_silently(opened, records, asked, done, keep) if asked else NOTHING_DONE
-    reasons = {question.record: question.reason for question in questions if not question.ids}
+    reasons = {question.record: question.reason for question in left.values() if not question.ids}
     reasons |= {questions[number].record: reason for number, reason in share.failed.items()}
-    rows = make_rows(records, questions, done, plan.asking)
+    rows = [kept.get(number, row) for number, row in enumerate(make_rows(records, questions, done, plan.asking))]
     return [make_row(document, mine, rows, reasons) for document, mine in zip(documents, cut, strict=True)], share
 
 
@@ -79,10 +116,16 @@ def answer_silently(
     """`predicting.answer_questions` as the plan says it, of which nothing is said; `batch_size`: None: as it pays."""
     model, plan = opened.model, opened.plan
     lengths = [len(question.ids) for question in asked.values()]
+    if opened.feed:  # more like these will come
+        lengths *= MEASURED.most // len(lengths) + 1
     size = batch_size or plan.serving.batch_size or size_for_engine(model, plan, lengths) or 1
-    rules = plan.serving.rules._replace(batch_size=size, drafts=choose_drafts(model, plan, min(size, len(asked))).value)
+    with opened.first:
+        if not opened.decided:
+            opened.decided["drafts"] = say_drafts(choose_drafts(model, plan, min(size, len(lengths))), plan)
+    rules = plan.serving.rules._replace(batch_size=size, drafts=opened.decided["drafts"].value)
     limits = limit(plan, asked, silent=True) if rules.constrain else None
-    return answer_questions(model, plan, records, asked, done, rules, keep, limits, hidden=True)
+    answers = opened.feed and opened.feed.answers
+    return answer_questions(model, plan, records, asked, done, rules, keep, limits, hidden=True, answers=answers)
 
 
 def cut_documents(
@@ -125,6 +168,31 @@ def cut_documents(
         for topic, part in known
     ]
     return records, cut
+
+
+def keep_answers(
+    records: list[dict], documents: list[Document], cut: list[list[Window]], again: list[dict | None]
+) -> dict[int, dict]:
+    """The rows of those records that an earlier run has answered, by their numbers; `again`: as of answer_documents."""
+    kept = {}
+    for document, windows, found in zip(documents, cut, again, strict=True):
+        if found is None:
+            continue
+        chances = {tuple(one["triple"]): one["confidence"] for one in found["triples"] if "confidence" in one}
+        answered = {(*one["place"], one.get("cate", "")): one for one in found["windows"] if "reason" not in one}
+        for window in windows:
+            made = answered.get((*window.place, window.topic))
+            if made is None or window.record is None:
+                continue
+            record = records[window.record]
+            row = {**record, "output": made["output"], "finish_reason": made["finish_reason"]}
+            if chances:
+                part = document.text[slice(*window.place)]
+                row["confidence"] = [
+                    chances.get(triple) for triple in parse(row["output"], read_schema(record["instruction"]), part)
+                ]
+            kept[window.record] = row
+    return kept
 
 
 def choose_topic(wanted: Wanted, text: str) -> str:

@@ -13,12 +13,13 @@ from data.documents import read_documents, size_of
 from data.sources import find_run, read_corpus
 from kg import graph
 from prediction import partial
+from prediction.answered import recall
 from prediction.corpus import Corpus, answer_corpus, answer_here, drop_parts, gather, is_whole, parts_folder
-from prediction.opening import Opening, open_model, plan_adapter
+from prediction.opening import Opening, plan_adapter
 from prediction.predicting import describe_plan
 from prediction.questions import choose_window
 from prediction.settings import settings_of
-from prediction.texts import Opened, Wanted
+from prediction.texts import Opened, Wanted, decide_all, open_planned
 
 SHOWN = 20  # documents that could not be read, which are named
 
@@ -28,7 +29,7 @@ def extract_corpus(model_args, args, wanted: tuple, started: float) -> None:
 
     `args`: utils.args_extract.CorpusArguments; `wanted`: what its read_wanted gives.
     """
-    with open_workers(model_args, args) as (plan, answer_with):
+    with open_workers(model_args, args) as (plan, answer_with, decided):
         most = choose_window(args.window, plan.context, plan.serving.rules.max_new_tokens)
         skipped, how = Counter(), args.reading
         documents = with_arguments(read_documents, args.input, how, skipped)
@@ -42,11 +43,12 @@ def extract_corpus(model_args, args, wanted: tuple, started: float) -> None:
                 if partial.recorded_settings(args.output_file) is None:
                     drop_parts(args.output_file)  # of a run whose file was finished
                     partial.resume_partial(args.output_file, settings)
-                digests = answer_corpus(corpus, answer_with(corpus), skipped)
+                with recall(args.output_file, settings, parts_folder(args.output_file)) as recalled:
+                    digests = answer_corpus(corpus, answer_with(corpus), skipped, recalled)
                 if not digests:
                     drop_all(args.output_file)
                     raise UserError(f"--input {args.input}: no document in it; {_say_skipped(skipped)}")
-                write_output(plan, corpus, args, settings, digests, skipped, started)
+                write_output(plan, corpus, args, settings, decided(), digests, skipped, started)
             if args.store:
                 build_graph(args.store, args.output_file)
             drop_all(args.output_file)
@@ -60,19 +62,26 @@ def drop_all(output: str) -> None:
 
 @contextmanager
 def open_workers(model_args, args):
-    """(the plan, what makes of a corpus the function that answers its shards): this process, or those of Ray."""
+    """(the plan, what makes of a corpus the function that answers its shards, what says all decisions until now): this
+    process, or those of Ray.
+    """
     if args.ray:
-        from prediction.distributed import answer_spread, join_cluster, plan_on_worker
+        from prediction.distributed import answer_spread, decided_by, join_cluster, plan_on_worker
 
         with join_cluster(args, model_args) as cluster:
-            yield plan_on_worker(cluster), with_arguments(answer_spread, cluster)
+            plan = plan_on_worker(cluster)
+            yield plan, with_arguments(answer_spread, cluster), lambda: decided_by(cluster, plan)
         return
-    plan = plan_adapter(model_args, args)
+    plan, opened = plan_adapter(model_args, args), []
 
     def answer_with(corpus: Corpus):
-        return answer_here(lambda: Opened(plan, open_model(plan, [[0] * corpus.most])), corpus)
+        def open_here() -> Opened:
+            opened.append(open_planned(plan, corpus.most))
+            return opened[0]
 
-    yield plan, answer_with
+        return answer_here(open_here, corpus)
+
+    yield plan, answer_with, lambda: decide_all(plan, opened[0].decided.get("drafts") if opened else None)
 
 
 def corpus_settings(plan: Opening, corpus: Corpus, args) -> dict:
@@ -96,7 +105,9 @@ def kept(output: str) -> str:
     return f"{parts} finished shards are kept in {parts_folder(output)}, and the same command goes on"
 
 
-def write_output(plan: Opening, corpus: Corpus, args, settings: dict, digests: list, skipped, started: float) -> None:
+def write_output(
+    plan: Opening, corpus: Corpus, args, settings: dict, decided: dict, digests: list, skipped: Counter, started: float
+) -> None:
     """Write the file, and beside it how it was made; say what it holds."""
     counts, unread = Counter(), []
 
@@ -109,7 +120,7 @@ def write_output(plan: Opening, corpus: Corpus, args, settings: dict, digests: l
     write_rows(corpus.output, rows())
     busy = counts.pop("seconds")
     results = {**counts, "seconds_of_all_workers": round(busy, 1), "seconds": round(time.time() - started, 1)}
-    run = describe_plan(plan, plan.decided) | {"method": "extraction", "input": str(args.input), "results": results}
+    run = describe_plan(plan, decided) | {"method": "extraction", "input": str(args.input), "results": results}
     run |= {"settings": settings, "shards": digests, "versions": manifest.versions()}
     manifest.write_run_of(corpus.output, run)
     for line in unread:
@@ -126,6 +137,8 @@ def write_output(plan: Opening, corpus: Corpus, args, settings: dict, digests: l
         f"text of another; {counts['windows']} windows, {counts['error']} failed, {counts['length']} cut; "
         f"{counts['triples']} triples, {results['seconds']:.0f} s in all"
     )
+    if counts["error"]:
+        say("the windows that failed have a reason in the file; the same command asks about them again")
 
 
 def _say_skipped(skipped: Counter) -> str:

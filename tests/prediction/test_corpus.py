@@ -21,13 +21,15 @@ from data.documents import Document
 from data.sources import read_corpus
 from data.windows import window_places, windows
 from decoding import batch_engine
+from decoding.answers import Failure
 from kg import graph
 from kg.queries import find_entities, neighbours
 from kg.store import open_graph
 from kg.wordings import ask_for
 from prediction import whole_corpus
+from prediction.answered import count_failed
 from prediction.corpus import Corpus, answer_corpus, gather
-from prediction.texts import Wanted, Window, cut_documents, make_row
+from prediction.texts import Wanted, Window, cut_documents, keep_answers, make_row
 
 SENTENCES = [record["input"] for record in RECORDS]
 LONG = "\n\n".join(SENTENCES[:6])
@@ -122,6 +124,27 @@ def test_a_triple_stands_once_with_its_places_in_the_document():
     assert [window.get("reason") for window in row["windows"]] == [None, "why", "too long"]
 
 
+def test_a_row_with_a_window_that_failed_is_completed_to_what_it_would_have_been():
+    text, instruction = "钟楼高四十米。钟楼位于旧城。钟楼高四十米，位于旧城。", ask_for(["位于", "高度"])
+    document, cut = Document("a", "a", text), [Window((0, 7), "", 0), Window((7, 14), "", 1), Window((14, 27), "", 2)]
+    outputs = "(钟楼,高度,四十米)", "(钟楼,位于,旧城)", "(钟楼,位于,旧城),(钟楼,高度,四十米)"
+    chances = [0.4], [0.8], [0.7, 0.6]
+    records = [{"instruction": instruction, "input": text[slice(*window.place)]} for window in cut]
+    answers = [
+        {**record, "output": output, "finish_reason": "eos", "confidence": sure}
+        for record, output, sure in zip(records, outputs, chances, strict=True)
+    ]
+    whole = make_row(document, cut, answers, {})
+    for failed in range(3):
+        missing = [*answers]
+        missing[failed] = {**records[failed], "output": "", "finish_reason": "error"}
+        partly = make_row(document, cut, missing, {failed: "why"})
+        assert count_failed(partly) == 1
+        kept = keep_answers(records, [document], [cut], [json.loads(json.dumps(partly))])
+        assert sorted(kept) == [number for number in range(3) if number != failed]
+        assert make_row(document, cut, [kept.get(number, answers[number]) for number in range(3)], {}) == whole
+
+
 def test_windows_leave_room_for_the_sentence_that_asks_for_json():
     codec = SimpleNamespace(encode=lambda pieces: "".join(piece.text for piece in pieces))
     template = {"prompt_input": "{instruction}{input}", "prompt_no_input": "{instruction}"}
@@ -185,7 +208,7 @@ def test_nothing_that_was_answered_is_asked_again(folder, whole, tmp_path, monke
     assert out.read_bytes() == whole.read_bytes()
 
 
-def test_only_shards_whose_documents_changed_are_asked_again(folder, tmp_path, monkeypatch, capsys):
+def test_only_documents_that_changed_are_asked_again(folder, tmp_path, monkeypatch, capsys):
     out, docs = tmp_path / "out.jsonl", tmp_path / "docs"
     docs.mkdir()
     for number, text in enumerate(SENTENCES[:6]):
@@ -198,7 +221,88 @@ def test_only_shards_whose_documents_changed_are_asked_again(folder, tmp_path, m
     extract.main(flags(docs, out, shard_size=2))
     assert [row["text"] for row in rows(out)] == [*SENTENCES[:3], SENTENCES[8], *SENTENCES[4:6]]
     assert len(calls) == 5  # two shards, the interrupted one, and of the second run the changed one and the last
-    assert "resume: 2 of 6 documents were answered before" in capsys.readouterr().err
+    assert "resume: 3 of 6 documents were answered before" in capsys.readouterr().err
+
+
+def failing(number, asked):
+    """`batch_engine.generate`, whose answer of this number has failed; `asked` gets all prompts."""
+    real = batch_engine.generate
+
+    def generate(*arguments):
+        made = real(*arguments)
+        for at, prompt in enumerate(arguments[2]):
+            asked.append(tuple(prompt))
+            if len(asked) == number:
+                made[at] = Failure("a card fell out")
+        return made
+
+    return generate
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_windows_that_failed_are_asked_again_and_no_others(folder, whole, tmp_path, monkeypatch, capsys, number):
+    out, first, second = tmp_path / "out.jsonl", [], []
+    with monkeypatch.context() as patch:
+        patch.setattr(batch_engine, "generate", failing(number, first))
+        extract.main(flags(folder, out))
+    failed = [window for row in rows(out) if "same_as" not in row for window in row.get("windows", ())]
+    failed = [window for window in failed if "reason" in window]
+    assert [window["reason"] for window in failed] == ["a card fell out"]
+    assert "asks about them again" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(batch_engine, "generate", failing(0, second))
+        extract.main(flags(folder, out))
+    assert second == [first[number - 1]]
+    assert out.read_bytes() == whole.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "out.run.json"]
+
+
+def test_a_window_that_fails_again_costs_no_other_and_a_kill_in_between_asks_nothing_twice(
+    folder, whole, tmp_path, monkeypatch
+):
+    out, asked = tmp_path / "out.jsonl", []
+    with monkeypatch.context() as patch:
+        patch.setattr(batch_engine, "generate", failing(2, asked))
+        extract.main(flags(folder, out))
+    with monkeypatch.context() as patch:
+        patch.setattr(batch_engine, "generate", failing(len(asked) + 1, asked))
+        extract.main(flags(folder, out))
+        assert asked[-1] == asked[1]
+        assert len(asked) == len(set(asked)) + 1
+        made = out.read_bytes()
+        patch.setattr(whole_corpus, "write_output", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            extract.main(flags(folder, out))
+        assert out.read_bytes() == made
+    with monkeypatch.context() as patch:
+        patch.setattr(batch_engine, "generate", lambda *_: pytest.fail("asked again"))
+        extract.main(flags(folder, out))
+    assert out.read_bytes() == whole.read_bytes()
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_documents_that_are_added_to_a_finished_corpus_are_all_that_is_asked(folder, tmp_path, monkeypatch, capsys):
+    out, docs, asked = tmp_path / "out.jsonl", tmp_path / "docs", []
+    docs.mkdir()
+    for number, text in enumerate(SENTENCES[:4], start=1):
+        (docs / f"{number}.txt").write_text(text, encoding="utf-8")
+    extract.main(flags(docs, out))
+    before = {row["text"]: row["triples"] for row in rows(out)}
+    (docs / "0.txt").write_text(SENTENCES[4], encoding="utf-8")
+    (docs / "2.txt").unlink()
+    capsys.readouterr()
+    monkeypatch.setattr(batch_engine, "generate", failing(0, asked))
+    extract.main(flags(docs, out, shard_size=2))
+    assert len(asked) == 1
+    assert "resume: 3 of 4 documents were answered before" in capsys.readouterr().err
+    made = rows(out)
+    assert [row["id"] for row in made] == ["0.txt", "1.txt", "3.txt", "4.txt"]
+    assert all(row["triples"] == before[row["text"]] for row in made[1:])
+    extract.main(flags(docs, out, max_new_tokens=6))  # other answers: none is taken over
+    assert len(asked) == 5
 
 
 def test_a_graph_is_made_of_the_rows_and_a_broken_build_asks_nothing_again(folder, tmp_path, monkeypatch):
@@ -210,11 +314,8 @@ def test_a_graph_is_made_of_the_rows_and_a_broken_build_asks_nothing_again(folde
         for row in real(*arguments):
             yield {**row, "triples": [triple]} if row["id"] == "a.txt" else row
 
-    def breaks(*_, **__):
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(graph, "build", breaks)
+        patch.setattr(graph, "build", interrupt)
         with pytest.raises(KeyboardInterrupt):
             extract.main(flags(folder, out, store=store))
     assert not store.exists()
@@ -248,12 +349,20 @@ def test_a_topic_is_chosen_for_each_window_and_decides_what_is_asked(tmp_path):
         ({"relations": "，,"}, "no relation is asked for"),
         ({"relations": None, "cate": "菜谱"}, "--cate 菜谱: no topic of .*expected auto, 建筑"),
         ({"workers": 2}, "--workers without --ray"),
+        ({"text": "钟楼位于旧城。"}, "--text and --input do not go together"),
         ({"ray": "auto", "device": "cuda:1"}, "Ray hands out the cards"),
     ],
 )
 def test_flags_that_do_not_go_together_are_named(folder, tmp_path, more, message):
     with pytest.raises(UserError, match=message):
         extract.main(flags(more.pop("input", folder), tmp_path / "out.jsonl", **more))
+
+
+def test_help_shows_the_flags_of_a_corpus_and_of_one_sentence(capsys):
+    with pytest.raises(SystemExit):
+        extract.main(["--help"])
+    shown = capsys.readouterr().out
+    assert all(flag in shown for flag in ("--text ", "--wording ", "--input ", "--cate "))
 
 
 def test_an_output_among_the_documents_and_a_folder_without_any_are_refused(folder, tmp_path):

@@ -3,11 +3,13 @@
 Two nodes on one machine (ray.cluster_utils.Cluster); where only the distribution matters, workers have no model.
 """
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from threading import Thread
 
 import pytest
@@ -22,6 +24,7 @@ from common.errors import UserError
 cluster_utils = pytest.importorskip("ray.cluster_utils", reason="ray is not installed (requirements-ray.txt)")
 
 COUNT = 36  # documents, of which every seventh has one text
+DECIDED = ("family: ", "dtype: ", "engine: ", "drafts: 8 tokens at most")
 TESTS = str(ROOT / "tests")
 
 
@@ -138,7 +141,7 @@ def test_a_driver_that_is_killed_goes_on_without_its_finished_shards(cluster, no
     check_log(out, 4)  # at most what two workers had, running or waiting
 
 
-def test_workers_with_a_model_make_the_same_files_as_one_process(cluster, nodes, tmp_path):
+def test_workers_with_a_model_make_the_same_files_as_one_process_and_say_the_same(cluster, nodes, tmp_path, capsys):
     docs = tmp_path / "docs"
     docs.mkdir()
     for number, record in enumerate(RECORDS[:6]):
@@ -149,11 +152,19 @@ def test_workers_with_a_model_make_the_same_files_as_one_process(cluster, nodes,
     corpus = [*model, "--input", str(docs), "--relations", "位于,类型", "--shard_size", "3"]
     file = [*model, "--input_file", str(VALID)]
     extract.main([*corpus, "--output_file", f"{here}.jsonl"])
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith(DECIDED)]
     extract.main([*corpus, "--output_file", f"{there}.jsonl", *ray])
+    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith(DECIDED)] == said
+    assert len(said) == len(DECIDED)
     assert (tmp_path / "there.jsonl").read_bytes() == (tmp_path / "here.jsonl").read_bytes()
+    mine, theirs = (json.loads(Path(f"{path}.run.json").read_text())["decided"] for path in (here, there))
+    assert theirs == {**mine, "workers": {"value": 2, "why": "1 cores each, on 2 machines of Ray"}}
+    assert mine["drafts"]["value"] > 0
     inference.main([*file, "--output_file", f"{here}.json"])
     inference.main([*file, "--output_file", f"{there}.json", *ray, "--workers", "1"])
     assert (tmp_path / "there.json").read_bytes() == (tmp_path / "here.json").read_bytes()
+    decided = json.loads(Path(f"{there}.run.json").read_text())["decided"]
+    assert {"dtype", "engine", "batch_size", "drafts", "workers"} <= set(decided)
 
 
 def test_an_address_without_a_cluster_is_an_error(tmp_path):

@@ -1,0 +1,121 @@
+"""What earlier runs have found in the texts of a corpus, so that only what is new, or has failed, is asked."""
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Callable
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+
+from common import manifest
+from common.files import to_line
+from data.documents import Document
+
+PLACES = ("documents", "encoding", "text_field", "shard_size")  # settings of a corpus that change no text's answer
+
+
+def open_table(file: Path) -> sqlite3.Connection:
+    """A table digest of a text -> number, on disk: every run makes it anew, and it need not outlive a crash."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.unlink(missing_ok=True)
+    table = sqlite3.connect(file, isolation_level=None)
+    for line in ("journal_mode = off", "synchronous = off", "cache_size = -65536"):
+        table.execute(f"pragma {line}")
+    table.execute("create table texts (digest blob primary key, number integer) without rowid")
+    return table
+
+
+def digest_of(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "replace")).digest()[:16]
+
+
+def add_text(table: sqlite3.Connection, text: str, number: int) -> bool:
+    """Enter a text; False where it stands there already."""
+    return bool(table.execute("insert or ignore into texts values (?, ?)", (digest_of(text), number)).rowcount)
+
+
+def find_text(table: sqlite3.Connection, text: str) -> int | None:
+    """The number of a text."""
+    found = table.execute("select number from texts where digest = ?", (digest_of(text),)).fetchone()
+    return found and found[0]
+
+
+def found_in(row: dict) -> dict | None:
+    """What a row of a part, or of the output, says was found in its text; None of one that nobody asked about."""
+    if "windows" not in row or "same_as" in row:
+        return None
+    return {name: row[name] for name in ("windows", "triples")}
+
+
+def count_failed(found: dict) -> int:
+    """The windows of a document that could not be asked about, or whose answer failed."""
+    return sum("reason" in window for window in found["windows"])
+
+
+def read_made(output: str | Path) -> dict | None:
+    """What stands beside a whole output file about how it was made; None where there is no such file."""
+    file = manifest.run_file_of(output)
+    if not Path(output).is_file() or not file.is_file():
+        return None
+    made = manifest.read_json(file, manifest.ADVICE)
+    return made if isinstance(made, dict) else None
+
+
+@contextmanager
+def recall(output: str | Path, settings: dict, folder: Path):
+    """Text -> what an output file that is whole has found in it, if it was made with the same settings; else None.
+
+    Where in it each text stands is listed on disk in `folder`, when the first is asked for.
+    """
+    made = (read_made(output) or {}).get("settings") or {}
+    now = json.loads(to_line(settings))
+    other = any(made.get(name) != now.get(name) for name in {*made, *now} - {*PLACES})
+    opened = []
+    with ExitStack() as stack:
+
+        def find(text: str) -> dict | None:
+            if other:
+                return None
+            if not opened:
+                file, table = open(output, "rb"), _list_texts(output, folder / "answered.db")  # noqa: SIM115
+                opened.extend((stack.enter_context(file), stack.enter_context(closing(table))))
+            file, table = opened
+            at = find_text(table, text)
+            if at is None:
+                return None
+            file.seek(at)
+            return found_in(json.loads(file.readline()))
+
+        yield find
+
+
+def _list_texts(output: str | Path, table_file: Path) -> sqlite3.Connection:
+    """A table of the output's texts -> the byte that the line begins at."""
+    table, at = open_table(table_file), 0
+    with open(output, "rb") as file:
+        for line in file:
+            row = json.loads(line)
+            if found_in(row):
+                add_text(table, row.get("text", ""), at)
+            at += len(line)
+    return table
+
+
+def find_known(documents: list[Document], part: Path, recalled: Callable[[str], dict | None]) -> dict[int, dict]:
+    """Of those documents that were asked about, by their place in the list, what was found then: as the file `part`
+    of their shard says, which may be about others in part, else as `recalled` says. A text without any has nothing.
+    """
+    rows = {}
+    if part.is_file():
+        with open(part, encoding="utf-8") as file:
+            next(file)
+            rows = {row.get("text", ""): found for row in map(json.loads, file) if (found := found_in(row))}
+    known = {}
+    for number, document in enumerate(documents):
+        if document.reason:
+            continue
+        if not document.text.strip():
+            known[number] = {"windows": [], "triples": []}
+        elif found := rows.get(document.text) or recalled(document.text):
+            known[number] = found
+    return known

@@ -1,0 +1,138 @@
+"""One run of the engine `fast` that several shards feed, so that a card does not run empty between two of them."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, as_completed, wait
+from itertools import count
+from queue import SimpleQueue
+
+from decoding.answers import Answer, Failure, Rules
+from decoding.constrained import Limits, make_limits
+from decoding.fast_engine import Live
+from decoding.fast_engine import answers as answer_live
+from decoding.laid import takes_more
+from prediction.opening import Opening
+
+TOGETHER = 2  # shards that are at work: one begins while the last answers of the other are made
+
+
+def feeds(plan: Opening, model) -> bool:
+    """Whether shards are to share a run: on a CPU few records are at work, and their end costs little."""
+    one_way = plan.engine == "fast" and takes_more(model, plan.codec) and not plan.serving.retry_length
+    return one_way and model.device.type == "cuda"
+
+
+class Feed:
+    """Its `answers` is that of an engine, but for several threads at once, whose prompts are answered side by side.
+
+    `longest`: tokens of the longest prompt. Rows and drafts are those of the first call.
+    """
+
+    def __init__(self, plan: Opening, model, longest: int):
+        self.plan, self.model, self.longest = plan, model, longest + plan.serving.rules.max_new_tokens
+        self.changed = threading.Condition()
+        self.waiting: deque[tuple[int, list[int]]] = deque()  # (number, prompt)
+        self.askers: dict[int, tuple[SimpleQueue, int]] = {}  # number -> where its answer goes, under which number
+        self.numbers, self.limits, self.thread, self.ending = count(), None, None, False
+
+    def answers(
+        self, model, codec, prompts: dict[int, list[int]], rules: Rules, limits: Limits | None = None
+    ) -> Iterator[dict[int, Answer | Failure]]:
+        """See decoding/engines.py. What the run raises, every call raises."""
+        made, mine, left = SimpleQueue(), [], len(prompts)
+        with self.changed:
+            if self.ending:
+                raise RuntimeError("the model has ended")
+            if self.thread is None:
+                self._begin(rules, list(map(len, prompts.values())), limits is not None)
+            for own, ids in prompts.items():
+                number = next(self.numbers)
+                mine.append(number)
+                if limits:
+                    self.limits.asked[number] = limits.asked[own]
+                self.askers[number] = made, own
+                self.waiting.append((number, ids))
+            self.changed.notify_all()
+        try:
+            while left:
+                group = made.get()
+                if isinstance(group, BaseException):
+                    raise group
+                left -= len(group)
+                yield group
+        finally:
+            with self.changed:
+                for number in mine:
+                    self.askers.pop(number, None)
+                    if self.limits:
+                        self.limits.asked.pop(number, None)
+
+    def close(self) -> None:
+        """End the run; calls that wait raise."""
+        with self.changed:
+            self.ending = True
+            self.changed.notify_all()
+        if self.thread:
+            self.thread.join()
+
+    def _begin(self, rules: Rules, lengths: list[int], limited: bool) -> None:
+        if limited:
+            self.limits = make_limits(self.plan.pieces, self.plan.codec.eos_id, {})
+        usual = rules.batch_size * (sum(lengths) // len(lengths) + rules.max_new_tokens)
+        self.thread = threading.Thread(
+            target=self._run, args=(rules, max(self.longest, usual)), name="feed", daemon=True
+        )
+        self.thread.start()
+
+    def _run(self, rules: Rules, room: int) -> None:
+        more = {"limits": self.limits} if self.limits else {}
+        live = Live(room, self.longest, self._take, lambda number, ids: not self.ending)
+        try:
+            for made in answer_live(self.model, self.plan.codec, {}, rules, live=live, **more):
+                groups: dict[SimpleQueue, dict] = {}
+                with self.changed:
+                    for number, answer in made.items():
+                        if number in self.askers:  # who asked may have gone
+                            queue, own = self.askers.pop(number)
+                            groups.setdefault(queue, {})[own] = answer
+                for queue, group in groups.items():
+                    queue.put(group)
+            error = RuntimeError("the model has ended")
+        except BaseException as found:  # noqa: BLE001 - every thread that waits shall raise it
+            error = found
+        with self.changed:
+            self.ending = True
+            for queue in {id(queue): queue for queue, _ in self.askers.values()}.values():
+                queue.put(error)
+
+    def _take(self, free: int, idle: bool) -> dict[int, list[int]] | None:
+        """As Live.more."""
+        with self.changed:
+            while idle and not self.waiting and not self.ending:
+                self.changed.wait()
+            if self.ending:
+                return None
+            taken = {}
+            while self.waiting and len(taken) < free:
+                number, ids = self.waiting.popleft()
+                if number in self.askers:
+                    taken[number] = ids
+            return taken
+
+
+def side_by_side(function: Callable, items: Iterable, most: int) -> Iterator:
+    """function(item) of all items, `most` of them at a time, each in a thread, as they are finished."""
+    if most == 1:
+        yield from map(function, items)
+        return
+    pool, running = ThreadPoolExecutor(most), set()
+    try:
+        for item in items:
+            running.add(pool.submit(function, item))
+            if len(running) == most:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                yield from (one.result() for one in done)
+        yield from (one.result() for one in as_completed(running))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

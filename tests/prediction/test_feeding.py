@@ -1,0 +1,118 @@
+"""Several shards in one run of the engine: the answers are those of a run each."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event, Thread
+
+import pytest
+from helpers_prediction import ADAPTER, BASE, RECORDS
+
+import extract
+from decoding import fast_engine
+from prediction import feeding, texts
+from prediction.feeding import Feed, feeds, side_by_side
+from prediction.opening import open_model, plan_adapter
+from prediction.questions import ask_all
+from utils.args_predict import parse_inference
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    """A plan, its model, and 24 prompts."""
+    folder = tmp_path_factory.mktemp("feed")
+    given = {"model_name_or_path": BASE, "lora_weights": ADAPTER, "output_file": folder / "x.json"}
+    given |= {"input_file": folder / "none", "max_new_tokens": 12, "engine": "fast"}
+    (folder / "none").touch()
+    plan = plan_adapter(*parse_inference([str(part) for name, value in given.items() for part in (f"--{name}", value)]))
+    prompts = [question.ids for question in ask_all(plan, RECORDS[:24], None)]
+    return plan, open_model(plan, prompts), prompts
+
+
+@pytest.mark.parametrize("drafts", [0, 3])
+def test_calls_of_several_threads_get_the_answers_of_runs_of_their_own(opened, drafts):
+    plan, model, prompts = opened
+    rules = plan.serving.rules._replace(batch_size=4, drafts=drafts)
+
+    def ask(answers, first):
+        found = {}
+        for made in answers(model, plan.codec, dict(enumerate(prompts[first : first + 8])), rules):
+            found |= made
+        return found
+
+    alone = [ask(fast_engine.answers, first) for first in (0, 8, 16)]
+    feed = Feed(plan, model, max(map(len, prompts)))
+    with ThreadPoolExecutor(2) as pool:
+        together = [pool.submit(ask, feed.answers, first) for first in (0, 8)]
+        assert [one.result() for one in together] == alone[:2]
+    assert ask(feed.answers, 16) == alone[2]  # whoever comes when nothing was at work
+    feed.close()
+    with pytest.raises(RuntimeError, match="the model has ended"):
+        ask(feed.answers, 0)
+
+
+def test_who_asks_learns_what_the_run_raises_and_that_it_is_closed(opened, monkeypatch):
+    plan, model, prompts = opened
+    rules, waits = plan.serving.rules._replace(batch_size=2), Event()
+
+    def run(*_, live, **__):
+        while not waits.is_set() and live.more(8, False) is not None:
+            time.sleep(0.01)
+        if waits.is_set():
+            raise OSError("broken")
+        yield {}
+
+    monkeypatch.setattr(feeding, "answer_live", run)
+    for end, expected in ((waits.set, OSError), (None, RuntimeError)):
+        waits.clear()
+        feed, found = Feed(plan, model, 400), []
+
+        def ask(feed=feed, found=found):
+            try:
+                list(feed.answers(model, plan.codec, {0: prompts[0]}, rules))
+            except (OSError, RuntimeError) as error:
+                found.append(type(error))
+
+        threads = [Thread(target=ask) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        while len(feed.askers) < 2:
+            time.sleep(0.01)
+        (end or feed.close)()
+        for thread in threads:
+            thread.join(10)
+        assert found == [expected] * 2
+
+
+def test_a_corpus_whose_shards_share_a_run_has_the_same_rows(opened, tmp_path, monkeypatch):
+    (tmp_path / "docs").mkdir()
+    for number, record in enumerate(RECORDS[:12]):
+        (tmp_path / "docs" / f"{number}.txt").write_text(record["input"], encoding="utf-8")
+    given = {"model_name_or_path": BASE, "lora_weights": ADAPTER, "input": tmp_path / "docs", "relations": "位于,类型"}
+    given |= {"max_new_tokens": 8, "engine": "fast", "shard_size": 2, "batch_size": 3}
+    assert not feeds(*opened[:2])  # on a CPU
+    for name, shared in (("alone", False), ("shared", True)):
+        monkeypatch.setattr(texts, "feeds", lambda *_, shared=shared: shared)
+        flags = given | {"output_file": tmp_path / name}
+        extract.main([str(part) for flag, value in flags.items() for part in (f"--{flag}", value)])
+    assert (tmp_path / "shared").read_bytes() == (tmp_path / "alone").read_bytes()
+
+
+def test_items_are_done_side_by_side_and_an_error_ends_it():
+    begun, second = [], Event()
+
+    def work(item):
+        begun.append(item)
+        if item == 0:
+            assert second.wait(10)
+        second.set()
+        if item == 3:
+            raise KeyError(item)
+        return item
+
+    done = []
+    with pytest.raises(KeyError):
+        for item in side_by_side(work, iter(range(100)), 2):
+            done.append(item)
+    assert set(done) <= set(begun)
+    assert {0, 1, 2} <= set(done)
+    assert len(begun) < 10
