@@ -209,9 +209,7 @@ def answer_questions(
                 failed.update({number: answer.reason for number, answer in made.items() if isinstance(answer, Failure)})
                 good = {number: answer for number, answer in made.items() if not isinstance(answer, Failure)}
                 if good:
-                    rows = {
-                        number: row_of(records, questions[number], answer, rules) for number, answer in good.items()
-                    }
+                    rows = {n: row_of(records, questions[n], answer, rules) for n, answer in good.items()}
                     keep(rows)
                     done.update(rows)
                 count += len(good)
