@@ -11,10 +11,10 @@ NO_COMPILER = "TORCHDYNAMO_DISABLE"  # torch reads it whenever torch.compile is 
 
 @contextmanager
 def quick_startup():
-    """Python does not search for garbage while the block imports, and reads a tokenizer: nearly all made there stays.
+    """Python does not search for garbage while the block imports and reads a tokenizer: nearly all of that stays.
 
-    In a script it is not searched later either, which would interrupt the first answers. No weights in the block: what
-    is garbage then is never let go.
+    A script's later searches leave it out as well; they would interrupt the first answers. Nothing large may become
+    garbage in the block, such as a base's weights: what refers to itself in a circle would never be let go.
     """
     collecting = gc.isenabled()
     gc.disable()

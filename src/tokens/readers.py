@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from tokenizers import AddedToken, normalizers
@@ -90,10 +91,10 @@ def _stock_codec(folder: Path, trust_remote_code: bool) -> Codec:
         with own_code(folder, trust_remote_code):
             if (folder / "config.json").is_file():  # the model's own code: noticed early
                 config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-            options = {"trust_remote_code": trust_remote_code, **read_added(folder)}
-            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+            read = partial(AutoTokenizer.from_pretrained, folder, trust_remote_code=trust_remote_code)
+            tokenizer = read(**read_added(folder))
             if not tokenizer.eos_token and _begins_as_llamas(getattr(tokenizer, "backend_tokenizer", None)):
-                tokenizer = AutoTokenizer.from_pretrained(folder, **options, **LLAMA_NAMES)
+                tokenizer = read(**read_added(folder), **LLAMA_NAMES)
     except UserError:
         raise
     except RecursionError:  # AutoTokenizer on LLaMA repositories of 2023, whose special tokens are empty strings
