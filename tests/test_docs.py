@@ -53,7 +53,10 @@ CORPUS = ("docs/corpus.md", "docs/corpus_CN.md")
 MANY_MACHINES = ("docs/many_machines.md", "docs/many_machines_CN.md")
 FLAGS = ("docs/flags.md", "docs/flags_CN.md")
 TRAINING = ("docs/training.md", "docs/training_CN.md")
-SHORT = [(f"docs/{page}.md", f"docs/{page}_CN.md") for page in ("install", "measured", "quality", "score", "triples")]
+SHORT = [
+    (f"docs/{page}.md", f"docs/{page}_CN.md")
+    for page in ("comparison", "install", "measured", "quality", "score", "triples")
+]
 TROUBLE = ("docs/troubleshooting.md", "docs/troubleshooting_CN.md")
 TASKS = [WEIGHTS, PTUNING, MANY_CARDS, PREDICTION, FORMATS, GRAPH, WEB, MANY_MACHINES, TRAINING, FLAGS]
 PAIRS = [READMES, *TASKS, MEMORY, ARCHITECTURE, BY_NAME, CORPUS, *SHORT, TROUBLE, *MODELS]
@@ -263,6 +266,16 @@ def test_links_and_paths_exist(name):
     assert paths
     for path in {path.rstrip(".") for path in paths} - set(USERS_OWN):
         assert list(ROOT.glob(path.replace("_X.", "_*."))), path
+
+
+def test_the_badges_say_what_is_true():
+    def shown(name):
+        return re.findall(r"<title>(.*)</title>", (ROOT / f"docs/images/badge-{name}.svg").read_text())
+
+    setup = (ROOT / "scripts/setup.bash").read_text()
+    versions = sorted(set(re.findall(r"python(3\.\d+)", re.search(r"for candidate in (.*)", setup)[1])))
+    assert shown("python") == ["python: " + " | ".join(versions)]
+    assert shown("licence") == ["licence: " + (ROOT / "LICENSE").read_text().split()[0]]
 
 
 @pytest.mark.parametrize("command", write_flags.COMMANDS)
