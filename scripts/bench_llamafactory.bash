@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Training speed beside LLaMA-Factory: the same base, records, LoRA and number of records a step, one after the other.
-# LLAMAFACTORY names its llamafactory-cli, installed in an environment of its own. ROWS="ours lf" runs some rows only.
+# LLAMAFACTORY names its command, where it is not on the PATH: docs/comparison.md installs it in an environment of its
+# own. ROWS="ours lf" runs some rows only.
 #   ours       src/test_finetune.py as the quickstart calls it
 #   lf         LLaMA-Factory with its own defaults: padding, gradient checkpointing
 #   lf-keep    the same, activations kept (no gradient checkpointing)
