@@ -18,7 +18,19 @@ from transformers import HfArgumentParser
 
 from common.errors import UserError
 from models import families
-from utils import args, args_extract, args_predict, args_pt, args_serve, convert, gguf_to_hf, graph, score, weight_diff
+from utils import (
+    args,
+    args_extract,
+    args_predict,
+    args_pt,
+    args_serve,
+    convert,
+    gguf_to_hf,
+    graph,
+    score,
+    vote,
+    weight_diff,
+)
 
 READMES = ("README.md", "README_CN.md")
 WEIGHTS = ("docs/weights.md", "docs/weights_CN.md")
@@ -41,7 +53,10 @@ CORPUS = ("docs/corpus.md", "docs/corpus_CN.md")
 MANY_MACHINES = ("docs/many_machines.md", "docs/many_machines_CN.md")
 FLAGS = ("docs/flags.md", "docs/flags_CN.md")
 TRAINING = ("docs/training.md", "docs/training_CN.md")
-SHORT = [(f"docs/{page}.md", f"docs/{page}_CN.md") for page in ("install", "measured", "score", "triples")]
+SHORT = [
+    (f"docs/{page}.md", f"docs/{page}_CN.md")
+    for page in ("comparison", "install", "measured", "quality", "score", "triples")
+]
 TROUBLE = ("docs/troubleshooting.md", "docs/troubleshooting_CN.md")
 TASKS = [WEIGHTS, PTUNING, MANY_CARDS, PREDICTION, FORMATS, GRAPH, WEB, MANY_MACHINES, TRAINING, FLAGS]
 PAIRS = [READMES, *TASKS, MEMORY, ARCHITECTURE, BY_NAME, CORPUS, *SHORT, TROUBLE, *MODELS]
@@ -66,6 +81,7 @@ COMMANDS_OF_FILES = {
     "src/utils/convert.py": convert.main,
     "src/utils/score.py": score.main,
     "src/utils/graph.py": graph.main,
+    "src/utils/vote.py": vote.main,
     "src/utils/weight_diff.py": weight_diff.main,
 }
 PTUNING_ARGUMENTS = (args_pt.TunedModelArguments, args_pt.PtuningArguments)
@@ -250,6 +266,16 @@ def test_links_and_paths_exist(name):
     assert paths
     for path in {path.rstrip(".") for path in paths} - set(USERS_OWN):
         assert list(ROOT.glob(path.replace("_X.", "_*."))), path
+
+
+def test_the_badges_say_what_is_true():
+    def shown(name):
+        return re.findall(r"<title>(.*)</title>", (ROOT / f"docs/images/badge-{name}.svg").read_text())
+
+    setup = (ROOT / "scripts/setup.bash").read_text()
+    versions = sorted(set(re.findall(r"python(3\.\d+)", re.search(r"for candidate in (.*)", setup)[1])))
+    assert shown("python") == ["python: " + " | ".join(versions)]
+    assert shown("licence") == ["licence: " + (ROOT / "LICENSE").read_text().split()[0]]
 
 
 @pytest.mark.parametrize("command", write_flags.COMMANDS)

@@ -27,7 +27,8 @@ def read_config(model_path: str | Path) -> dict:
     if not folder.is_dir():
         raise UserError(
             f"--model_name_or_path {model_path}: no such folder. Give the folder of a downloaded checkpoint "
-            "(config.json, tokenizer files, weights)"
+            "(config.json, tokenizer files, weights), such as hf download OWNER/NAME --local-dir FOLDER brings; "
+            "docs/install.md says how the bases of the quickstart and the tests are made"
         )
     config = folder / "config.json"
     if not model_files(folder)[1] and (file := tencentpretrain.find_file(folder)):

@@ -85,7 +85,8 @@ def choose_family(model_path: str | Path, model_name: str | None, trusted: bool,
     """
     recorded = (run or {}).get("model_name")
     family, name, why = find_family(model_path, prefer("model_name", model_name, recorded))
-    say(f"family: {family.name}, as {name} ({'run.json' if recorded == name else why})")
+    alike = "" if name == family.name else f", as {name}"
+    say(f"family: {family.name}{alike} ({'run.json' if recorded == name else why})")
     trust = may_run_code(family, trusted)
     with usable_config(model_path, trust):
         AutoConfig.from_pretrained(model_path, trust_remote_code=trust)

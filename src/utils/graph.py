@@ -29,6 +29,7 @@ from kg.tables import FORMATS, as_table
 
 RANGES = {"hops": Range(1, 50), "limit": Range(1)}
 SHOWN = 20  # lines of a table of stats and check
+RUNS = "; the command stats lists the names of its runs"
 
 
 def build(argv: list[str]) -> None:
@@ -85,8 +86,8 @@ def remove(argv: list[str]) -> None:
     with keeping(lambda: f"{flags.store} is as it was"):
         counts = graph.remove(flags.store, chosen)
     if not counts["removed"]:
-        what = f"--run {flags.run}" if flags.run is not None else f"--document {flags.document}"
-        raise UserError(f"{what}: nothing of it is in {flags.store}")
+        what, hint = (f"--document {flags.document}", "") if flags.run is None else (f"--run {flags.run}", RUNS)
+        raise UserError(f"{what}: nothing of it is in {flags.store}{hint}")
     say(f"{flags.store}: {counts['removed']} records with {counts['triples']} triples removed")
 
 

@@ -63,7 +63,7 @@ def test_an_unknown_name_lists_the_known_ones():
 
 
 def test_wrong_folders_say_what_they_are(tmp_path):
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match="no such folder.* hf download .* docs/install.md"):
         find_family(tmp_path / "nowhere")
     with pytest.raises(UserError, match="is a LoRA adapter, not a base"):
         find_family(GOLDEN / "adapter")

@@ -124,6 +124,8 @@ def test_remove_takes_a_record_or_a_run(tmp_path):
         assert {head for head, _, _ in merged(tmp_path / "graph")} <= left
     with pytest.raises(UserError, match="--document 7: nothing of it is in"):
         run("remove", tmp_path / "graph", "--document", "7")
+    with pytest.raises(UserError, match="--run other: nothing of it is in .* stats lists the names"):
+        run("remove", tmp_path / "graph", "--run", "other")
     run("remove", tmp_path / "graph", "--run", "unnamed")
     assert merged(tmp_path / "graph") == set()
     for flags in ((), ("--document", "1", "--run", "x")):
