@@ -53,12 +53,13 @@ CORPUS = ("docs/corpus.md", "docs/corpus_CN.md")
 MANY_MACHINES = ("docs/many_machines.md", "docs/many_machines_CN.md")
 FLAGS = ("docs/flags.md", "docs/flags_CN.md")
 TRAINING = ("docs/training.md", "docs/training_CN.md")
+LOG = ("docs/log.md", "docs/log_CN.md")
 SHORT = [
     (f"docs/{page}.md", f"docs/{page}_CN.md")
     for page in ("comparison", "install", "measured", "quality", "score", "triples")
 ]
 TROUBLE = ("docs/troubleshooting.md", "docs/troubleshooting_CN.md")
-TASKS = [WEIGHTS, PTUNING, MANY_CARDS, PREDICTION, FORMATS, GRAPH, WEB, MANY_MACHINES, TRAINING, FLAGS]
+TASKS = [WEIGHTS, PTUNING, MANY_CARDS, PREDICTION, FORMATS, GRAPH, WEB, MANY_MACHINES, TRAINING, FLAGS, LOG]
 PAIRS = [READMES, *TASKS, MEMORY, ARCHITECTURE, BY_NAME, CORPUS, *SHORT, TROUBLE, *MODELS]
 PAGES = [name for pair in PAIRS for name in pair]
 TEXT = {name: (ROOT / name).read_text(encoding="utf-8") for name in PAGES}
@@ -350,6 +351,7 @@ def test_every_flag_in_the_prose_exists(name, capsys):
     known |= {"--model", "--tokenizer", "--counting"}  # of scripts/random_base.py
     known |= {"--url", "--people", "--rounds", "--length"}  # of scripts/bench_web.py
     known |= {"--jobs"}  # of scripts/sweep_rate.py
+    known |= {"--steps", "--records", "--cases"}  # of scripts/bench_busy.py and tests/campaign.py
     known |= {*actions(HfArgumentParser((args.ModelArguments, args_extract.CorpusArguments)))}
     known |= {"--help", "--help_all", "--master_port", "--nocheck"}  # of torchrun, and fire's way to say --check False
     known |= {"--nproc_per_node", "--nnodes", "--node_rank", "--master_addr"}  # of torchrun, too
