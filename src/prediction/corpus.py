@@ -231,18 +231,20 @@ def answer_corpus(
                 ends[shard.number] = shard.documents[-1].end - before
                 before = shard.documents[-1].end
                 counts["documents"] += len(shard.documents)
-                if not is_finished(corpus.output, shard):
+                if is_finished(corpus.output, shard):
+                    counts["kept"] += len(shard.documents)
+                else:
                     part = part_path(corpus.output, shard.number)
                     shard = shard._replace(known=find_known(shard.documents, part, recalled))
-                    if shard.places:
-                        counts["kept"] += sum(place not in shard.places for place in shard.known)
-                        counts["again"] += sum(one is not None for one in shard.again)
+                    again = sum(one is not None for one in shard.again)
+                    counts["again"] += again
+                    counts["kept"] += sum(bool(found["windows"]) for found in shard.known.values()) - again
+                    if shard.asked:
                         yield shard
                         continue
                     write_part(corpus.output, shard, [], NOTHING_DONE)
                 bar.initial += ends[shard.number]  # no work: it says nothing about the time that is left
                 bar.update(ends[shard.number])
-                counts["kept"] += len(shard.documents)
 
         seen, ends = open_seen(folder), {}
         try:

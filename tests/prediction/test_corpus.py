@@ -75,8 +75,10 @@ def whole(folder, tmp_path_factory):
     return out
 
 
-def test_each_document_is_a_line_with_windows_that_have_their_places(folder, whole):
-    made = rows(whole)
+def test_each_document_is_a_line_with_windows_that_have_their_places(folder, whole, tmp_path, capsys):
+    extract.main(flags(folder, tmp_path / "out.jsonl"))
+    said, made = capsys.readouterr().err, rows(whole)
+    assert (tmp_path / "out.jsonl").read_bytes() == whole.read_bytes()
     assert [row["id"] for row in made] == [
         *("a.txt", "b.txt", "c.txt", "d.md", "e.html", "f.txt"),
         *("g.jsonl:1", "g.jsonl:2", "g.jsonl:3"),
@@ -96,6 +98,7 @@ def test_each_document_is_a_line_with_windows_that_have_their_places(folder, who
     assert by_name["e.html"]["windows"] == by_name["a.txt"]["windows"]
     assert by_name["f.txt"]["windows"] == []
     assert by_name["g.jsonl:2"]["own_id"] == 1
+    assert "resume" not in said
     run = json.loads((whole.parent / "out.run.json").read_text())
     assert run["results"]["documents"] == 9
     assert sorted(path.name for path in whole.parent.iterdir()) == ["out.jsonl", "out.run.json"]
