@@ -5,7 +5,7 @@ from threading import Lock
 from typing import NamedTuple
 
 from common.decisions import Decision
-from common.errors import UserError, hearing, reason_of
+from common.errors import UserError, hearing, reason_of, say
 from data.answer_form import ask_json
 from data.documents import Document
 from data.prompts import make_prompt
@@ -28,6 +28,9 @@ from prediction.predicting import (
     size_for_engine,
 )
 from prediction.questions import Question, ask_all, make_rows
+
+
+ABOUT_A_RUN = ("\nprompts: ", "\ndrafts: ")  # lines of an engine that nobody would read for each of hundreds of shards
 
 
 class Wanted(NamedTuple):
@@ -113,7 +116,7 @@ def answer_silently(
     keep: Callable = lambda rows: None,
     batch_size: int | None = None,
 ) -> Share:
-    """`predicting.answer_questions` as the plan says it, of which nothing is said; `batch_size`: None: as it pays."""
+    """`predicting.answer_questions` as the plan says it, which says only what is wrong; `batch_size`: None: as it pays."""
     model, plan = opened.model, opened.plan
     lengths = [len(question.ids) for question in asked.values()]
     if opened.feed:  # more like these will come
@@ -125,7 +128,12 @@ def answer_silently(
     rules = plan.serving.rules._replace(batch_size=size, drafts=opened.decided["drafts"].value)
     limits = limit(plan, asked, silent=True) if rules.constrain else None
     answers = opened.feed and opened.feed.answers
-    return answer_questions(model, plan, records, asked, done, rules, keep, limits, hidden=True, answers=answers)
+    with hearing(printed=False) as told:
+        share = answer_questions(model, plan, records, asked, done, rules, keep, limits, hidden=True, answers=answers)
+    for line in told:
+        if not line.startswith(ABOUT_A_RUN):
+            say(line)
+    return share
 
 
 def cut_documents(

@@ -26,7 +26,7 @@ from kg import graph
 from kg.queries import find_entities, neighbours
 from kg.store import open_graph
 from kg.wordings import ask_for
-from prediction import whole_corpus
+from prediction import texts, whole_corpus
 from prediction.answered import count_failed
 from prediction.corpus import Corpus, answer_corpus, gather
 from prediction.texts import Wanted, Window, cut_documents, keep_answers, make_row
@@ -159,10 +159,15 @@ def test_windows_leave_room_for_the_sentence_that_asks_for_json():
     assert max(lengths) <= 300
 
 
-def test_a_corpus_has_drafts(tmp_path, capsys):
+def test_a_corpus_has_drafts_and_no_line_for_each_shard(tmp_path, capsys, monkeypatch):
+    asked, answer = [], texts.answer_questions
+    monkeypatch.setattr(texts, "answer_questions", lambda *args, **more: asked.append(args[5]) or answer(*args, **more))
     (tmp_path / "a.txt").write_text(SENTENCES[0], encoding="utf-8")
     extract.main(flags(tmp_path / "a.txt", tmp_path / "out.jsonl", engine="fast", drafts=3))
-    assert "tokens a step of a record" in capsys.readouterr().err
+    assert [rules.drafts for rules in asked] == [3]
+    told = capsys.readouterr().err
+    assert "drafts: 3 tokens at most" in told
+    assert "tokens a step" not in told
 
 
 @given(st.text("甲乙。\n，a. ", max_size=60), st.integers(1, 9))
