@@ -29,8 +29,7 @@ from prediction.predicting import (
 )
 from prediction.questions import Question, ask_all, make_rows
 
-
-ABOUT_A_RUN = ("\nprompts: ", "\ndrafts: ")  # lines of an engine that nobody would read for each of hundreds of shards
+ABOUT_A_RUN = ("\nprompts: ", "\ndrafts: ")  # lines of an engine, which nobody would read for each of many shards
 
 
 class Wanted(NamedTuple):
