@@ -115,7 +115,7 @@ def answer_silently(
     keep: Callable = lambda rows: None,
     batch_size: int | None = None,
 ) -> Share:
-    """`predicting.answer_questions` as the plan says it, which says only what is wrong; `batch_size`: None: as it pays."""
+    """`predicting.answer_questions` by the plan, but only what is wrong is said; `batch_size`: None: as it pays."""
     model, plan = opened.model, opened.plan
     lengths = [len(question.ids) for question in asked.values()]
     if opened.feed:  # more like these will come
