@@ -26,7 +26,7 @@ row() { # row NAME STEPS FLAGS-OF-PREDICTION FLAGS-OF-TRAINING...
     [[ " $ROWS " == *" $1 "* ]] || return 0
     echo -e "\n## $1"
     python scripts/sweep_rate.py --model "$BASE" --train "$TRAIN" --valid "$VALID" --out "$OUT/$1" --rates "$RATE" \
-        --ranks "$RANK" --steps "$2" --seeds "$SEEDS" --jobs "$JOBS" --predict "$3" \
+        --ranks "$RANK" --steps "$2" --seeds "$SEEDS" --jobs "$JOBS" ${3:+--predict="$3"} \
         -- --per_device_train_batch_size "$BATCH" "${@:4}"
 }
 
