@@ -1,6 +1,8 @@
 """The sweep of rates: no held-out record is used, what is done is not done again, and the table counts right."""
 
 import json
+import shutil
+import subprocess
 
 import pytest
 import sweep_rate
@@ -81,3 +83,22 @@ def test_jobs_at_once_share_the_memory_of_a_card():
     assert [environment["CUDA_VISIBLE_DEVICES"] for environment, _ in places] == ["0", "3", "0"]
     assert [flags for _, flags in places] == [["--max_memory_MB", "450"], [], ["--max_memory_MB", "450"]]
     assert sweep_rate.make_places(1, cards)[0] == ({"CUDA_VISIBLE_DEVICES": "0"}, [])
+
+
+def test_the_rows_of_bench_quality_are_calls_that_are_understood(tmp_path):
+    """With a `python` that notes what it is called with."""
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    (tmp_path / "requirements.txt").write_text("")
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / ".installed-requirements.txt").write_text("")  # nothing is installed
+    stub = tmp_path / ".venv" / "bin" / "python"
+    stub.write_text(
+        f'#!/bin/sh\nfor word; do printf "%s\\0" "$word"; done >>{tmp_path}/calls\necho >>{tmp_path}/calls\n'
+    )
+    stub.chmod(0o755)
+    subprocess.run(["bash", str(tmp_path / "scripts" / "bench_quality.bash")], check=True, timeout=60)
+    calls = [line.split("\0")[:-1] for line in (tmp_path / "calls").read_text().splitlines()]
+    sweeps = [words[1:] for words in calls if words[0].endswith("sweep_rate.py")]
+    assert len(sweeps) == 8
+    for words in sweeps:
+        sweep_rate.read_flags(words)
