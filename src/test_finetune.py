@@ -273,6 +273,7 @@ def make_trainer(arguments: Arguments, checked: Checked, rows: Rows, plan: Plan,
         callbacks=callbacks,
     )
     trainer.score_answers, trainer.eval_collator = rows.score_answers, padded
+    trainer.head_is_apart = not arguments.train.fsdp and checked.shape is not None and checked.shape.head_is_apart
     return trainer
 
 

@@ -13,6 +13,7 @@ from common.machine import all_bytes, free_bytes
 from loading.precision import Precision
 from loading.quantised import QUANTISATIONS
 from loading.shape import Shape
+from ops.answer_loss import PIECE
 
 MB = 2**20  # as --max_memory_MB and torch count
 OPTIMIZER = {"paged": 0, "8bit": 2, "adafactor": 4, "sgd": 0}  # bytes a trained weight; AdamW: 8, and 4 while it steps
@@ -60,7 +61,8 @@ def activation_bytes(shape: Shape, load: Load, precision: Precision, recompute: 
     layer = int(load.tokens * (PER_HIDDEN * shape.hidden + per_wide * shape.wide) * size)
     layer += load.tokens * load.longest * shape.step_heads * PER_SCORE
     between = load.tokens * shape.hidden * (4 if shape.norms32 else size) * shape.layers
-    logits = load.logits * shape.vocabulary * PER_LOGIT
+    logits = load.logits * shape.vocabulary
+    logits = PER_LOGIT * (min(logits, PIECE) if shape.head_is_apart else logits)
     bias = load.tokens * load.longest * shape.pair_bytes
     return bias + (between + max(layer, logits) if recompute else shape.layers * layer + logits)
 

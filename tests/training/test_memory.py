@@ -315,3 +315,12 @@ def test_what_ran_out_of_memory_is_refused(tmp_path):
     plan, table = Plan(8, 1, Precision("float16", 4), recompute=True), Rows(rows(tokens=1023, answer=395))
     needs = planning.training_bytes(read_shape(tmp_path), table, plan, 13_369_344, False, "paged")
     assert sum(needs.values()) > 24_000 * MB
+
+
+def test_logits_that_are_made_in_pieces_need_no_more_than_a_piece():
+    load, apart = Load(60_000, 3, 50_000), TOY._replace(vocabulary=2**18, head_is_apart=True)
+    whole, pieces = (
+        memory.activation_bytes(shape, load, HALF, recompute=False)
+        for shape in (apart._replace(head_is_apart=False), apart)
+    )
+    assert whole - pieces == 14 * (50_000 - 256) * 2**18
