@@ -4,6 +4,7 @@ The estimate is that of torch's allocator at its peak, in bytes. Its constants w
 LLaMA-shaped models (docs/memory.md) and checked against others there.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,6 @@ from common.machine import all_bytes, free_bytes
 from loading.precision import Precision
 from loading.quantised import QUANTISATIONS
 from loading.shape import Shape
-from ops.answer_loss import PIECE
 
 MB = 2**20  # as --max_memory_MB and torch count
 OPTIMIZER = {"paged": 0, "8bit": 2, "adafactor": 4, "sgd": 0}  # bytes a trained weight; AdamW: 8, and 4 while it steps
@@ -52,17 +52,18 @@ def trained_bytes(count: int, optim: str) -> int:
     return count * (8 + next((size for name, size in OPTIMIZER.items() if name in optim), 12))
 
 
-def activation_bytes(shape: Shape, load: Load, precision: Precision, recompute: bool, fused: bool = False) -> int:
+def activation_bytes(
+    shape: Shape, load: Load, precision: Precision, recompute: bool, fused: bool = False, piece: int | None = None
+) -> int:
     """Of one forward and backward pass; `recompute` (gradient checkpointing) keeps one layer's at a time.
 
-    `fused`: with liger-kernel, whose feed-forward keeps less.
+    `fused`: with liger-kernel, whose feed-forward keeps less; `piece`: most logits that are made at a time, None: all.
     """
     size, per_wide = precision.dtype.itemsize, PER_WIDE_FUSED if fused else PER_WIDE
     layer = int(load.tokens * (PER_HIDDEN * shape.hidden + per_wide * shape.wide) * size)
     layer += load.tokens * load.longest * shape.step_heads * PER_SCORE
     between = load.tokens * shape.hidden * (4 if shape.norms32 else size) * shape.layers
-    logits = load.logits * shape.vocabulary
-    logits = PER_LOGIT * (min(logits, PIECE) if shape.head_is_apart else logits)
+    logits = PER_LOGIT * min(load.logits * shape.vocabulary, piece or math.inf)
     bias = load.tokens * load.longest * shape.pair_bytes
     return bias + (between + max(layer, logits) if recompute else shape.layers * layer + logits)
 

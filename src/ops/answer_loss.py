@@ -12,7 +12,13 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
 IGNORED = -100  # the label of a token that is not learnt
-PIECE = 2**26  # logits of a piece: those of 256 positions at 262,144 tokens
+# Logits of a piece: those of 256 positions at 262,144 tokens; a card is fast with more.
+PIECES = {"cpu": 2**26, "cuda": 2**28}
+
+
+def piece_on(device: torch.device) -> int:
+    """The most logits that are made at a time there."""
+    return PIECES.get(device.type, PIECES["cuda"])
 
 
 def head_is_apart(model) -> bool:
@@ -46,9 +52,9 @@ def head_is_apart(model) -> bool:
 
 
 @contextmanager
-def by_pieces(model, most: int = PIECE):
-    """Within it, a `model` whose head is apart computes its loss at the learnt positions only, and in pieces of at
-    most `most` logits; the logits it gives beside it are empty. To be entered anew for each call of the model.
+def by_pieces(model, most: int | None = None):
+    """Within it, a `model` whose head is apart computes its loss in pieces of at most `most` logits (None: as many as
+    its device takes); the logits it gives beside it are empty. To be entered anew for each call of the model.
     """
     head, given = model.get_output_embeddings(), []
 
@@ -61,7 +67,8 @@ def by_pieces(model, most: int = PIECE):
         labels = (labels if shift_labels is None else shift_labels).to(given[0].device)
         count = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         count = count.to(labels.device) if torch.is_tensor(count) else count
-        return sum_loss(given.pop(), labels, head, max(1, most // logits.shape[-1])) / count
+        size = (most or piece_on(labels.device)) // logits.shape[-1]
+        return sum_loss(given.pop(), labels, head, max(1, size)) / count
 
     with _hooked(hook := head.register_forward_pre_hook(hold)), _loss(model, loss_of):
         yield

@@ -318,9 +318,15 @@ def test_what_ran_out_of_memory_is_refused(tmp_path):
 
 
 def test_logits_that_are_made_in_pieces_need_no_more_than_a_piece():
-    load, apart = Load(60_000, 3, 50_000), TOY._replace(vocabulary=2**18, head_is_apart=True)
-    whole, pieces = (
-        memory.activation_bytes(shape, load, HALF, recompute=False)
-        for shape in (apart._replace(head_is_apart=False), apart)
+    whole, pieces, fewer = (
+        memory.activation_bytes(TOY, Load(6, 3, logits), HALF, recompute=False, piece=piece)
+        for logits, piece in ((4, None), (4, 120), (2, 120))
     )
-    assert whole - pieces == 14 * (50_000 - 256) * 2**18
+    assert whole - pieces == 14 * (4 * 50 - 120)
+    assert pieces - fewer == 14 * (120 - 2 * 50)
+
+
+def test_how_many_logits_are_made_at_a_time(seven):
+    assert planning.piece_of(seven, torch.device("cpu")) < planning.piece_of(seven, CARD)
+    assert planning.piece_of(seven._replace(head_is_apart=False), CARD) is None  # capped or scaled ones: all
+    assert planning.piece_of(None, CARD) is None
