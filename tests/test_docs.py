@@ -18,7 +18,19 @@ from transformers import HfArgumentParser
 
 from common.errors import UserError
 from models import families
-from utils import args, args_extract, args_predict, args_pt, args_serve, convert, gguf_to_hf, graph, score, weight_diff
+from utils import (
+    args,
+    args_extract,
+    args_predict,
+    args_pt,
+    args_serve,
+    convert,
+    gguf_to_hf,
+    graph,
+    score,
+    vote,
+    weight_diff,
+)
 
 READMES = ("README.md", "README_CN.md")
 WEIGHTS = ("docs/weights.md", "docs/weights_CN.md")
@@ -41,7 +53,7 @@ CORPUS = ("docs/corpus.md", "docs/corpus_CN.md")
 MANY_MACHINES = ("docs/many_machines.md", "docs/many_machines_CN.md")
 FLAGS = ("docs/flags.md", "docs/flags_CN.md")
 TRAINING = ("docs/training.md", "docs/training_CN.md")
-SHORT = [(f"docs/{page}.md", f"docs/{page}_CN.md") for page in ("install", "measured", "score", "triples")]
+SHORT = [(f"docs/{page}.md", f"docs/{page}_CN.md") for page in ("install", "measured", "quality", "score", "triples")]
 TROUBLE = ("docs/troubleshooting.md", "docs/troubleshooting_CN.md")
 TASKS = [WEIGHTS, PTUNING, MANY_CARDS, PREDICTION, FORMATS, GRAPH, WEB, MANY_MACHINES, TRAINING, FLAGS]
 PAIRS = [READMES, *TASKS, MEMORY, ARCHITECTURE, BY_NAME, CORPUS, *SHORT, TROUBLE, *MODELS]
@@ -65,6 +77,7 @@ COMMANDS_OF_FILES = {
     "src/extract.py": args_extract.parse_corpus,
     "src/utils/convert.py": convert.main,
     "src/utils/score.py": score.main,
+    "src/utils/vote.py": vote.main,
     "src/utils/graph.py": graph.main,
     "src/utils/weight_diff.py": weight_diff.main,
 }
@@ -85,9 +98,9 @@ def prose(text):
 
 
 def commands(text):
-    """The lines of all bash blocks, continuations joined, comments left out."""
+    """The lines of all bash blocks, continuations joined, comments and the ends of loops left out."""
     lines = "\n".join(blocks(text, "bash")).replace("\\\n", " ").split("\n")
-    return [line for line in lines if shlex.split(line, comments=True)]
+    return [line for line in lines if shlex.split(line, comments=True) and not re.fullmatch("for .*; do|done", line)]
 
 
 def words_of(command):
