@@ -82,6 +82,11 @@ class TripleTrainer(Trainer):
         with naming(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"):
             return super()._save_checkpoint(*args, **kwargs)
 
+    def _save_rng_state(self, output_dir):
+        super()._save_rng_state(output_dir)
+        # Before trainer_state.json says that the checkpoint is whole, and an older one is deleted for it.
+        self.accelerator.wait_for_everyone()
+
     def save_model(self, output_dir=None, _internal_call=False):
         self.check_sound(weights=True)
         if self.is_fsdp_enabled and isinstance(self.model, PeftModel):  # the Trainer would gather the frozen base, too
