@@ -27,6 +27,7 @@ from checkpoints.hub_cache import find_snapshot
 from checkpoints.stored import whole_files
 from checkpoints.vocabulary import read_tokens, write_tokens
 from common import manifest
+from common.decisions import Decision, as_json
 from common.files import fingerprint
 from common.machine import training_device
 from data.answer_form import answer_in_json
@@ -39,7 +40,7 @@ from loading.shape import Shape, read_shape
 from loading.starting import Lora, choose_lora
 from loading.vocabulary import extend_shape
 from ops.packed_attention import use_packed_attention
-from prediction.settings import choose_template
+from prediction.settings import choose_learning, choose_template
 from tokens.batches import pack
 from tokens.codec import Codec
 from tokens.dataset import Tokenising, choose_limits, tokenise
@@ -84,7 +85,7 @@ def finetune(arguments: Arguments, started: float) -> None:
     trainer = make_trainer(arguments, checked, rows, plan, model)
     watch = speed.Stopwatch(trainer.count_tokens, plan.device)
     trainer.add_callback(watch)
-    run["decided"] = plan.decided.as_json()
+    run["decided"] = plan.decided.as_json() | as_json(checked.taken)
 
     def complete(folder):
         write_tokens(folder, checked.codec.added)
@@ -112,6 +113,8 @@ class Checked:
     chosen: Chosen  # the base's family
     template_name: str
     template: dict
+    asking: Asking  # of the training records
+    taken: dict[str, Decision]  # from the run.json of --init_lora
     lora: Lora | None  # None: every weight is trained
     shape: Shape | None  # of the base
     train: list[dict]  # records
@@ -131,6 +134,7 @@ def check(arguments: Arguments) -> Checked:
     typed = data_args.prompt_template_name
     template_name = manifest.prefer("prompt_template_name", typed, before.get("template_name"), chosen.template_name)
     template = choose_template(typed, before, chosen.template_name, str(manifest.find_run(init)) if init else "")
+    asking, taken = choose_learning(data_args, before, args.seed)
     train, valid = choose_records(data_args, args.do_eval, args.seed)
     check_optimizer(args)
     start = start_finetuning(args)
@@ -142,7 +146,8 @@ def check(arguments: Arguments) -> Checked:
     lora, shape = None, extend_shape(read_shape(base, chosen.trust), codec.pieces_before)
     if not lora_args.full_finetune:
         lora = choose_lora(lora_args, chosen, base, args.precision, shape, codec)
-    return Checked(chosen, template_name, template, lora, shape, train, valid, start, codec, limits)
+    prompts = template_name, template, asking, taken
+    return Checked(chosen, *prompts, lora, shape, train, valid, start, codec, limits)
 
 
 class Rows(NamedTuple):
@@ -163,8 +168,7 @@ def make_rows(arguments: Arguments, checked: Checked) -> Rows:
         data_args.overwrite_cache and args.local_process_index == 0,
     )
     with args.main_process_first(desc="tokenising"):  # of a machine; its others read what it made
-        asking = data_args.asking(args.seed)
-        train, valid = checked.train, checked.valid
+        asking, train, valid = checked.asking, checked.train, checked.valid
         if asking.as_json:
             train, valid = answer_in_json(train, "training"), answer_in_json(valid, "validation")
         if asking.tail_first:
@@ -210,7 +214,7 @@ def describe(arguments: Arguments, checked: Checked, rows: Rows) -> dict:
             "learning_rate": args.learning_rate,
             "lr_scheduler_type": str(args.lr_scheduler_type.value),
             **({"fp8": True} if args.fp8 else {}),
-            **data_args.asking(args.seed).settings,
+            **checked.asking.settings,
             **({"extend_vocab": list(checked.codec.added)} if lora_args.extend_vocab else {}),
         },
         lora=checked.lora and checked.lora.as_json(),
@@ -273,6 +277,7 @@ def make_trainer(arguments: Arguments, checked: Checked, rows: Rows, plan: Plan,
         callbacks=callbacks,
     )
     trainer.score_answers, trainer.eval_collator = rows.score_answers, padded
+    trainer.head_is_apart = not arguments.train.fsdp and checked.shape is not None and checked.shape.head_is_apart
     return trainer
 
 

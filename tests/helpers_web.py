@@ -29,9 +29,10 @@ RECORD = {"instruction": ask_for(["位于", "高度"]), "input": TEXT}
 BASE = "http://127.0.0.1"
 
 
-def open_plan(base, *more):
+def open_plan(base, *more, constrained=True):
     """A plan and its open model. Constrained, a random model says triples of the text."""
-    return open_flags("--model_name_or_path", base, "--max_new_tokens", "40", "--constrain", "text", *more)
+    more = ("--constrain", "text", *more) if constrained else more
+    return open_flags("--model_name_or_path", base, "--max_new_tokens", "40", *more)
 
 
 def open_adapter(folder):

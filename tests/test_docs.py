@@ -102,9 +102,9 @@ def prose(text):
 
 
 def commands(text):
-    """The lines of all bash blocks, continuations joined, comments left out."""
+    """The lines of all bash blocks, continuations joined, comments and the ends of loops left out."""
     lines = "\n".join(blocks(text, "bash")).replace("\\\n", " ").split("\n")
-    return [line for line in lines if shlex.split(line, comments=True)]
+    return [line for line in lines if shlex.split(line, comments=True) and not re.fullmatch("for .*; do|done", line)]
 
 
 def words_of(command):

@@ -4,15 +4,11 @@ A record of this project has id, cate (if known), instruction, input, output (if
 What a form has no place for is lost; every loss is counted and named.
 """
 
-import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import NamedTuple
 
 from common.errors import UserError, say
-from common.refusals import shorten
 from data.asking import GROUPS, groups_of
 from data.formats_chat import (
     read_chat,
@@ -33,7 +29,7 @@ from data.formats_ie import (
     write_duie,
     write_iepile,
 )
-from data.wording import Found, ask_for
+from data.wording import Found, word_instruction
 from kg.metrics import triples_of
 from kg.objects import NAN
 from kg.schema import read_schema
@@ -173,36 +169,6 @@ def write_as(name: str, pairs: list[tuple[int, dict]]) -> Turned:
     return Turned(made, lost)
 
 
-def read_relations(path: str | Path) -> dict[str, list[str]]:
-    """Topic -> relations of a file of --relations; "" for all topics.
-
-    It holds a JSON list of names or {topic: list of names}, or is DuIE's schema: JSON lines, each with a predicate.
-    """
-    if not os.path.isfile(path):  # pathlib's raises where the name is too long
-        raise UserError(f"--relations {shorten(path)}: no such file")
-    expected = "expected a JSON list of names, {topic: list of names}, or lines with a predicate each"
-    try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"--relations {path}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        try:
-            found = [json.loads(line) for line in text.split("\n") if line.strip()]
-        except (ValueError, RecursionError):
-            raise UserError(f"--relations {path}: not JSON; {expected}") from None
-    topics = found if isinstance(found, dict) and "predicate" not in found else {"": found}
-    read = {}
-    for topic, names in topics.items():
-        names = names if isinstance(names, list) else [names]
-        names = [one.get("predicate") if isinstance(one, dict) else one for one in names]
-        if not names or not all(isinstance(one, str) and one.strip() for one in names):
-            raise UserError(f"--relations {path}: {expected}")
-        read[topic] = list(dict.fromkeys(names))
-    return read
-
-
 def say_turned(what: str, turned: Turned) -> None:
     """One line: how many records were made, and what some of them lost."""
     words = f"; lost: {_named(turned.lost)}" if turned.lost else ""
@@ -238,7 +204,7 @@ def _make_record(path, line: int, one: Found, known: dict[str, list[str]]) -> di
                 f"{path}:{line}: no record says which relations are asked for; give them by {COMMAND} --from FORMAT "
                 "--relations FILE (a JSON list of names)"
             )
-        made["instruction"] = ask_for(names, given["input"])
+        made["instruction"] = word_instruction(names, given["input"])
     if one.triples is not None:
         triples = list(dict.fromkeys(one.triples))
         made |= {"output": render(triples) or NAN, "kg": [list(triple) for triple in triples]}
@@ -261,7 +227,7 @@ def _merge_parts(records: list[tuple[int, dict]]) -> list[tuple[int, dict]]:
         groups = whole.get(GROUPS) or [read_schema(whole["instruction"]) or []]
         groups = groups if names in groups else [*groups, names]
         union = list(dict.fromkeys(name for group in groups for name in group))
-        more = {"instruction": ask_for(union, record["input"]), GROUPS: groups} if len(groups) > 1 else {}
+        more = {"instruction": word_instruction(union, record["input"]), GROUPS: groups} if len(groups) > 1 else {}
         if "kg" in whole and "kg" in record:
             kg = [list(triple) for triple in dict.fromkeys(map(tuple, [*whole["kg"], *record["kg"]]))]
             more |= {"output": render(kg) or NAN, "kg": kg}

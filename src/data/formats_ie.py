@@ -2,7 +2,7 @@
 
 import json
 
-from data.wording import Found, ask_for, is_chinese
+from data.wording import Found, is_chinese, word_instruction
 from kg.triples import parse
 
 EXPERT = {  # IEPile's words for relation extraction, by whether the text is Chinese
@@ -97,7 +97,7 @@ def write_iepile(record: dict, triples, groups: list[list[str]]) -> tuple[list[d
     names, text = [name for group in groups for name in group], record.get("input") or ""
     if not names:
         return [], ["all (it names no relation)"]
-    lost = [WORDS] if record.get("instruction") != ask_for(list(dict.fromkeys(names)), text) else []
+    lost = [WORDS] if record.get("instruction") != word_instruction(list(dict.fromkeys(names)), text) else []
     if any(triple[1] not in names for triple in triples or ()):
         lost.append("triples of relations that are not asked for")
     kept, rows = _rest(record, "instruction", "input", "output", "kg", "schema_groups"), []

@@ -3,13 +3,15 @@
 Built from labelled records in a moment, of plain dictionaries: it needs neither a model nor another package.
 """
 
+import json
 import math
+import os
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 from common.errors import UserError
-from common.files import read_json
+from common.refusals import shorten
 from data.records import read_with_lines
 
 SAMPLE = Path(__file__).resolve().parents[2] / "data" / "sample"
@@ -18,7 +20,10 @@ RELATIONS, RECORDS = SAMPLE / "relations.json", SAMPLE / "train.json"
 # training records (docs/corpus.md).
 SIZES, ADDED = (1, 2, 3), 0.03
 MOST = 2_000  # characters of a text that are looked at
-ADVICE = 'expected an object like {"建筑": {"relations": ["位于", "高度"]}, …}'
+ADVICE = (
+    'expected an object like {"建筑": ["位于", "高度"], …} or {"建筑": {"relations": ["位于", "高度"]}, …}, or for all '
+    "topics a JSON list of names, or lines with a predicate each"
+)
 
 
 class Topics(NamedTuple):
@@ -29,20 +34,41 @@ class Topics(NamedTuple):
     unseen: dict[str, float]  # topic -> chance of a stretch that no record of it has
 
 
-def read_topics(path: str | Path) -> dict[str, list[str]]:
-    """Topic -> its relations, from a file like data/sample/relations.json. UserError for another form."""
-    if not Path(path).is_file():
-        raise UserError(f"--topics {path}: no such file; {ADVICE}")
-    found = read_json(path, ADVICE)
+def read_topics(path: str | Path, flag: str = "--topics") -> dict[str, list[str]]:
+    """Topic -> its relations, each once; "" for those of every topic. UserError, which names `flag`, for another form.
+
+    The file is like data/sample/relations.json, holds {topic: list of names} or a list of names, or is DuIE's schema:
+    JSON lines, each with a predicate.
+    """
+    if not os.path.isfile(path):  # pathlib's raises where the name is too long
+        raise UserError(f"{flag} {shorten(path)}: no such file; {ADVICE}")
     topics = {}
-    for name, one in found.items() if isinstance(found, dict) else ():
-        relations = one.get("relations") if isinstance(one, dict) else one
-        if not isinstance(relations, list) or not relations or not all(isinstance(word, str) for word in relations):
-            raise UserError(f"--topics {path}: {name}: {ADVICE}")
-        topics[name] = relations
+    for topic, one in _by_topic(path, flag).items():
+        names = one.get("relations") if isinstance(one, dict) and "predicate" not in one else one
+        names = names if isinstance(names, list) else [names]
+        names = [name.get("predicate") if isinstance(name, dict) else name for name in names]
+        if not names or not all(isinstance(name, str) and name.strip() for name in names):
+            raise UserError(f"{flag} {path}: {f'{topic}: ' if topic else ''}{ADVICE}")
+        topics[topic] = list(dict.fromkeys(names))
     if not topics:
-        raise UserError(f"--topics {path}: no topic in it; {ADVICE}")
+        raise UserError(f"{flag} {path}: no topic in it; {ADVICE}")
     return topics
+
+
+def _by_topic(path: str | Path, flag: str) -> dict[str, object]:
+    """What a file says of each topic, unchecked."""
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{flag} {path}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        try:
+            found = [json.loads(line) for line in text.split("\n") if line.strip()]
+        except (ValueError, RecursionError):
+            raise UserError(f"{flag} {path}: not JSON; {ADVICE}") from None
+    return found if isinstance(found, dict) and "predicate" not in found else {"": found}
 
 
 def learn_topics(path: str | Path, wanted: set[str]) -> Topics:

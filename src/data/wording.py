@@ -29,7 +29,7 @@ def is_chinese(texts: Iterable[str]) -> bool:
     return any(map(_HAN.search, texts))
 
 
-def ask_for(relations: list[str], text: str) -> str:
+def word_instruction(relations: list[str], text: str) -> str:
     """The instruction that asks for relations in a text: the contest's words, or English where nothing is Chinese.
 
     The names stand as `read_schema` reads them, if it can: quoted as Python does it, else as JSON does.

@@ -4,6 +4,7 @@ The estimate is that of torch's allocator at its peak, in bytes. Its constants w
 LLaMA-shaped models (docs/memory.md) and checked against others there.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -51,16 +52,18 @@ def trained_bytes(count: int, optim: str) -> int:
     return count * (8 + next((size for name, size in OPTIMIZER.items() if name in optim), 12))
 
 
-def activation_bytes(shape: Shape, load: Load, precision: Precision, recompute: bool, fused: bool = False) -> int:
+def activation_bytes(
+    shape: Shape, load: Load, precision: Precision, recompute: bool, fused: bool = False, piece: int | None = None
+) -> int:
     """Of one forward and backward pass; `recompute` (gradient checkpointing) keeps one layer's at a time.
 
-    `fused`: with liger-kernel, whose feed-forward keeps less.
+    `fused`: with liger-kernel, whose feed-forward keeps less; `piece`: most logits that are made at a time, None: all.
     """
     size, per_wide = precision.dtype.itemsize, PER_WIDE_FUSED if fused else PER_WIDE
     layer = int(load.tokens * (PER_HIDDEN * shape.hidden + per_wide * shape.wide) * size)
     layer += load.tokens * load.longest * shape.step_heads * PER_SCORE
     between = load.tokens * shape.hidden * (4 if shape.norms32 else size) * shape.layers
-    logits = load.logits * shape.vocabulary * PER_LOGIT
+    logits = PER_LOGIT * min(load.logits * shape.vocabulary, piece or math.inf)
     bias = load.tokens * load.longest * shape.pair_bytes
     return bias + (between + max(layer, logits) if recompute else shape.layers * layer + logits)
 

@@ -4,6 +4,7 @@ A family whose model has a prefix encoder of its own names it (`own_prefix`); al
 """
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from common.files import write_lines
 from loading.adapted import make_config
 from loading.base import load_base, refuse_broken
 from models.families import FAMILIES, Family
+from ops.answer_loss import by_pieces, head_is_apart
 
 # Numbers: less than the reduce_bucket_size of training/deepspeed_engine.py, above which DeepSpeed copies a gradient.
 MOST_OF_A_PART = 2**25
@@ -78,6 +80,7 @@ class Prefixed(torch.nn.Module):
         self.encoder = encoder.float()
         self.length = 0 if peft is None else peft.active_peft_config.num_virtual_tokens  # columns of the mask to add
         self.__dict__.update(base=base, own_name=own_name, peft=peft)
+        self.head_is_apart = head_is_apart(base)
 
     @property
     def config(self):
@@ -92,16 +95,18 @@ class Prefixed(torch.nn.Module):
         self.base.train(mode)
         return self
 
-    def forward(self, input_ids, attention_mask, logits_to_keep):
-        """Logits at the positions `logits_to_keep`."""
-        more = {}
+    def forward(self, input_ids, attention_mask, logits_to_keep, shift_labels):
+        """The sum, in 32 bits, of the cross entropy at the positions `logits_to_keep`, labelled by `shift_labels`."""
+        learnt = {"labels": shift_labels, "shift_labels": shift_labels, "num_items_in_batch": 1}
+        with by_pieces(self.base) if self.head_is_apart else nullcontext():
+            return self.read(input_ids, attention_mask, logits_to_keep=logits_to_keep, **learnt).loss
+
+    def read(self, input_ids, attention_mask, **more):
+        """What the base makes of rows behind the prefix."""
         if self.peft is not None:
             more["past_key_values"] = ReadOnlyCache(self.peft.get_prompt(len(input_ids)))
             attention_mask = functional.pad(attention_mask, (self.length, 0), value=1)
-        out = self.base(
-            input_ids=input_ids, attention_mask=attention_mask, use_cache=False, logits_to_keep=logits_to_keep, **more
-        )
-        return out.logits
+        return self.base(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **more)
 
     def generate(self, input_ids, attention_mask, **more):
         """As of a model of transformers. To it, the prefix is a beginning that has been read already."""

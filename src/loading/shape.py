@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 from checkpoints.config import pad_beyond
 from checkpoints.family import usable_config
 from common.errors import UserError
+from ops.answer_loss import head_is_apart
 
 
 class Shape(NamedTuple):
@@ -26,6 +27,7 @@ class Shape(NamedTuple):
     step_heads: int  # heads of an attention without a fused kernel; 0: it has one
     pair_bytes: int  # of each pair of tokens, once for all layers: a learnt bias of the attention
     sizes: dict  # name of each linear layer but the head -> (inputs, outputs)
+    head_is_apart: bool = False  # ops.answer_loss: logits are made in pieces
 
 
 def read_shape(model_path, trust_remote_code: bool = False) -> Shape | None:
@@ -63,6 +65,7 @@ def read_shape(model_path, trust_remote_code: bool = False) -> Shape | None:
         step_heads=0 if model._supports_sdpa else heads,
         pair_bytes=getattr(model, "pair_bytes", 0),
         sizes=sizes,
+        head_is_apart=head_is_apart(model),
     )
 
 

@@ -4,6 +4,7 @@ Who asks first is answered first, a question of each in turn, so that a long tex
 short one. Questions in the background (of files) take places that nobody else waits for, and never all of them.
 """
 
+import hashlib
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -149,14 +150,27 @@ class Server:
                     asked = queue.popleft()
                     if not asked.left:
                         continue  # stopped
-                    index, number = asked.left.popleft(), next(self.numbers)
-                    question = asked.questions[index]
+                    index = asked.left.popleft()
+                    question, number = asked.questions[index], self._number(asked, index)
                     if self.limits:
                         self.limits.asked[number] = permit(self.plan, {0: question}, silent=True)[0]
                     taken[number], self.running[number] = question.ids, (asked, index)
                     if asked.left:
                         queue.append(asked)
         return taken
+
+    def _number(self, asked: Asked, index: int) -> int:
+        """The number of a question, by which its answer is known, and drawn with --do_sample: then it is made of the
+        question, so that what was asked before has no part in the answer.
+        """
+        if not self.rules.do_sample:
+            return next(self.numbers)
+        ids = asked.questions[index].ids
+        again = sum(one.ids == ids for one in asked.questions[:index])  # --votes
+        number = int.from_bytes(hashlib.sha256(f"{ids} {again}".encode()).digest()[:8], "big")
+        while number in self.running:  # the same question at the same time is drawn as a question of its own
+            number += 1
+        return number
 
     def _took(self, number: int, ids: list[int]) -> bool:
         asked, index = self.running[number]

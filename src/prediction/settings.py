@@ -5,7 +5,7 @@ from pathlib import Path
 from checkpoints.adapters import weight_files
 from checkpoints.vocabulary import NAME as VOCABULARY
 from common import manifest
-from common.decisions import Decision
+from common.decisions import Decision, decide
 from common.errors import UserError, say
 from common.files import fingerprint
 from data.asking import Asking
@@ -62,23 +62,48 @@ def rules_of(args, max_new_tokens: int, batch_size: int = 1) -> Rules:
     )
 
 
+def learnt_form(flags, run: dict) -> tuple[int, str, str]:
+    """(--schema_batch, --answer_order, --answer_format): what is typed, else as run.json says that an adapter was
+    trained, else as they are by default.
+    """
+    trained, plain = run.get("training"), {"schema_batch": 0, "answer_order": "head", "answer_format": "text"}
+    recorded = {} if trained is None else {name: trained.get(name, plain[name]) for name in plain}
+    return tuple(manifest.prefer(name, getattr(flags, name), recorded.get(name), plain[name]) for name in plain)
+
+
+def choose_learning(flags, run: dict, seed: int) -> tuple[Asking, dict[str, Decision]]:
+    """How training records are asked and answered, and what of it `run`, of the adapter that is trained on, decided.
+
+    UserError for a typed flag that does not go with what it says.
+    """
+    names, form = ("schema_batch", "answer_order", "answer_format"), learnt_form(flags, run)
+    why = "as the adapter of --init_lora was trained, by its run.json"
+    taken = {
+        name: decide(name, value, why)
+        for name, value in zip(names, form, strict=True)
+        if getattr(flags, name) is None and name in (run.get("training") or {})
+    }
+    batch, order, answers = form
+    if order == "tail" and answers == "json":
+        raise UserError(
+            f"--answer_format json and --answer_order tail do not go together, and {' and '.join(taken) or 'both'} "
+            "came from the run.json of --init_lora; give that flag, too, with another value, or drop yours"
+        )
+    drawn = flags.shuffle_schema, flags.negative_relations, batch
+    return Asking(*drawn, seed, order == "tail", as_json=answers == "json"), taken
+
+
 def choose_asking(args, run: dict) -> Asking:
     """How records are asked: as the flags say it, else in parts as large as those trained on (run.json), which is
     said, else by their own lists.
     """
-    trained = run.get("training")
-    recorded = (trained or {}).get("schema_batch", None if trained is None else 0)
-    batch = manifest.prefer("schema_batch", args.schema_batch, recorded, 0)
+    batch, order, form = learnt_form(args, run)
+    tail_first = order == "tail"
     if args.schema_batch is None and batch:
         say(f"schema_batch: {batch} (as trained with, by run.json; --schema_batch 0 asks for all relations at once)")
     seed = Asking().seed if args.seed is None else args.seed
-    learnt = (trained or {}).get("answer_order", None if trained is None else "head")
-    tail_first = manifest.prefer("answer_order", args.answer_order, learnt, "head") == "tail"
     if tail_first:
         say("answer_order: tail (answers say (tail,relation,head); the file has them head first)")
-    form = manifest.prefer(
-        "answer_format", args.answer_format, (trained or {}).get("answer_format", None if trained is None else "text")
-    )
     if form == "json":
         say("answer_format: json (answers are lists of objects with head, relation and tail)")
         for flag, given in (("--answer_order tail", tail_first), ("--constrain", args.constrain is not None)):

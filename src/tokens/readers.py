@@ -19,7 +19,7 @@ from tokens.codec import Codec
 from tokens.extending import extend_codec, plain_tokenizer
 
 FILES = {  # of tokenizers that are read from their published files; without the first, transformers' own are written
-    "llama": ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
+    "llama": ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"),
     "chatglm": ("ice_text.model", "tokenizer_config.json"),
     "cpm-bee": ("vocab.txt",),
     "moss": ("vocab.json", "merges.txt", "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json"),

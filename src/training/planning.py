@@ -29,6 +29,7 @@ from loading.prefix import can_recompute
 from loading.shape import Shape, check_targets, check_vocabulary, read_shape
 from loading.starting import Lora
 from ops import packed_attention
+from ops.answer_loss import piece_on
 from ops.available import choose_liger
 from training.deepspeed_engine import make_config
 
@@ -60,6 +61,7 @@ class Plan(NamedTuple):
     answer_tokens: int = 0  # most new tokens of an answer
     packed: bool = False  # the records of a pass in one row without padding
     fused: bool = False  # liger-kernel
+    piece: int | None = None  # most logits that are made at a time; None: all
 
     def flags(self, other: "Plan") -> str:
         """The flags that turn `other` into this plan."""
@@ -81,10 +83,11 @@ def training_bytes(shape: Shape, rows, plan: Plan, trained: int, full: bool, opt
     """What a plan needs, by purpose; `trained` weights are an adapter's, or with `full` the base's own."""
     load = largest_load(rows, min(plan.batch, len(rows)), plan.packed)
     answering = plan.answered * answer_bytes(shape, load.longest + plan.answer_tokens, plan.precision)
+    activating = activation_bytes(shape, load, plan.precision, plan.recompute, plan.fused, plan.piece)
     return {
         "weights": 0 if full else weight_bytes(shape, plan.precision),
         "trained": trained_bytes(trained, optim),
-        "activations": max(activation_bytes(shape, load, plan.precision, plan.recompute, plan.fused), answering),
+        "activations": max(activating, answering),
         "workspace": workspace_bytes(shape),
     }
 
@@ -205,6 +208,7 @@ def decide_training(
         max_target_length,
         packing.value,
         liger.value,
+        piece_of(shape, device),
     )
     if args.fsdp:
         plan, checkpointing = asked, choose_split_checkpointing(args)
@@ -235,6 +239,11 @@ def decide_training(
 def count_trained(shape: Shape, lora: Lora | None) -> int:
     """Number of trained weights: those of an adapter and what is trained beside it, or (None) all of the base's."""
     return lora.count(shape) if lora else shape.linear + shape.other
+
+
+def piece_of(shape: Shape | None, device) -> int | None:
+    """The most logits that training makes at a time on a device; None: all."""
+    return piece_on(device) if shape and shape.head_is_apart else None
 
 
 def choose_split_checkpointing(args) -> Decision:
@@ -309,7 +318,8 @@ def check_ptuning_memory(model_args, args, trust: bool, rows, kind: Kind, recomp
     """UserError when the rows do not suit the base, or the run would not fit into the card."""
     shape = read_shape(model_args.model_name_or_path, trust)
     check_vocabulary(shape, rows["input_ids"])
-    plan = Plan(args.train_batch_size, args.gradient_accumulation_steps, args.precision, recompute)
+    batch = args.train_batch_size, args.gradient_accumulation_steps
+    plan = Plan(*batch, args.precision, recompute, piece=piece_of(shape, device))
     # With AdamW's state in the machine's memory the prefix is counted twice: DeepSpeed lays it anew beside itself, and
     # its gradients, which leave the card as they come, find that place free.
     offload = make_config(args)["zero_optimization"].get("offload_optimizer", {})

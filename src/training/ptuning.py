@@ -4,7 +4,6 @@ import math
 from typing import NamedTuple
 
 import torch
-from torch.nn import functional
 from tqdm import tqdm
 from transformers import get_scheduler
 
@@ -85,9 +84,5 @@ def train_prefix(engine, rows: list[dict], collate, args, plan: Schedule, start:
 def engine_loss(engine, batch: dict) -> torch.Tensor:
     """The sum, in 32 bits, of the cross entropy of a batch's learnt tokens."""
     device = engine.module.device
-    inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask", "logits_to_keep")}
-    logits = engine(**inputs)
-    labels = batch["shift_labels"].to(device)
-    return functional.cross_entropy(
-        logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
+    names = ("input_ids", "attention_mask", "logits_to_keep", "shift_labels")
+    return engine(**{name: batch[name].to(device) for name in names})

@@ -1,5 +1,6 @@
 """transformers' Trainer as this project needs it: an order that can be resumed, tokens counted, adapters gathered."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from common.errors import UserError, say
 from common.files import to_line
 from common.refusals import naming
 from loading.fsdp import gather_trained, split_on_cpu
+from ops.answer_loss import by_pieces
 from training.order import Share, with_empty
 from training.reporting import keep_log
 from training.whole import taking_up
@@ -28,6 +30,7 @@ class TripleTrainer(Trainer):
 
     score_answers = None  # a function from the model to its figures (f1, contest, …), or None
     eval_collator = None  # of batches that are evaluated: padded, so that each counts as its number of records
+    head_is_apart = False  # ops.answer_loss.head_is_apart of the model: its loss is computed in pieces
     sound = True  # whether every loss so far was finite; on a card a tensor, so that nothing waits for it
     tokens = 0  # real ones that this process has trained on; on a card a tensor, so that nothing waits for it
 
@@ -46,6 +49,11 @@ class TripleTrainer(Trainer):
         loss = super().training_step(model, inputs, *args, **kwargs)
         self.sound = loss.isfinite() & self.sound
         return loss
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        with by_pieces(base) if self.head_is_apart else nullcontext():
+            return super().compute_loss(model, inputs, *args, **kwargs)
 
     def check_sound(self, weights: bool = False) -> None:
         """UserError when a loss so far, or with `weights` a trained weight, is not finite; every process must call it.
@@ -73,6 +81,11 @@ class TripleTrainer(Trainer):
     def _save_checkpoint(self, *args, **kwargs):
         with naming(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"):
             return super()._save_checkpoint(*args, **kwargs)
+
+    def _save_rng_state(self, output_dir):
+        super()._save_rng_state(output_dir)
+        # Before trainer_state.json says that the checkpoint is whole, and an older one is deleted for it.
+        self.accelerator.wait_for_everyone()
 
     def save_model(self, output_dir=None, _internal_call=False):
         self.check_sound(weights=True)

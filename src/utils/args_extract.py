@@ -98,6 +98,8 @@ def read_wanted(args: CorpusArguments) -> tuple[dict[str, str], object]:
             "": _make_instruction(split_names(args.relations), f"--relations {args.relations:.60}", args.wording)
         }, None
     relations = read_topics(args.topics)
+    if "" in relations:
+        raise UserError(f"--topics {args.topics}: names without a topic; name topics, or give the names by --relations")
     if args.cate != AUTO and args.cate not in relations:
         raise UserError(f"--cate {args.cate}: no topic of {args.topics}; expected {AUTO}, {', '.join(relations)}")
     chosen = relations if args.cate == AUTO else {args.cate: relations[args.cate]}

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from common.errors import UserError
 from common.flags import Range, option
-from data.asking import Asking
 
 ORDERS, FORMS = ("head", "tail"), ("text", "json")
 SCHEMA_RANGES = {
@@ -77,21 +76,28 @@ class AskedFlags(AskedPromptFlags):
 
 @dataclass
 class DrawnFlags(PromptFlags):
-    """Of training."""
+    """Of training with LoRA or in full."""
 
+    answer_format: str | None = option(
+        None,
+        'json: ask for, and learn, answers as [{"head": …, "relation": …, "tail": …}]; default: text, or as '
+        "--init_lora was trained",
+        choices=FORMS,
+    )
     shuffle_schema: bool = option(False, "draw the order of each record's relations anew in each epoch")
     negative_relations: int = option(
         0, "add so many relations of the record's topic (cate) that its list lacks, drawn anew in each epoch"
     )
-    schema_batch: int = option(
-        0, "most relations of a question: a record with more becomes several rows; 0: any number"
+    schema_batch: int | None = option(
+        None,
+        "most relations of a question: a record with more becomes several rows; 0: any number, the default without "
+        "--init_lora",
     )
-    answer_order: str = option("head", "tail: learn to answer (tail,relation,head)", choices=ORDERS)
-
-    def asking(self, seed: int) -> Asking:
-        """How training records are asked."""
-        drawn = self.shuffle_schema, self.negative_relations, self.schema_batch
-        return Asking(*drawn, seed, self.answer_order == "tail", as_json=self.answer_format == "json")
+    answer_order: str | None = option(
+        None,
+        "tail: learn to answer (tail,relation,head); default: head, or as --init_lora was trained",
+        choices=ORDERS,
+    )
 
 
 def check_form(answer_format: str | None, answer_order: str | None, constrain: str | None = None) -> None:
@@ -101,7 +107,7 @@ def check_form(answer_format: str | None, answer_order: str | None, constrain: s
             raise UserError(f"--answer_format json and {flag} do not go together; drop one of them")
 
 
-FLAGS = {f"--{name}" for name in DrawnFlags.__annotations__}
+FLAGS = {f"--{name}" for name in DrawnFlags.__annotations__ if name not in PromptFlags.__annotations__}
 
 
 def refuse_drawn_flags(argv=None) -> None:

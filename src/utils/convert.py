@@ -24,10 +24,11 @@ if __name__ == "__main__":
 from common.files import check_output, write_lines, write_rows
 from common.flags import Range, check_flags, check_ranges, command
 from common.manifest import run_file_of
-from data.formats import READ, TABLES, WRITTEN, choose_form, read_as, read_relations, say_turned, write_as
+from data.formats import READ, TABLES, WRITTEN, choose_form, read_as, say_turned, write_as
 from data.records import check_records, read_with_lines
 from data.submission import check_submission, last_of_each, listed, sort_key, spool
 from data.tables import read_table
+from data.topics import read_topics
 
 OF_SUBMISSIONS = ("schema", "min_confidence", "dedupe", "sort", "skip_bad", "check")  # flags
 SCHEMA_HELP = "triples whose relation was not asked for: keep leaves them in, strict drops them"
@@ -115,7 +116,7 @@ def turn_file(arguments) -> None:
     """Records of another form -> this project's (--from), or another (--to); says what was lost."""
     path, target, name = arguments.pred_path, arguments.tgt_path, arguments.source
     check_output(target, "--tgt_path", path, arguments.relations)
-    known = read_relations(arguments.relations) if arguments.relations else None
+    known = read_topics(arguments.relations, "--relations") if arguments.relations else None
     pairs = list(read_table(path, name)) if name in TABLES else read_with_lines(path)
     name = choose_form(path, pairs[0][1]) if name in (None, *TABLES) else name
     if name:

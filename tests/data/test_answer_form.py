@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from data.answer_form import CHINESE, ENGLISH, answer_in_json, ask_json
 from data.asking import Asking, ask_all_parts, ask_all_votes, draw_rows, survey
-from data.wording import ask_for
+from data.wording import word_instruction
 from kg.schema import read_schema
 from kg.triples import parse, render
 
@@ -20,13 +20,15 @@ WORDINGS = [
 RECORD = {
     "id": 1,
     "cate": "人物",
-    "instruction": ask_for(["国籍", "位于"], "甲"),
+    "instruction": word_instruction(["国籍", "位于"], "甲"),
     "input": "甲在乙",
     "output": "(甲,位于,乙)",
 }
 
 
-@pytest.mark.parametrize("instruction", [*WORDINGS, ask_for(["国籍"], "甲"), ask_for(["met"], "a"), "抽取", ""])
+@pytest.mark.parametrize(
+    "instruction", [*WORDINGS, word_instruction(["国籍"], "甲"), word_instruction(["met"], "a"), "抽取", ""]
+)
 def test_every_wording_asks_for_json_once_and_for_the_same_relations(instruction):
     asked = ask_json({"instruction": instruction})
     assert read_schema(asked["instruction"]) == read_schema(instruction)
@@ -36,7 +38,7 @@ def test_every_wording_asks_for_json_once_and_for_the_same_relations(instruction
 
 @pytest.mark.parametrize(("names", "text"), [(["国籍"], "甲"), (["met"], "a")])
 def test_the_sentence_that_asked_for_brackets_is_gone(names, text):
-    asked = ask_json({"instruction": ask_for(names, text)})["instruction"]
+    asked = ask_json({"instruction": word_instruction(names, text)})["instruction"]
     assert "(Subject,Relation,Object)" not in asked
     assert "(Subject)" in asked
 

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from common.errors import UserError
 from data.asking import PLAINLY, Asking, ask_all_parts, ask_apart, groups_of
-from data.formats import FORMATS, READ, TABLES, WRITTEN, choose_form, read_as, read_relations, write_as
+from data.formats import FORMATS, READ, TABLES, WRITTEN, choose_form, read_as, write_as
 from data.records import load_records, load_training
-from data.wording import ask_for
+from data.topics import read_topics
+from data.wording import word_instruction
 from kg.metrics import triples_of
 from kg.schema import read_schema
 
@@ -265,7 +266,7 @@ def test_texts_alone_need_relations_to_ask_for(tmp_path):
     for number, text in enumerate(('["导演"]', '{"predicate": "导演"}\n', '{"作品": ["编剧"], "": ["导演"]}')):
         path = tmp_path / f"{number}.json"
         path.write_text(text, encoding="utf-8")
-        record = read_as("duie", "x.json", pairs, read_relations(path)).records[0][1]
+        record = read_as("duie", "x.json", pairs, read_topics(path, "--relations")).records[0][1]
         assert read_schema(record["instruction"]) == ["导演"]
         assert "output" not in record
 
@@ -273,8 +274,8 @@ def test_texts_alone_need_relations_to_ask_for(tmp_path):
 @pytest.mark.parametrize("text", ["{", "[]", "[3]", '[" "]', '{"a": {"b": 1}}', "导演"])
 def test_a_file_of_relations_that_is_none_is_an_error(tmp_path, text):
     (tmp_path / "r.json").write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match="--relations .*r.json: .*expected a JSON list of names"):
-        read_relations(tmp_path / "r.json")
+    with pytest.raises(UserError, match="--relations .*r.json: .*a JSON list of names"):
+        read_topics(tmp_path / "r.json", "--relations")
 
 
 def test_the_table_names_what_is_read_and_written():
@@ -291,7 +292,12 @@ def our_records(draw):
     """Records that ask in this project's words, with and without answers, asked apart or not."""
     names = draw(st.lists(NAME, min_size=1, max_size=5, unique=True))
     text = draw(st.text(max_size=20))
-    record = {"id": draw(st.integers(0, 99)), "cate": "作品", "instruction": ask_for(names, text), "input": text}
+    record = {
+        "id": draw(st.integers(0, 99)),
+        "cate": "作品",
+        "instruction": word_instruction(names, text),
+        "input": text,
+    }
     if draw(st.booleans()):
         triple = st.tuples(PART, st.sampled_from(names), PART)
         kg = list(dict.fromkeys(draw(st.lists(triple, max_size=4))))
@@ -342,7 +348,7 @@ def test_messages_and_back_are_the_same_messages(instruction, text, output, syst
 
 
 def test_a_question_of_the_contest_comes_back_whole_from_messages():
-    record = {"id": 1, "cate": "作品", "instruction": ask_for(["导演"], TEXT), "input": TEXT, "output": "NAN"}
+    record = {"id": 1, "cate": "作品", "instruction": word_instruction(["导演"], TEXT), "input": TEXT, "output": "NAN"}
     ((_, row),) = write_as("messages", [(1, record)]).records
     assert [one["role"] for one in row["messages"]] == ["user", "assistant"]
     assert read_as("messages", "x", [(1, row)]).records[0][1] == record
@@ -351,5 +357,5 @@ def test_a_question_of_the_contest_comes_back_whole_from_messages():
 def test_triples_of_relations_that_are_not_asked_for_are_named():
     record = {"id": 4, "instruction": "你好", "input": TEXT, "output": "(甲,导演,乙)"}
     assert write_as("iepile", [(1, record)]).lost == {"words of the instruction": [4]}
-    record["instruction"] = ask_for(["编剧"], TEXT)
+    record["instruction"] = word_instruction(["编剧"], TEXT)
     assert write_as("iepile", [(1, record)]).lost == {"triples of relations that are not asked for": [4]}

@@ -66,7 +66,7 @@ def logits(model, rows, keep=None):
     width = max(map(len, rows))
     ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-    return model(input_ids=ids, attention_mask=mask, logits_to_keep=torch.arange(width) if keep is None else keep)
+    return model.read(ids, mask, logits_to_keep=torch.arange(width) if keep is None else keep).logits
 
 
 class Letters:

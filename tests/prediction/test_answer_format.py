@@ -7,14 +7,14 @@ import pytest
 from common.errors import UserError
 from data.answer_form import CHINESE
 from data.asking import Asking
-from data.wording import ask_for
+from data.wording import word_instruction
 from kg.schema import read_schema
 from prediction.questions import make_questions, make_rows
 from prediction.settings import choose_asking
 from utils.args import DataArguments
 from utils.args_predict import InferenceArguments
 
-RECORD = {"id": 1, "instruction": ask_for(["别名", "位于"], "甲"), "input": "甲在乙"}
+RECORD = {"id": 1, "instruction": word_instruction(["别名", "位于"], "甲"), "input": "甲在乙"}
 JSON = '[{"head": "甲", "relation": "位于", "tail": "乙"}]'
 
 

@@ -12,7 +12,7 @@ from checkpoints.family import find_family
 from common.errors import UserError
 from data.prompts import Piece, load_template, make_prompt
 from tokens.batches import IGNORED
-from tokens.readers import load_codec, read_added
+from tokens.readers import load_codec, read_added, save_tokenizer
 from tokens.rows import Limits, encode_row
 
 RECORDS = {r["id"]: r for r in map(json.loads, (GOLDEN / "train.json").read_text(encoding="utf-8").splitlines())}
@@ -75,6 +75,16 @@ def test_a_row_that_cannot_hold_instruction_and_answer_is_empty_and_says_its_len
     assert row.input_ids == []
     assert row.labels == []
     assert row.whole > 50
+
+
+def test_a_saved_tokenizer_keeps_the_chat_template_of_its_base(tmp_path):
+    base, out = shutil.copytree(GOLDEN / "checkpoint", tmp_path / "base"), tmp_path / "out"
+    (base / "chat_template.jinja").write_text("{{ messages[0].content }}", encoding="utf-8")
+    out.mkdir()
+    family = find_family(base)[0]
+    save_tokenizer(load_codec(base, family), family, base, out)
+    for name in ("tokenizer.model", "chat_template.jinja"):
+        assert (out / name).read_bytes() == (base / name).read_bytes()
 
 
 def test_train_on_inputs_labels_every_token(codecs):

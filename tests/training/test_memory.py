@@ -315,3 +315,18 @@ def test_what_ran_out_of_memory_is_refused(tmp_path):
     plan, table = Plan(8, 1, Precision("float16", 4), recompute=True), Rows(rows(tokens=1023, answer=395))
     needs = planning.training_bytes(read_shape(tmp_path), table, plan, 13_369_344, False, "paged")
     assert sum(needs.values()) > 24_000 * MB
+
+
+def test_logits_that_are_made_in_pieces_need_no_more_than_a_piece():
+    whole, pieces, fewer = (
+        memory.activation_bytes(TOY, Load(6, 3, logits), HALF, recompute=False, piece=piece)
+        for logits, piece in ((4, None), (4, 120), (2, 120))
+    )
+    assert whole - pieces == 14 * (4 * 50 - 120)
+    assert pieces - fewer == 14 * (120 - 2 * 50)
+
+
+def test_how_many_logits_are_made_at_a_time(seven):
+    assert planning.piece_of(seven, torch.device("cpu")) < planning.piece_of(seven, CARD)
+    assert planning.piece_of(seven._replace(head_is_apart=False), CARD) is None  # capped or scaled ones: all
+    assert planning.piece_of(None, CARD) is None

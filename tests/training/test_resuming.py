@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from accelerate import Accelerator
 from helpers_training import flags
 
 import test_finetune
@@ -172,6 +173,25 @@ def test_the_number_of_processes_and_the_split_are_the_checkpoints(run):
     assert fault_of(folder, Wanted(processes=2)) == "written by 1 processes; go on with as many, not 2"
     (folder / "pytorch_model_fsdp.bin").touch()
     assert fault_of(folder, ALONE) == "written with --fsdp; add it"
+
+
+def test_a_checkpoint_is_whole_only_when_every_process_has_written_its_part(tmp_path, monkeypatch):
+    """The last file of a process that is behind is rng_state_N.pth; a kill before it leaves no trainer_state.json."""
+    out, wait = tmp_path / "out", Accelerator.wait_for_everyone
+
+    def end(accelerator):
+        if list(out.glob("checkpoint-2/rng_state*")):
+            raise KeyboardInterrupt
+        wait(accelerator)
+
+    monkeypatch.setattr(Accelerator, "wait_for_everyone", end)
+    with pytest.raises(KeyboardInterrupt):
+        main(flags(out, **LONG))
+    assert list(find_checkpoint(out, ALONE).passed) == [str(out / "checkpoint-2")]
+    assert "trainer_state.json" in fault_of(out / "checkpoint-2", Wanted(processes=2))
+    monkeypatch.undo()
+    main(flags(out, **LONG, resume_from_checkpoint="auto"))
+    assert json.loads((out / "run.json").read_text())["results"]["steps"] == 6
 
 
 def test_what_only_shows_while_it_is_taken_up_is_one_sentence(run):

@@ -81,6 +81,35 @@ def test_an_adapter_of_2023_is_trained_on_as_peft_does(tmp_path):
             torch.testing.assert_close(after[name.replace(".default", "")], expected, rtol=1e-4, atol=1e-6)
 
 
+def start_with(folder, **training):
+    """A copy of the adapter whose run.json says that it was trained so."""
+    shutil.copytree(ADAPTER, folder)
+    (folder / "run.json").write_text(json.dumps({"training": training}))
+    return folder
+
+
+def test_answers_keep_the_form_that_the_adapter_learnt(tmp_path, capsys):
+    out, form = tmp_path / "out", {"schema_batch": 2, "answer_format": "json"}
+    main(flags(out, init_lora=start_with(tmp_path / "adapter", **form), max_steps=1))
+    said, run = capsys.readouterr().err, json.loads((out / "run.json").read_text())
+    assert {name: run["training"].get(name) for name in form} == form
+    for name, value in form.items():
+        assert f"{name}: {value} (as the adapter of --init_lora was trained, by its run.json)" in said
+        assert run["decided"][name]["value"] == value
+    assert "answer_order" not in run["training"]
+    main(flags(tmp_path / "plain", init_lora=tmp_path / "adapter", max_steps=1, answer_format="text", schema_batch=0))
+    assert "--answer_format text contradicts run.json, which says json; using text" in capsys.readouterr().err
+    plain = json.loads((tmp_path / "plain" / "run.json").read_text())
+    assert not form.keys() & {*plain["training"], *plain["decided"]}
+    assert losses(tmp_path / "plain") != losses(out)
+
+
+def test_a_form_that_does_not_go_with_a_flag_is_refused(tmp_path):
+    folder = start_with(tmp_path / "adapter", answer_order="tail")
+    with pytest.raises(UserError, match="json and --answer_order tail .* answer_order came from the run"):
+        main(flags(tmp_path / "out", init_lora=folder, answer_format="json"))
+
+
 def test_a_run_from_an_adapter_is_resumed_to_the_same_bits(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     values = {"init_lora": ADAPTER, "save_strategy": "steps", "save_steps": 2}

@@ -1,5 +1,6 @@
 """src/test_finetune.py on a tiny LLaMA checkpoint: what it learns, saves, refuses, and how it goes on after a kill."""
 
+import contextlib
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import time
 import pytest
 import torch
 from helpers import GOLDEN, ROOT, python
-from helpers_training import BASE, RECORDS, SCRIPT, flags
+from helpers_training import BASE, RECORDS, SCRIPT, TRAIN, flags
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 
@@ -22,10 +23,12 @@ from data.prompts import load_template
 from loading.base import load_base
 from loading.lora import add_lora
 from loading.precision import Precision
+from ops.answer_loss import by_pieces
 from test_finetune import main
 from tokens.batches import IGNORED, make_collator
 from tokens.readers import load_codec
 from tokens.rows import Limits, encode_row
+from training import trainer
 from training.order import order_epoch
 
 
@@ -55,6 +58,17 @@ def test_logits_at_answers_only_give_the_plain_loss():
     plain = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss
     assert batch["logits_to_keep"].numel() < width
     torch.testing.assert_close(model(**batch).loss, plain, rtol=1e-6, atol=1e-6)
+
+
+def test_a_run_computes_its_losses_in_pieces(tmp_path, monkeypatch):
+    entered, losses = [], []
+    for way in (lambda base: by_pieces(base, most=1000), lambda base: contextlib.nullcontext()):
+        monkeypatch.setattr(trainer, "by_pieces", lambda base, way=way: entered.append(way) or way(base))
+        more = {"valid_file": TRAIN, "eval_strategy": "steps", "eval_steps": 2}
+        main(flags(tmp_path / str(len(losses)), "--do_eval", **more))
+        losses.append([row.get("loss", row.get("eval_loss")) for row in log(tmp_path / str(len(losses)))])
+    assert len(entered) >= 2 * 6  # four steps, and two evaluations, of each
+    assert losses[0][:-1] == pytest.approx(losses[1][:-1], rel=1e-5)
 
 
 def test_padding_is_masked_even_when_pad_is_eos():

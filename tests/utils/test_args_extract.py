@@ -34,3 +34,13 @@ def test_drafts_are_refused_where_there_are_none(parse, needed):
     with pytest.raises(UserError, match="--drafts 4.* none"):
         parse([*needed, "--drafts", "4"])
     assert parse([*needed, "--drafts", "0"])[1].drafts == "0"
+
+
+def test_a_file_of_topics_is_read_as_convert_reads_it_and_must_name_them(tmp_path):
+    file = tmp_path / "topics.json"
+    file.write_text('{"建筑": ["位于", "高度"]}', encoding="utf-8")
+    instructions, _ = read_wanted(parse_corpus([*CORPUS, "--topics", str(file), "--cate", "建筑"])[1])
+    assert read_schema(instructions["建筑"]) == ["位于", "高度"]
+    file.write_text('["位于"]', encoding="utf-8")
+    with pytest.raises(UserError, match="--topics .*: names without a topic"):
+        read_wanted(parse_corpus([*CORPUS, "--topics", str(file), "--cate", "auto"])[1])

@@ -325,6 +325,18 @@ def test_a_text_can_be_asked_several_times_and_its_triples_have_their_share_of_t
     assert {**streamed[-1][1], "seconds": 0} == {**found, "seconds": 0}
 
 
+def test_a_drawn_answer_depends_on_its_question_alone(random_base, tmp_path):
+    opened = open_plan(random_base, "--do_sample", constrained=False)
+
+    def answers(name, *texts):
+        with serving(opened, tmp_path / name) as (app, *_), TestClient(app, base_url=BASE) as client:
+            return [client.post("/api/extract", json={**QUESTION, "text": text}).json()["output"] for text in texts]
+
+    first, *others = answers("one", TEXT, TEXT * 2, TEXT)
+    assert answers("two", TEXT * 2, TEXT) == [others[0], first]
+    assert others[1] == first != others[0]
+
+
 def test_single_answers_belong_to_the_run_that_those_of_jobs_belong_to(tmp_path):
     adapter = tmp_path / "lora" / "checkpoint-3"
     plan = SimpleNamespace(serving=SimpleNamespace(base="/models/gemma", adapter=adapter, prefix=None))
