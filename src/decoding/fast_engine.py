@@ -63,6 +63,18 @@ class Live(NamedTuple):
     took: Callable  # (number, tokens of its answer so far) -> whether it shall go on
 
 
+class Run(NamedTuple):
+    """What one attempt goes by, and so what answers depend on."""
+
+    model: object
+    codec: object
+    rules: Rules
+    tuning: Tuning
+    limits: Limits | None
+    laid: Laid
+    live: Live | None
+
+
 def open_model(serving: Serving, codec, longest: int):
     """The model, ready to answer. The engine makes of --batch_size what fits: one record has to."""
     model = load_model(serving, codec, longest, 1)
@@ -149,8 +161,8 @@ def answers(
         while left or live:
             size = size if live else min(size, len(left))
             try:
-                now = rules._replace(batch_size=size)
-                for made in _answers(model, codec, dict(left), now, count, tuning, limits, laid, live, left):
+                run = Run(model, codec, rules._replace(batch_size=size), tuning, limits, laid, live)
+                for made in _answers(run, dict(left), left, count):
                     for number in made:
                         del left[number]
                     yield made
@@ -179,21 +191,13 @@ def answers(
         model.set_attn_implementation(usual)
 
 
-def _answers(
-    model,
-    codec,
-    waiting: dict,
-    rules: Rules,
-    count: Counter,
-    tuning: Tuning,
-    limits,
-    laid: Laid,
-    live: Live | None,
-    left: dict,
-):
-    """One attempt of `answers`; adds the tokens of prompts to `count`: computed, copied; those that come to `left`."""
+def _answers(run: Run, waiting: dict, left: dict, count: Counter):
+    """One attempt of `answers` at the prompts `waiting`; those that come are added to `left`, and to `count` the tokens
+    of prompts: computed, copied.
+    """
+    model, codec, rules, tuning, limits, laid, live = run
     budgets, walks = {number: _budget(codec, ids, rules) for number, ids in waiting.items()}, limits and Walks(limits)
-    places, needs = _make_places(model, rules, waiting, tuning, budgets, laid, live)
+    places, needs = _make_places(run, waiting, budgets)
     beside, steps = _stream_beside(places), make_steps(model, places, tuning.enough)
     looks = [tuning.watched] * bool(walks) + [tuning.drafted] * bool(rules.drafts)
     every = tuning.steps if beside or not looks else min(looks)
@@ -310,12 +314,11 @@ def _stream_beside(places: Places):
     return stream
 
 
-def _make_places(
-    model, rules: Rules, waiting: dict, tuning: Tuning, budgets: dict[int, int], laid: Laid, live: Live | None
-) -> tuple[Places, dict[int, int]]:
+def _make_places(run: Run, waiting: dict, budgets: dict[int, int]) -> tuple[Places, dict[int, int]]:
     """Places for a batch of records of average length, and the tokens that each needs: all that it may have, or `ahead`
     new ones at first where so few fit that a card would mostly read weights.
     """
+    model, _, rules, tuning, _, laid, live = run
     size, learnt = rules.batch_size, len(laid.learnt[0][0]) if laid.learnt else 0
     if model.device.type == "cuda":
         gc.collect()  # of an earlier use
