@@ -1,4 +1,4 @@
-"""The engine `fast`: many records decoded side by side, a finished one's place given to a waiting one at once.
+"""The engine `fast`: many records decoded at a time, with continuous batching.
 
 Keys and values of all records lie one behind the other in one tensor a layer, made once. So all steps of as many rows
 have the same shapes, and on a card each is captured as a CUDA graph and replayed without the CPU. Greedy answers only.
