@@ -1,4 +1,4 @@
-"""The engine `fast`: many records decoded side by side, a finished one's place given to a waiting one at once.
+"""The engine `fast`: many records decoded at a time, with continuous batching.
 
 Keys and values of all records lie one behind the other in one tensor a layer, made once. So all steps of as many rows
 have the same shapes, and on a card each is captured as a CUDA graph and replayed without the CPU. Greedy answers only.
@@ -108,9 +108,9 @@ def choose_drafts(device: torch.device, rows: int, tuning: Tuning = MEASURED) ->
     if device.type == "cuda":
         most = min(MOST_DRAFTS, tuning.at_once // rows - 1)
         if most < 1:
-            return 0, f"{rows} records at a time keep the card busy"
-        return most, f"a card computes {tuning.at_once} tokens in little more than the time that one takes"
-    return 8, "a CPU computes some tokens in the time of one; beside many rows only the likeliest"
+            return 0, f"{rows} records at a time keep the GPU busy"
+        return most, f"a GPU computes {tuning.at_once} tokens in little more time than one"
+    return 8, "a CPU computes several tokens in the time of one; with many records at a time, drafts are shorter"
 
 
 def room(config, device: torch.device, tuning: Tuning, fp8: bool = False) -> float:

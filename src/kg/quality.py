@@ -1,4 +1,4 @@
-"""How good a graph is: what it holds, and what in it should be doubted."""
+"""How good a graph is: counts, and what in it is doubtful."""
 
 import json
 from collections import Counter, defaultdict
@@ -65,7 +65,7 @@ def stats(store) -> dict:
 
 
 def check(store, relations: Relations) -> dict[str, list[dict]]:
-    """What should be doubted, by kind: contradictions, direction, unasked, not_in_text, kept_apart."""
+    """What is doubtful, by kind: contradictions, direction, unasked, not_in_text, kept_apart."""
     unasked, lost = _by_source(store)
     return {
         "contradictions": _contradictions(store, relations),

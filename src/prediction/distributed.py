@@ -1,6 +1,6 @@
 """Work shared by Ray: shards are handed out to workers with a model each, and what comes back is written here.
 
-Where workers run, whether they and their machines live, and new machines are Ray's affair. A shard whose worker is
+Ray decides where workers run, watches them and their machines, and finds new machines. A shard whose worker is
 lost is given to another one. Nothing here depends on which worker answers what, or when.
 
 The project, the weights and the environment have to be at the same paths on every machine; texts and answers travel.

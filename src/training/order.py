@@ -25,16 +25,17 @@ def order_epoch(lengths: list[int], step: int, seed: int, epoch: int, how: str =
 def deal(rows: list[int], lengths: list[int], processes: int) -> list[list[int]]:
     """The rows of one pass, shared among processes: nearly as many and nearly as many tokens to each.
 
-    Dealt like cards, the longest first, from the first process to the last, then from the last to the first.
+    The rows are sorted by length and assigned in turn, the longest first: from the first process to the last, then
+    back from the last to the first.
     """
     if processes == 1:
         return [rows]
     rows = sorted(rows, key=lambda row: -lengths[row])
     rounds = [rows[at : at + processes] for at in range(0, len(rows), processes)]
     shares = [[] for _ in range(processes)]
-    for number, cards in enumerate(rounds):
-        for share, card in zip(shares[:: -1 if number % 2 else 1], cards, strict=False):
-            share.append(card)
+    for number, taken in enumerate(rounds):
+        for share, row in zip(shares[:: -1 if number % 2 else 1], taken, strict=False):
+            share.append(row)
     return shares
 
 

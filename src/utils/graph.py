@@ -1,4 +1,4 @@
-"""Predictions or labelled records -> a knowledge graph: merged, stored, asked, exported.
+"""Predictions or labelled records -> a knowledge graph: build, query, check, export, draw.
 
 python src/utils/graph.py build --pred_path results/quickstart-400/submission.json --store results/quickstart-400/graph
 python src/utils/graph.py COMMAND --help
@@ -33,19 +33,19 @@ RUNS = "; the command stats lists the names of its runs"
 
 
 def build(argv: list[str]) -> None:
-    """Bring predictions or labelled records into a graph; it is made if it is not there yet."""
+    """Add predictions or labelled records to a graph; the graph is created if it does not exist."""
     parser = _parser(build)
     parser.add_argument(
-        "--pred_path", required=True, help="predictions or labelled records, in any shape convert reads"
+        "--pred_path", required=True, help="predictions or labelled records, in any format that convert.py reads"
     )
-    parser.add_argument("--run", help="name of the run; left out: made of base and adapter in run.json")
-    parser.add_argument("--run_file", help="the run.json of the predictions; left out: NAME.run.json beside them")
-    parser.add_argument("--collection", default="", help="keeps records of other files with the same ids apart")
-    parser.add_argument("--merge", choices=MODES, help="what makes two names one entity; left out: alias, or as it was")
-    parser.add_argument("--relations", help="a file in place of src/kg/relations.json")
-    parser.add_argument("--no_text", action="store_true", help="do not keep the texts of the records")
-    parser.add_argument("--changed_texts", action="store_true", help="replace records whose text is another one too")
-    parser.add_argument("--skip_bad", action="store_true", help="list and leave out bad lines instead of stopping")
+    parser.add_argument("--run", help="name of the run; default: from the base and the adapter in run.json")
+    parser.add_argument("--run_file", help="the run.json of the predictions; default: NAME.run.json beside them")
+    parser.add_argument("--collection", default="", help="a name for this file, if another has the same ids")
+    parser.add_argument("--merge", choices=MODES, help="how names are merged; default: as in the graph, else alias")
+    parser.add_argument("--relations", help="another file of the form of src/kg/relations.json")
+    parser.add_argument("--no_text", action="store_true", help="do not store the texts of the records")
+    parser.add_argument("--changed_texts", action="store_true", help="also replace records whose text has changed")
+    parser.add_argument("--skip_bad", action="store_true", help="list bad lines and skip them, instead of stopping")
     flags = parse_flags(parser, argv)
     bad = [] if flags.skip_bad else None
     with keeping(lambda: f"{flags.store} is as it was"):
@@ -66,11 +66,11 @@ def build(argv: list[str]) -> None:
 
 
 def remove(argv: list[str]) -> None:
-    """Take a record (of one collection or all), or all records of a run, out of a graph."""
+    """Remove a record (from one collection or all), or all records of a run, from a graph."""
     parser = _parser(remove)
     parser.add_argument("--document", help='a record\'s id; 7 is also found as the text "7"')
-    parser.add_argument("--collection", help="only the record of this collection")
-    parser.add_argument("--run", help="all records of the run of this name")
+    parser.add_argument("--collection", help="remove the record only from this collection")
+    parser.add_argument("--run", help="remove all records of this run")
     flags = parse_flags(parser, argv)
     if (flags.document is None) == (flags.run is None):
         raise UserError("remove: give either --document ID or --run NAME")
@@ -92,10 +92,10 @@ def remove(argv: list[str]) -> None:
 
 
 def merge(argv: list[str]) -> None:
-    """Merge names anew, by other evidence or another list of relations; what records say stays as it is."""
+    """Merge names again, with another --merge or --relations; the triples of the records do not change."""
     parser = _parser(merge)
-    parser.add_argument("--merge", choices=MODES, default="alias", help="what makes two names one entity")
-    parser.add_argument("--relations", help="a file in place of src/kg/relations.json")
+    parser.add_argument("--merge", choices=MODES, default="alias", help="how names are merged")
+    parser.add_argument("--relations", help="another file of the form of src/kg/relations.json")
     flags = parse_flags(parser, argv)
     with keeping(lambda: f"{flags.store} is as it was"):
         graph.remerge(flags.store, _settings(flags))
@@ -103,7 +103,7 @@ def merge(argv: list[str]) -> None:
 
 
 def _settings(flags) -> Settings:
-    """Those typed; what was left out as the graph has it."""
+    """Those of the flags; for a flag that is not given, the setting of the graph."""
     current = read_current(flags.store)
     there = current[1] if current else graph.usual_settings()
     relations = read_relations(flags.relations) if flags.relations else there.relations
@@ -123,16 +123,16 @@ def _parser(run):
 
 
 def merges(argv: list[str]) -> None:
-    """List the names that are merged, and why; check lists those that are kept apart."""
+    """List merged names with the reason; the command check lists names that are kept apart."""
     parser = _parser(merges)
-    parser.add_argument("--json", action="store_true", help="all of them, as JSON")
+    parser.add_argument("--json", action="store_true", help="all merges, as JSON")
     flags = parse_flags(parser, argv)
     found = quality.merges(open_graph(flags.store)[0])
     _print_rows(["name", "merged_into", "why"], map(list, map(dict.values, found)), "json" if flags.json else "table")
 
 
 def stats(argv: list[str]) -> None:
-    """Count what a graph holds: entities, triples, relations, records, runs, orphans."""
+    """Print counts: entities, triples, relations, records, runs, and more."""
     parser = _parser(stats)
     parser.add_argument("--json", action="store_true", help="as JSON, with every relation")
     flags = parse_flags(parser, argv)
@@ -152,9 +152,9 @@ def stats(argv: list[str]) -> None:
 
 
 def check(argv: list[str]) -> None:
-    """List what in a graph should be doubted: contradictions, directions, relations not asked for, and so on."""
+    """List doubtful triples and names: contradictions, wrong directions, relations not asked for, and more."""
     parser = _parser(check)
-    parser.add_argument("--json", action="store_true", help="all of it, as JSON")
+    parser.add_argument("--json", action="store_true", help="the complete list, as JSON")
     flags = parse_flags(parser, argv)
     store, settings = open_graph(flags.store)
     found = quality.check(store, relations_of(settings.relations))
@@ -169,12 +169,14 @@ def check(argv: list[str]) -> None:
 
 
 def query(argv: list[str]) -> None:
-    """Ask in SPARQL: --sparql 'SELECT * { e:勾股定理 ?relation ?tail }', or a file."""
+    """Query a graph in SPARQL: --sparql 'SELECT * { e:勾股定理 ?relation ?tail }', or a file."""
     parser = _parser(query)
-    parser.add_argument("--sparql", required=True, help="the query, or a file that holds it")
+    parser.add_argument("--sparql", required=True, help="the query, or a file with the query")
     parser.add_argument("--format", choices=("table", *FORMATS), default="table", help="how rows are printed")
-    parser.add_argument("--iri", action="store_true", help="print IRIs, not the names they stand for")
-    parser.add_argument("--limit", type=int, default=100, help="most rows of a table; csv and json have all")
+    parser.add_argument("--iri", action="store_true", help="print IRIs instead of names")
+    parser.add_argument(
+        "--limit", type=int, default=100, help="maximum number of rows of a table; not for csv and json"
+    )
     flags = parse_flags(parser, argv)
     check_ranges(flags, RANGES)
     store, _ = open_graph(flags.store)
@@ -185,9 +187,9 @@ def query(argv: list[str]) -> None:
 def neighbours(argv: list[str]) -> None:
     """List the triples around an entity."""
     parser = _parser(neighbours)
-    parser.add_argument("--entity", required=True, help="its name")
-    parser.add_argument("--hops", type=int, default=1, help="how far away")
-    parser.add_argument("--limit", type=int, default=100, help="most triples")
+    parser.add_argument("--entity", required=True, help="name of the entity")
+    parser.add_argument("--hops", type=int, default=1, help="maximum distance from the entity")
+    parser.add_argument("--limit", type=int, default=100, help="maximum number of triples")
     parser.add_argument("--json", action="store_true", help="as JSON, with all sources of each triple")
     flags = parse_flags(parser, argv)
     check_ranges(flags, RANGES)
@@ -200,11 +202,11 @@ def neighbours(argv: list[str]) -> None:
 
 
 def path(argv: list[str]) -> None:
-    """Find a shortest way between two entities, in either direction of the triples."""
+    """Find a shortest path between two entities; the direction of triples is ignored."""
     parser = _parser(path)
     parser.add_argument("--from", dest="start", required=True, help="name of an entity")
-    parser.add_argument("--to", dest="goal", required=True, help="name of another")
-    parser.add_argument("--hops", type=int, default=queries.MOST_HOPS, help="most triples on the way")
+    parser.add_argument("--to", dest="goal", required=True, help="name of another entity")
+    parser.add_argument("--hops", type=int, default=queries.MOST_HOPS, help="maximum length of the path")
     parser.add_argument("--json", action="store_true", help="as JSON, with all sources of each triple")
     flags = parse_flags(parser, argv)
     check_ranges(flags, RANGES)
@@ -217,10 +219,10 @@ def path(argv: list[str]) -> None:
 
 
 def export(argv: list[str]) -> None:
-    """Write a graph for other programs: RDF, Gephi, networkx, Neo4j, spreadsheets."""
+    """Export a graph for other programs: RDF stores, Gephi, networkx, Neo4j, spreadsheets."""
     parser = _parser(export)
     parser.add_argument("--format", required=True, choices=exporting.FORMATS, help="neo4j: a folder of three files")
-    parser.add_argument("--out", required=True, help="the file; of neo4j the folder")
+    parser.add_argument("--out", required=True, help="the file to write; for neo4j the folder")
     flags = parse_flags(parser, argv)
     store, _ = open_graph(flags.store)
     with keeping(lambda: f"{flags.out} is as it was"):
@@ -229,13 +231,13 @@ def export(argv: list[str]) -> None:
 
 
 def push(argv: list[str]) -> None:
-    """Send the merged triples to an RDF store by SPARQL 1.1, or to Neo4j; the password is read from GRAPH_PASSWORD."""
+    """Send the merged triples to an RDF store (SPARQL 1.1) or to Neo4j; the password is read from GRAPH_PASSWORD."""
     parser = _parser(push)
-    parser.add_argument("--endpoint", help="URL of the server's graph store, or with --protocol update of its updates")
-    parser.add_argument("--protocol", choices=pushing.PROTOCOLS, default="store", help="of SPARQL 1.1")
-    parser.add_argument("--graph", default=pushing.GRAPH, help="IRI of the server's graph that is replaced")
-    parser.add_argument("--neo4j", help="address of Neo4j, such as bolt://localhost:7687, in place of --endpoint")
-    parser.add_argument("--user", default="", help="who pushes; left out: nobody is asked for")
+    parser.add_argument("--endpoint", help="URL of the graph store; with --protocol update: of the update endpoint")
+    parser.add_argument("--protocol", choices=pushing.PROTOCOLS, default="store", help="protocol of SPARQL 1.1")
+    parser.add_argument("--graph", default=pushing.GRAPH, help="IRI of the graph on the server that is replaced")
+    parser.add_argument("--neo4j", help="address of Neo4j, such as bolt://localhost:7687, instead of --endpoint")
+    parser.add_argument("--user", default="", help="user name; default: no login")
     flags = parse_flags(parser, argv)
     if (flags.endpoint is None) == (flags.neo4j is None):
         raise UserError("push: give either --endpoint URL or --neo4j ADDRESS")
@@ -252,13 +254,13 @@ def push(argv: list[str]) -> None:
 
 
 def show(argv: list[str]) -> None:
-    """Draw a graph, or what is around an entity, as one HTML file that needs no network."""
+    """Draw a graph, or the part around an entity, as one HTML file that works without a network."""
     parser = _parser(show)
-    parser.add_argument("--out", help="the HTML file")
-    parser.add_argument("--png", help="a picture as well, of a small graph")
-    parser.add_argument("--entity", help="draw what is around this one; left out: the entities in most triples")
-    parser.add_argument("--hops", type=int, default=2, help="how far around it")
-    parser.add_argument("--limit", type=int, default=500, help="most triples")
+    parser.add_argument("--out", help="the HTML file to write")
+    parser.add_argument("--png", help="also draw a small graph as a picture")
+    parser.add_argument("--entity", help="draw the part around this entity; default: the entities with most triples")
+    parser.add_argument("--hops", type=int, default=2, help="maximum distance from --entity")
+    parser.add_argument("--limit", type=int, default=500, help="maximum number of triples")
     flags = parse_flags(parser, argv)
     check_ranges(flags, RANGES | {"limit": Range(1, 20_000)})
     if flags.out is None and flags.png is None:

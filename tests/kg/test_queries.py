@@ -1,4 +1,4 @@
-"""Questions to a graph in memory: what is in it, what should be doubted, what is around an entity."""
+"""Questions to a graph in memory: what is in it, what is doubtful, what is around an entity."""
 
 import csv
 import json
