@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import groupby
+from threading import Lock
 
 from transformers import PreTrainedTokenizerFast
 
@@ -14,6 +15,7 @@ from tokens.rows import Limits, encode_row
 
 BROKEN = "\ufffd"  # what stands for a byte that is of no character
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a token that is a byte
+TURN = Lock()  # a tokenizer keeps how it was last told to take special tokens: of two threads one would tell the other
 codecs.register_error("each byte", lambda error: (BROKEN * (error.end - error.start), error.end))
 
 
@@ -43,7 +45,8 @@ class Codec:
     def text_ids(self, text: str, first: bool = True) -> list[int]:
         """The ids of a text by itself; what it says never becomes a special token. `first`: it begins a stretch."""
         text = self.blank + text if first and text else text
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        with TURN:
+            return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def encode(self, pieces: list[Piece]) -> list[int]:
         """Token ids of a prompt given in pieces; what a record says never becomes a special token."""
@@ -61,7 +64,8 @@ class Codec:
     def _ids_of(self, pieces: list[Piece]) -> list[int]:
         special = find_specials(tuple(self.specials))
         if self.whole and not any(special.search(text) for text, from_template in pieces if not from_template):
-            return self.tokenizer("".join(piece.text for piece in pieces), add_special_tokens=False)["input_ids"]
+            with TURN:
+                return self.tokenizer("".join(piece.text for piece in pieces), add_special_tokens=False)["input_ids"]
         ids, parts = [], self._parts(pieces)
         for index, part in enumerate(parts):
             if isinstance(part, int):

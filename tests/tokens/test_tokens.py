@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from helpers import GOLDEN
@@ -12,6 +14,7 @@ from checkpoints.family import find_family
 from common.errors import UserError
 from data.prompts import Piece, load_template, make_prompt
 from tokens.batches import IGNORED
+from tokens.codec import Codec
 from tokens.readers import load_codec, read_added, save_tokenizer
 from tokens.rows import Limits, encode_row
 
@@ -202,6 +205,25 @@ def test_an_end_of_answer_without_a_row_in_the_embedding_is_refused(tmp_path, em
         UserError, match=r"eos_token <end> has the id \d+, the embedding \d+ rows .*no answer could end"
     ):
         load_codec(folder, find_family(folder)[0])
+
+
+class OneAtATime:
+    """A tokenizer that takes special tokens as it was told last."""
+
+    def __call__(self, text, add_special_tokens, split_special_tokens=False):
+        self.split = split_special_tokens
+        time.sleep(0.002)
+        return {"input_ids": [self.split]}
+
+
+def test_threads_do_not_tell_a_tokenizer_how_to_take_the_special_tokens_of_others():
+    codec = Codec(OneAtATime(), (), 0, 0, {}, whole=True)
+
+    def encode(number):
+        return codec.text_ids("a") if number % 2 else codec.encode([Piece("a", True)])
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(encode, range(40))) == [[False], [True]] * 20
 
 
 BESIDE = {"special_tokens_map.json": {}, "added_tokens.json": {}, "tokenizer_config.json": {"added_tokens_decoder": {}}}
