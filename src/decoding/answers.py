@@ -30,6 +30,7 @@ class Failure(NamedTuple):
 
 # Reasons of a Failure.
 ALONE = "out of memory, even alone; a smaller --bits may help"
+STOPPED = "stopped"  # before its answer was whole
 NOT_FINITE = "the model gave NaN or infinity instead of an answer"
 
 

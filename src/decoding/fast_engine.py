@@ -19,7 +19,7 @@ from transformers.integrations.liger import apply_liger_kernel
 from common.errors import reason_of, say
 from common.flags import MOST_DRAFTS
 from common.machine import free_bytes
-from decoding.answers import ALONE, NOT_FINITE, Answer, Failure, Rules, cut_answer, is_out_of_memory
+from decoding.answers import ALONE, NOT_FINITE, STOPPED, Answer, Failure, Rules, cut_answer, is_out_of_memory
 from decoding.batch_engine import choose_batch_size, load_model
 from decoding.constrained import Limits, Walks
 from decoding.kept import use_kept_attention
@@ -55,12 +55,12 @@ MEASURED = Tuning()
 class Live(NamedTuple):
     """Where prompts come from while others are answered, for a server."""
 
-    room: int  # tokens, prompts and answers together, of all records at work
-    longest: int  # the same of one record, at most
+    room: int  # tokens, prompts and answers together, of all records at work, where the memory holds so many
+    longest: int  # the same of one record, at most; a longer one fails
     # (free rows, whether nothing is at work) -> number -> prompt of so many at most; it may wait where nothing is at
     # work; None: no more will come
     more: Callable
-    took: Callable  # (number, tokens of its answer so far) -> whether it shall go on
+    took: Callable  # (number, tokens of its answer so far) -> whether it shall go on; else it fails, as STOPPED
 
 
 class Run(NamedTuple):
@@ -161,7 +161,8 @@ def answers(
         while left or live:
             size = size if live else min(size, len(left))
             try:
-                run = Run(model, codec, rules._replace(batch_size=size), tuning, limits, laid, live)
+                fed = live and live._replace(room=live.room * size // rules.batch_size)
+                run = Run(model, codec, rules._replace(batch_size=size), tuning, limits, laid, fed)
                 for made in _answers(run, dict(left), left, count):
                     for number in made:
                         del left[number]
@@ -204,7 +205,8 @@ def _answers(run: Run, waiting: dict, left: dict, count: Counter):
     queue, prompts = deque(waiting), dict(waiting)
     said, sure = ({number: [] for number in waiting} for _ in range(2))  # new tokens, and their probabilities
     busy, finished = {}, {}  # row -> number; number -> its tokens, or Failure
-    while queue or busy or live:
+    coming = live is not None
+    while queue or busy or coming:
         if finished and not beside:
             yield _cut(laid, finished, sure, rules, walks)
             finished = {}
@@ -215,21 +217,25 @@ def _answers(run: Run, waiting: dict, left: dict, count: Counter):
             made = decode(places, size, steps[size], every, walks and walks.mend(busy, places))
         if finished:  # a card is not waited for: it decodes while answers are put on disk, and new prompts computed
             yield _cut(laid, finished, sure, rules, walks)
-        if live:  # what is done has been handed over
+        refused = {}
+        if coming:  # what is done has been handed over
             parts = waiting, prompts, needs, budgets, said, sure, *([walks.states] if walks else [])
             for part, number in product(parts, said.keys() - {*queue, *busy.values()}):
                 part.pop(number, None)
             came = live.more(len(places.tokens) - len(busy) - len(queue), not busy and not queue)
-            live = None if came is None else live
+            coming = came is not None
             for number, ids in (came or {}).items():
                 left[number] = waiting[number] = prompts[number] = ids
                 budgets[number] = _budget(codec, ids, rules)
                 needs[number], said[number], sure[number] = len(ids) + budgets[number], [], []
-                queue.append(number)
+                if needs[number] > live.longest:
+                    refused[number] = Failure(f"prompt and answer may have {needs[number]} tokens, of {live.longest}")
+                else:
+                    queue.append(number)
         wait = busy and not beside and rules.drafts and rules.batch_size - len(busy) < min(tuning.together, len(queue))
         with torch.cuda.stream(beside):  # None: no other one
             more = ({}, None) if wait else _start(model, prompts, queue, places, needs, tuning.pass_tokens, laid)
-        finished, started = more
+        finished, started = refused | more[0], more[1]
         free = []
         for (row, number), (new, chances, ends) in zip(busy.items(), made.of(list(busy)) if busy else (), strict=True):
             before, prompt = len(said[number]), waiting[number]
@@ -242,8 +248,10 @@ def _answers(run: Run, waiting: dict, left: dict, count: Counter):
             count["steps"] += 1 + bisect_left(ends, len(ids) - before)  # those behind the end do not count
             if _is_broken(codec, ids[max(0, before - 1) :]):
                 finished[number] = Failure(NOT_FINITE)
-            elif _has_ended(*how, budgets[number]) or (live and not live.took(number, ids)):
+            elif _has_ended(*how, budgets[number]):
                 finished[number] = ids
+            elif live and not live.took(number, ids):
+                finished[number] = Failure(STOPPED)
             elif len(ids) == most:  # it goes on, with all the room that it may need, when its turn comes again
                 prompts[number], needs[number] = prompt + ids, len(prompt) + budgets[number]
                 queue.append(number)
@@ -325,8 +333,8 @@ def _make_places(run: Run, waiting: dict, budgets: dict[int, int]) -> tuple[Plac
         torch.cuda.empty_cache()
     needs = {number: len(ids) + budgets[number] for number, ids in waiting.items()}
     if live:
-        drafting = {"drafts": rules.drafts, "longest": live.longest}
-        count = live.room + size * rules.drafts
+        fit = min(live.room + size * rules.drafts, room(model.config, model.device, tuning, rules.fp8))
+        count, drafting = max(live.longest + rules.drafts, int(fit)), {"drafts": rules.drafts, "longest": live.longest}
         return Places(model, size, count, tuning.shared, rules.confidence, fp8=rules.fp8, **drafting), needs
     longest, mean, fit = (
         max(needs.values()),

@@ -7,13 +7,15 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, as_completed
 from itertools import count
 from queue import SimpleQueue
 
-from decoding.answers import Answer, Failure, Rules
+from decoding.answers import STOPPED, Answer, Failure, Rules
 from decoding.constrained import Limits, make_limits
 from decoding.fast_engine import Live
 from decoding.fast_engine import answers as answer_live
 from decoding.laid import takes_more
+from kg.permitted import Asked
 from prediction.opening import Opening
 
+SPARE = 64  # tokens by which a prompt may be longer: a window loses its blanks, votes change the order of relations
 TOGETHER = 2  # shards that are at work: one begins while the last answers of the other are made
 
 
@@ -26,13 +28,13 @@ def feeds(plan: Opening, model) -> bool:
 class Feed:
     """Its `answers` is that of an engine, but for several threads at once, whose prompts are answered side by side.
 
-    `longest`: tokens of the longest prompt. Rows and drafts are those of the first call.
+    `longest`: tokens of the longest prompt, but for SPARE. Rows and drafts are those of the first call.
     """
 
     def __init__(self, plan: Opening, model, longest: int):
-        self.plan, self.model, self.longest = plan, model, longest + plan.serving.rules.max_new_tokens
+        self.plan, self.model, self.longest = plan, model, longest + SPARE + plan.serving.rules.max_new_tokens
         self.changed = threading.Condition()
-        self.waiting: deque[tuple[int, list[int]]] = deque()  # (number, prompt)
+        self.waiting: deque[tuple[int, list[int], Asked | None]] = deque()  # (number, prompt, with --constrain more)
         self.askers: dict[int, tuple[SimpleQueue, int]] = {}  # number -> where its answer goes, under which number
         self.numbers, self.limits, self.thread, self.ending = count(), None, None, False
 
@@ -49,10 +51,8 @@ class Feed:
             for own, ids in prompts.items():
                 number = next(self.numbers)
                 mine.append(number)
-                if limits:
-                    self.limits.asked[number] = limits.asked[own]
                 self.askers[number] = made, own
-                self.waiting.append((number, ids))
+                self.waiting.append((number, ids, limits and limits.asked[own]))
             self.changed.notify_all()
         try:
             while left:
@@ -65,8 +65,6 @@ class Feed:
             with self.changed:
                 for number in mine:
                     self.askers.pop(number, None)
-                    if self.limits:
-                        self.limits.asked.pop(number, None)
 
     def close(self) -> None:
         """End the run; calls that wait raise."""
@@ -87,17 +85,21 @@ class Feed:
 
     def _run(self, rules: Rules, room: int) -> None:
         more = {"limits": self.limits} if self.limits else {}
-        live = Live(room, self.longest, self._take, lambda number, ids: not self.ending)
+        live = Live(room, self.longest, self._take, lambda number, _: number in self.askers and not self.ending)
         try:
             for made in answer_live(self.model, self.plan.codec, {}, rules, live=live, **more):
                 groups: dict[SimpleQueue, dict] = {}
                 with self.changed:
                     for number, answer in made.items():
-                        if number in self.askers:  # who asked may have gone
+                        if self.limits:
+                            self.limits.asked.pop(number, None)
+                        if number in self.askers and answer != Failure(STOPPED):  # who asked may have gone
                             queue, own = self.askers.pop(number)
                             groups.setdefault(queue, {})[own] = answer
                 for queue, group in groups.items():
                     queue.put(group)
+                if self.ending:
+                    break
             error = RuntimeError("the model has ended")
         except BaseException as found:  # noqa: BLE001 - every thread that waits shall raise it
             error = found
@@ -115,9 +117,11 @@ class Feed:
                 return None
             taken = {}
             while self.waiting and len(taken) < free:
-                number, ids = self.waiting.popleft()
+                number, ids, asked = self.waiting.popleft()
                 if number in self.askers:
                     taken[number] = ids
+                    if self.limits:
+                        self.limits.asked[number] = asked
             return taken
 
 

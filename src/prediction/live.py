@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from common.errors import UserError, reason_of
-from decoding.answers import Answer, Failure
+from decoding.answers import STOPPED, Answer, Failure
 from decoding.constrained import make_limits
 from decoding.engines import ENGINES
 from decoding.fast_engine import Live, Tuning
@@ -21,7 +21,6 @@ from prediction.opening import Opening
 from prediction.predicting import choose_drafts, size_for_engine
 from prediction.questions import Question, permit
 
-STOPPED = "stopped"
 ROWS = {"cpu": 16, "cuda": 64}  # questions answered side by side, at most
 TUNING = {"cpu": Tuning(steps=1, drafted=1, pass_tokens=2048), "cuda": Tuning(steps=4)}  # tokens are seen as they come
 
@@ -181,7 +180,7 @@ class Server:
         try:
             text = self.plan.codec.decode(ids)
         except Exception:  # noqa: BLE001 - whatever one record's tokens make a tokenizer raise; its end says it again
-            return False
+            return True
         asked.told(index, text.strip().rstrip("\ufffd"))
         return True
 

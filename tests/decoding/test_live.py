@@ -1,9 +1,11 @@
 """The engine `fast` with a source of prompts that come while others are answered."""
 
+import pytest
+import torch
 from helpers_prediction import BASE, loaded
 
 from decoding import fast_engine
-from decoding.answers import Rules
+from decoding.answers import STOPPED, Failure, Rules
 from decoding.batch_engine import generate
 from decoding.fast_engine import Live, Tuning
 
@@ -32,10 +34,46 @@ def test_prompts_that_come_while_others_are_answered_have_the_answers_of_one_at_
         made |= group
     assert made.keys() == prompts.keys()
     for number, answer in alone.items():
-        if number == stopped:
-            assert made[number].tokens == 3
-            assert alone[number].text.startswith(made[number].text.rstrip("�"))
-        else:
-            assert made[number] == answer, number
+        assert made[number] == (Failure(STOPPED) if number == stopped else answer)
+    assert len(seen[stopped]) == 3
     assert offered[0] == (2, True)
     assert max(len(ids) for ids in seen.values()) > 5  # they come as they are made
+
+
+def test_records_at_work_can_be_stopped_when_no_more_come():
+    model, codec = loaded(BASE)
+    coming = [{0: codec.text_ids(TEXTS[0])}]
+    live = Live(200, 60, lambda *_: coming.pop() if coming else None, lambda *_: False)
+    made = next(fast_engine.answers(model, codec, {}, Rules(30), Tuning(steps=1), live=live))
+    assert made == {0: Failure(STOPPED)}
+
+
+def test_a_prompt_that_is_longer_than_was_said_fails_alone():
+    model, codec = loaded(BASE)
+    coming = [{0: [5] * 49, 1: [5] * 48}]
+    live = Live(60, 60, lambda *_: coming.pop() if coming else None, lambda *_: True)
+    groups = list(fast_engine.answers(model, codec, {}, Rules(12), Tuning(steps=1), live=live))
+    made = {number: answer for group in groups for number, answer in group.items()}
+    assert made[0] == Failure("prompt and answer may have 61 tokens, of 60")
+    assert made[1] == generate(model, codec, [[5] * 48], Rules(12))[0]
+
+
+@pytest.mark.parametrize("fits", [130, 70])
+def test_out_of_memory_halves_the_room_beside_the_rows(monkeypatch, fits):
+    model, codec = loaded(BASE)
+    prompts = dict(enumerate(codec.text_ids(text) for text in TEXTS))
+    coming, tried, real = [prompts], [], fast_engine.Places
+
+    def make(model, size, count, *more, **about):
+        tried.append((size, count))
+        if count > fits:
+            raise torch.OutOfMemoryError
+        return real(model, size, count, *more, **about)
+
+    monkeypatch.setattr(fast_engine, "Places", make)
+    live = Live(240, 60, lambda *_: coming.pop() if coming else None, lambda *_: True)
+    groups = list(fast_engine.answers(model, codec, {}, Rules(12, batch_size=4), Tuning(steps=1), live=live))
+    assert tried == [(4, 240), (2, 120), (1, 60)][: 2 if fits > 120 else 3]
+    for number, answer in ((number, answer) for group in groups for number, answer in group.items()):
+        assert answer == generate(model, codec, [prompts[number]], Rules(12))[0]
+    assert sum(map(len, groups)) == len(TEXTS)

@@ -2,6 +2,7 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from threading import Event, Thread
 
 import pytest
@@ -9,10 +10,12 @@ from helpers_prediction import ADAPTER, BASE, RECORDS
 
 import extract
 from decoding import fast_engine
+from decoding.constrained import make_limits
 from prediction import feeding, texts
 from prediction.feeding import Feed, feeds, side_by_side
 from prediction.opening import open_model, plan_adapter
-from prediction.questions import ask_all
+from prediction.questions import ask_all, permit
+from tokens.pieces import token_bytes
 from utils.args_predict import parse_inference
 
 
@@ -81,6 +84,46 @@ def test_who_asks_learns_what_the_run_raises_and_that_it_is_closed(opened, monke
         for thread in threads:
             thread.join(10)
         assert found == [expected] * 2
+
+
+def test_closed_between_two_steps_it_hands_over_no_answer_that_is_not_whole(opened):
+    plan, model, prompts = opened
+    rules, calls = plan.serving.rules._replace(batch_size=3), []
+    feed = Feed(plan, model, max(map(len, prompts)))
+    take = feed._take
+
+    def take_and_close(free, idle):
+        taken = take(free, idle)
+        calls.append(taken)
+        feed.ending |= len(calls) == 2
+        return taken
+
+    feed._take = take_and_close
+    with pytest.raises(RuntimeError, match="the model has ended"):
+        next(feed.answers(model, plan.codec, dict(enumerate(prompts[:8])), rules))
+    feed.thread.join(10)
+    assert [len(taken) for taken in calls] == [3, 0]
+
+
+def test_who_goes_takes_no_place_and_disturbs_no_other(opened):
+    plan, model, prompts = opened
+    rules = plan.serving.rules._replace(batch_size=2, constrain="text")
+    plan = replace(plan, serving=replace(plan.serving, rules=rules), pieces=token_bytes(plan.codec))
+    limits = make_limits(
+        plan.pieces, plan.codec.eos_id, permit(plan, dict(enumerate(ask_all(plan, RECORDS[:8], None))))
+    )
+    feed, asked = Feed(plan, model, max(map(len, prompts))), dict(enumerate(prompts[:8]))
+    first = feed.answers(model, plan.codec, asked, rules, limits)
+    next(first)
+    first.close()
+    made = [feed.answers(model, plan.codec, {number: asked[number]}, rules, limits) for number in asked]
+    made = [next(iter(next(one).values())) for one in made]
+    assert made == [
+        next(fast_engine.answers(model, plan.codec, {number: asked[number]}, rules, limits=limits))[number]
+        for number in asked
+    ]
+    feed.close()
+    assert not feed.limits.asked
 
 
 def test_a_corpus_whose_shards_share_a_run_has_the_same_rows(opened, tmp_path, monkeypatch):
