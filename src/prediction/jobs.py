@@ -76,9 +76,8 @@ def _answer(server: Server, task: Task, settings: dict, told: Callable, stop: Ca
             if stop():
                 raise Stopped
             made = _drain(came)
+            stopped = server.ending and any(isinstance(answer, Failure) for _, answer in made)
             for number, answer in made:
-                if isinstance(answer, Failure) and server.ending:
-                    raise Stopped
                 left.discard(number)
                 failed |= {number: answer.reason} if isinstance(answer, Failure) else {}
             answers = {number: answer for number, answer in made if not isinstance(answer, Failure)}
@@ -89,6 +88,8 @@ def _answer(server: Server, task: Task, settings: dict, told: Callable, stop: Ca
                 }
                 partial.append_answers(task.output_file, rows)
                 tokens += sum(answer.tokens for answer in answers.values())
+            if stopped:  # behind what came whole beside it
+                raise Stopped
             told(total - len(left), total)
     finally:
         server.stop(asked)

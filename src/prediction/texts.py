@@ -120,11 +120,14 @@ def answer_silently(
     lengths = [len(question.ids) for question in asked.values()]
     if opened.feed:  # more like these will come
         lengths *= MEASURED.most // len(lengths) + 1
-    size = batch_size or plan.serving.batch_size or size_for_engine(model, plan, lengths) or 1
     with opened.first:
-        if not opened.decided:
+        if not (opened.feed and opened.decided):  # a run that shards share has the memory by then, and its rows
+            size = batch_size or plan.serving.batch_size or size_for_engine(model, plan, lengths) or 1
+            opened.decided["batch_size"] = Decision(size, "of the latest run")
+        size = opened.decided["batch_size"].value
+        if "drafts" not in opened.decided:
             opened.decided["drafts"] = say_drafts(choose_drafts(model, plan, min(size, len(lengths))), plan)
-    rules = plan.serving.rules._replace(batch_size=size, drafts=opened.decided["drafts"].value)
+        rules = plan.serving.rules._replace(batch_size=size, drafts=opened.decided["drafts"].value)
     limits = limit(plan, asked, silent=True) if rules.constrain else None
     answers = opened.feed and opened.feed.answers
     with hearing(printed=False) as told:

@@ -131,12 +131,16 @@ def test_a_corpus_whose_shards_share_a_run_has_the_same_rows(opened, tmp_path, m
     for number, record in enumerate(RECORDS[:12]):
         (tmp_path / "docs" / f"{number}.txt").write_text(record["input"], encoding="utf-8")
     given = {"model_name_or_path": BASE, "lora_weights": ADAPTER, "input": tmp_path / "docs", "relations": "位于,类型"}
-    given |= {"max_new_tokens": 8, "engine": "fast", "shard_size": 2, "batch_size": 3}
+    given |= {"max_new_tokens": 8, "engine": "fast", "shard_size": 2}
     assert not feeds(*opened[:2])  # on a CPU
-    for name, shared in (("alone", False), ("shared", True)):
+    chosen = []
+    monkeypatch.setattr(texts, "size_for_engine", lambda *_: chosen.append(3) or 3)
+    for name, shared, count in (("alone", False, 6), ("shared", True, 1)):
         monkeypatch.setattr(texts, "feeds", lambda *_, shared=shared: shared)
+        chosen.clear()
         flags = given | {"output_file": tmp_path / name}
         extract.main([str(part) for flag, value in flags.items() for part in (f"--{flag}", value)])
+        assert len(chosen) == count  # a run that is shared has the card's memory, of which nothing can be told then
     assert (tmp_path / "shared").read_bytes() == (tmp_path / "alone").read_bytes()
 
 
