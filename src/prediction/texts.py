@@ -130,12 +130,16 @@ def answer_silently(
         rules = plan.serving.rules._replace(batch_size=size, drafts=opened.decided["drafts"].value)
     limits = limit(plan, asked, silent=True) if rules.constrain else None
     answers = opened.feed and opened.feed.answers
-    with hearing(printed=False) as told:
-        share = answer_questions(model, plan, records, asked, done, rules, keep, limits, hidden=True, answers=answers)
-    for line in told:
-        if not line.startswith(ABOUT_A_RUN):
-            say(line)
-    return share
+    told = []
+    try:
+        with hearing(printed=False) as told:
+            return answer_questions(
+                model, plan, records, asked, done, rules, keep, limits, hidden=True, answers=answers
+            )
+    finally:
+        for line in told:
+            if not line.startswith(ABOUT_A_RUN):
+                say(line)
 
 
 def cut_documents(
