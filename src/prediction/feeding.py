@@ -8,7 +8,7 @@ from itertools import count
 from queue import SimpleQueue
 
 from decoding.answers import STOPPED, Answer, Failure, Rules
-from decoding.constrained import Limits, make_limits
+from decoding.constrained import Limits
 from decoding.fast_engine import Live
 from decoding.fast_engine import answers as answer_live
 from decoding.laid import takes_more
@@ -76,7 +76,7 @@ class Feed:
 
     def _begin(self, rules: Rules, lengths: list[int], limited: bool) -> None:
         if limited:
-            self.limits = make_limits(self.plan.pieces, self.plan.codec.eos_id, {})
+            self.limits = self.plan.limits._replace(asked={})
         usual = rules.batch_size * (sum(lengths) // len(lengths) + rules.max_new_tokens)
         self.thread = threading.Thread(
             target=self._run, args=(rules, max(self.longest, usual)), name="feed", daemon=True

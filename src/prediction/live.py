@@ -13,7 +13,6 @@ from itertools import count
 
 from common.errors import UserError, reason_of
 from decoding.answers import STOPPED, Answer, Failure
-from decoding.constrained import make_limits
 from decoding.engines import ENGINES
 from decoding.fast_engine import Live, Tuning
 from decoding.laid import takes_more
@@ -56,7 +55,7 @@ class Server:
     def __init__(self, plan: Opening, model, window: int, rows: int, most_waiting: int):
         self.plan, self.model, self.window, self.rows, self.most_waiting = plan, model, window, rows, most_waiting
         self.rules = plan.serving.rules._replace(batch_size=rows)
-        self.limits = make_limits(plan.pieces, plan.codec.eos_id, {}) if self.rules.constrain else None
+        self.limits = plan.limits._replace(asked={}) if self.rules.constrain else None
         self.lock = threading.Condition()
         self.waiting: dict[bool, deque[Asked]] = {False: deque(), True: deque()}  # in the background or not
         self.running: dict[int, tuple[Asked, int]] = {}  # number -> who asked, and which of their questions

@@ -15,6 +15,7 @@ from common.decisions import Decision
 from common.errors import UserError
 from common.machine import choose_device
 from data.asking import Asking
+from decoding.constrained import Limits, make_limits
 from decoding.engines import ENGINES, choose_engine
 from decoding.serving import Prefix, Serving
 from loading.adapted import check_adapter
@@ -41,7 +42,7 @@ class Opening:
     decided: dict[str, Decision]
     context: int | None  # tokens that the base has positions for, or was trained on; None: not known
     asking: Asking
-    pieces: list[bytes | None] | None  # of each token its bytes, where answers are limited (--constrain)
+    limits: Limits | None  # of answers to no prompt yet, where they are limited (--constrain)
     max_src_len: int | None = None  # most tokens of a question, with a prefix
 
 
@@ -178,7 +179,7 @@ def _plan(serving: Serving, template: dict, name: str, args, decided: dict, aski
         check_adapter(serving.adapter, serving.base, *how, rows_for(codec.pieces_before))
         shape = shape and shape._replace(other=shape.other + count_whole(serving.adapter))
     serving = replace(serving, shape=shape)
-    pieces = token_bytes(codec) if serving.rules.constrain else None  # which may refuse
+    limits = make_limits(token_bytes(codec), codec.eos_id, {}) if serving.rules.constrain else None  # which may refuse
     context = codec.context or read_context(serving.base, serving.family)
     decided = {**decided, "engine": engine}
-    return Opening(serving, template, codec, engine.value, name, decided, context, asking, pieces)
+    return Opening(serving, template, codec, engine.value, name, decided, context, asking, limits)

@@ -16,7 +16,7 @@ from common.errors import UserError, keeping, say
 from common.machine import Ranks
 from data.records import name_of
 from decoding.answers import NOT_FINITE, Answer, Failure, Rules, blame, plan_batches
-from decoding.constrained import Limits, make_limits
+from decoding.constrained import Limits
 from decoding.engines import ENGINES
 from decoding.laid import takes_more
 from kg.schema import read_schema
@@ -234,7 +234,7 @@ def answer_questions(
 
 def limit(plan: Opening, questions: dict[int, Question], silent: bool = False) -> Limits:
     """What the answers to the questions may hold (--constrain); `silent`: as of prediction.questions.permit."""
-    return make_limits(plan.pieces, plan.codec.eos_id, permit(plan, questions, silent))
+    return plan.limits._replace(asked=permit(plan, questions, silent))
 
 
 def row_of(records, question: Question, answer: Answer, rules: Rules) -> dict:

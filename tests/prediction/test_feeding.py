@@ -14,7 +14,8 @@ from decoding.constrained import make_limits
 from prediction import feeding, texts
 from prediction.feeding import Feed, feeds, side_by_side
 from prediction.opening import open_model, plan_adapter
-from prediction.questions import ask_all, permit
+from prediction.predicting import limit
+from prediction.questions import ask_all
 from tokens.pieces import token_bytes
 from utils.args_predict import parse_inference
 
@@ -108,10 +109,9 @@ def test_closed_between_two_steps_it_hands_over_no_answer_that_is_not_whole(open
 def test_who_goes_takes_no_place_and_disturbs_no_other(opened):
     plan, model, prompts = opened
     rules = plan.serving.rules._replace(batch_size=2, constrain="text")
-    plan = replace(plan, serving=replace(plan.serving, rules=rules), pieces=token_bytes(plan.codec))
-    limits = make_limits(
-        plan.pieces, plan.codec.eos_id, permit(plan, dict(enumerate(ask_all(plan, RECORDS[:8], None))))
-    )
+    limits = make_limits(token_bytes(plan.codec), plan.codec.eos_id, {})
+    plan = replace(plan, serving=replace(plan.serving, rules=rules), limits=limits)
+    limits = limit(plan, dict(enumerate(ask_all(plan, RECORDS[:8], None))))
     feed, asked = Feed(plan, model, max(map(len, prompts))), dict(enumerate(prompts[:8]))
     first = feed.answers(model, plan.codec, asked, rules, limits)
     next(first)
