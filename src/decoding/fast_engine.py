@@ -198,7 +198,7 @@ def _answers(run: Run, waiting: dict, left: dict, count: Counter):
     """
     model, codec, rules, tuning, limits, laid, live = run
     budgets, walks = {number: _budget(codec, ids, rules) for number, ids in waiting.items()}, limits and Walks(limits)
-    places, needs = _make_places(run, waiting, budgets)
+    places, needs, most_new = _make_places(run, waiting, budgets)
     beside, steps = _stream_beside(places), make_steps(model, places, tuning.enough)
     looks = [tuning.watched] * bool(walks) + [tuning.drafted] * bool(rules.drafts)
     every = tuning.steps if beside or not looks else min(looks)
@@ -227,9 +227,9 @@ def _answers(run: Run, waiting: dict, left: dict, count: Counter):
             for number, ids in (came or {}).items():
                 left[number] = waiting[number] = prompts[number] = ids
                 budgets[number] = _budget(codec, ids, rules)
-                needs[number], said[number], sure[number] = len(ids) + budgets[number], [], []
-                if needs[number] > live.longest:
-                    refused[number] = Failure(f"prompt and answer may have {needs[number]} tokens, of {live.longest}")
+                needs[number], said[number], sure[number] = len(ids) + min(budgets[number], most_new), [], []
+                if (whole := len(ids) + budgets[number]) > live.longest:
+                    refused[number] = Failure(f"prompt and answer may have {whole} tokens, of {live.longest}")
                 else:
                     queue.append(number)
         wait = busy and not beside and rules.drafts and rules.batch_size - len(busy) < min(tuning.together, len(queue))
@@ -322,33 +322,30 @@ def _stream_beside(places: Places):
     return stream
 
 
-def _make_places(run: Run, waiting: dict, budgets: dict[int, int]) -> tuple[Places, dict[int, int]]:
-    """Places for a batch of records of average length, and the tokens that each needs: all that it may have, or `ahead`
-    new ones at first where so few fit that a card would mostly read weights.
+def _make_places(run: Run, waiting: dict, budgets: dict[int, int]) -> tuple[Places, dict[int, int], int]:
+    """Places for a batch of records of average length, the tokens that each needs at first, and how many new ones are
+    the most of these: all that it may have, or `ahead` where so few fit that a card would mostly read weights.
     """
     model, _, rules, tuning, _, laid, live = run
     size, learnt = rules.batch_size, len(laid.learnt[0][0]) if laid.learnt else 0
     if model.device.type == "cuda":
         gc.collect()  # of an earlier use
         torch.cuda.empty_cache()
+    fit = room(model.config, model.device, tuning, rules.fp8)
     needs = {number: len(ids) + budgets[number] for number, ids in waiting.items()}
-    if live:
-        fit = min(live.room + size * rules.drafts, room(model.config, model.device, tuning, rules.fp8))
-        count, drafting = max(live.longest + rules.drafts, int(fit)), {"drafts": rules.drafts, "longest": live.longest}
-        return Places(model, size, count, tuning.shared, rules.confidence, fp8=rules.fp8, **drafting), needs
-    longest, mean, fit = (
-        max(needs.values()),
-        sum(needs.values()) / len(needs),
-        room(model.config, model.device, tuning, rules.fp8),
+    longest, mean = (
+        (live.longest, live.room / size) if live else (max(needs.values()), sum(needs.values()) / len(needs))
     )
-    if fit < 0.9 * min(size, tuning.enough) * (mean + learnt):
-        needs = {number: len(ids) + min(budgets[number], tuning.ahead) for number, ids in waiting.items()}
+    short = fit < 0.9 * min(size, tuning.enough) * (mean + learnt)
+    most_new = tuning.ahead if short else sys.maxsize
+    needs = {number: len(ids) + min(budgets[number], most_new) for number, ids in waiting.items()}
+    if not live:
         mean = sum(needs.values()) / len(needs)
     beside = learnt + rules.drafts  # tokens of each stretch beside the record's own
     count = max(longest + beside, int(min(size * (mean + beside), fit)))
     told = {"about": len(next(iter(laid.about.values()))) if laid.about else 0, "given": laid.given}
     more = {"drafts": rules.drafts, "longest": longest, "learnt": laid.learnt, "fp8": rules.fp8, **told}
-    return Places(model, size, count, tuning.shared, rules.confidence, **more), needs
+    return Places(model, size, count, tuning.shared, rules.confidence, **more), needs, most_new
 
 
 def _start(

@@ -77,3 +77,26 @@ def test_out_of_memory_halves_the_room_beside_the_rows(monkeypatch, fits):
     for number, answer in ((number, answer) for group in groups for number, answer in group.items()):
         assert answer == generate(model, codec, [prompts[number]], Rules(12))[0]
     assert sum(map(len, groups)) == len(TEXTS)
+
+
+@pytest.mark.parametrize("ahead", [1, 5])
+def test_where_memory_is_short_who_comes_gets_more_room_when_it_is_needed(ahead, monkeypatch):
+    model, codec = loaded(BASE)
+    prompts = dict(enumerate(codec.text_ids(text) for text in TEXTS))
+    alone = {number: generate(model, codec, [ids], Rules(12))[0] for number, ids in prompts.items()}
+    computed, real = [], fast_engine.compute
+    monkeypatch.setattr(fast_engine, "compute", lambda *given: computed.extend(given[2]) or real(*given))
+    monkeypatch.setattr(fast_engine, "room", lambda *_: 70)
+    coming, made = list(prompts.items()), {}
+
+    def more(free, idle):
+        if not coming:
+            return None if idle else {}
+        return dict(coming.pop(0) for _ in range(min(free, len(coming))))
+
+    live = Live(200, 60, more, lambda *_: True)
+    tuning = Tuning(steps=1, ahead=ahead)
+    for group in fast_engine.answers(model, codec, {}, Rules(12, batch_size=3), tuning, live=live):
+        made |= group
+    assert made == alone
+    assert len(computed) > len(prompts)  # some went on with more room
