@@ -3,10 +3,13 @@
 import shutil
 
 import pytest
+from helpers import rows
 from helpers_prediction import ADAPTER, BASE, RECORDS
 
 import extract
 from common.errors import UserError
+from common.files import write_rows
+from data.sources import read_corpus
 from prediction import whole_corpus
 
 
@@ -106,3 +109,24 @@ def test_killed_while_rows_are_replaced_no_older_run_stands_beside_them(three, t
     (tmp_path / "out.jsonl.partial").unlink()  # to start over, with the first settings
     extract.main(flags(docs, out))
     assert out.read_bytes() == (made / "out.jsonl").read_bytes()
+
+
+CHANGES = {
+    "no id": lambda row: row.pop("id"),
+    "windows": lambda row: row.update(windows=7),
+    "triples": lambda row: row.update(triples=7),
+    "half a triple": lambda row: row.update(triples=[{"triple": ["钟楼", "位于"]}]),
+    "a number": lambda row: row.update(triples=[{"triple": ["钟楼", "高度", 40]}]),
+    "text": lambda row: row.update(text=7),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_row_that_no_graph_can_be_made_of_is_named(three, tmp_path, change):
+    file, (first, *others) = tmp_path / "out.jsonl", rows(three[1] / "out.jsonl")
+    CHANGES[change](first)
+    write_rows(file, [*others, first])
+    with pytest.raises(UserError, match="out.jsonl:3: no row as src/extract.py writes it"):
+        list(read_corpus(file))
+    write_rows(file, others)
+    assert len(list(read_corpus(file))) == 2
