@@ -107,15 +107,28 @@ def read_corpus(path: str | Path) -> Iterator[Source]:
     for line, row in stream_records(path):
         if "triples" not in row:
             continue
-        topics = Counter(window["cate"] for window in row["windows"] if "cate" in window)
-        chances = [one["confidence"] for one in row["triples"] if "confidence" in one]
-        reasons = [window["finish_reason"] for window in row["windows"]]
-        yield Source(
-            identity=row["id"],
-            triples=[tuple(one["triple"]) for one in row["triples"] if all(map(str.strip, one["triple"]))],
-            text=row.get("text", ""),
-            topic=topics.most_common(1)[0][0] if topics else "",
-            confidence=sum(chances) / len(chances) if chances else None,
-            finish_reason=min(reasons, key=WORST.index) if reasons else "",
-            where=f"{path}:{line}",
-        )
+        try:
+            yield _source_of_row(row)._replace(where=f"{path}:{line}")
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise UserError(
+                f"{path}:{line}: no row as src/extract.py writes it, something has changed it; delete this line, and "
+                "the same command asks about its document again"
+            ) from None
+
+
+def _source_of_row(row: dict) -> Source:
+    """A document. Whatever error a row of another form raises."""
+    triples, windows, text = [tuple(one["triple"]) for one in row["triples"]], row["windows"], row.get("text", "")
+    if not is_kg([*map(list, triples)]) or not isinstance(text, str):
+        raise ValueError
+    topics = Counter(window["cate"] for window in windows if "cate" in window)
+    chances = [one["confidence"] for one in row["triples"] if "confidence" in one]
+    reasons = [window["finish_reason"] for window in windows]
+    return Source(
+        identity=row["id"],
+        triples=[triple for triple in triples if all(map(str.strip, triple))],
+        text=text,
+        topic=topics.most_common(1)[0][0] if topics else "",
+        confidence=sum(chances) / len(chances) if chances else None,
+        finish_reason=min(reasons, key=WORST.index) if reasons else "",
+    )

@@ -74,7 +74,8 @@ def _by_topic(path: str | Path, flag: str) -> dict[str, object]:
 def learn_topics(path: str | Path, wanted: set[str]) -> Topics:
     """What the records of a file (`cate` and `input`) say about the topics `wanted`. UserError where one has none."""
     records = [record for _, record in read_with_lines(path)]
-    labelled = [(one["cate"], one["input"]) for one in records if {"cate", "input"} <= one.keys()]
+    labelled = [(one.get("cate"), one.get("input")) for one in records]
+    labelled = [pair for pair in labelled if all(isinstance(part, str) and part.strip() for part in pair)]
     if lacking := sorted(wanted - {topic for topic, _ in labelled}):
         raise UserError(
             f"--topic_records {path}: no record has the topic {lacking[0]} (as cate, beside input); give labelled "

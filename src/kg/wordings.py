@@ -28,6 +28,8 @@ def ask_for(relations: list[str], wording: str = "contest", entities: list[str] 
         raise UserError(f"{len(names)} relations; expected {most} at most")
     if long := next((name for name in names if len(name) > LONGEST), None):
         raise UserError(f"the relation {long[:20]}… has {len(long)} characters; expected {LONGEST} at most")
+    if broken := next((name for name in names if name.encode(errors="ignore").decode() != name), None):
+        raise UserError(f"the relation {broken!a} is no UTF-8 (a terminal of another encoding sends such); give it so")
     if wording == "older":
         kinds = ENTITIES.format(entities=_listed(entities, ",")) if entities else ""
         text = OLDER.format(entities=kinds, relations=_listed(names, ","))

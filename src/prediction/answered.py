@@ -13,6 +13,8 @@ from data.documents import Document
 
 PLACES = ("documents", "encoding", "text_field", "shard_size")  # settings of a corpus that change no text's answer
 
+HELD = {"windows": {"place", "output", "finish_reason"}, "triples": {"triple"}}  # what a row has found, and in each
+
 
 def open_table(file: Path) -> sqlite3.Connection:
     """A table digest of a text -> number, on disk: every run makes it anew, and it need not outlive a crash."""
@@ -40,11 +42,25 @@ def find_text(table: sqlite3.Connection, text: str) -> int | None:
     return found and found[0]
 
 
+def read_row(line: bytes) -> dict:
+    """A row of a part, or of the output; {} of a damaged line."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return row if isinstance(row, dict) else {}
+
+
 def found_in(row: dict) -> dict | None:
-    """What a row of a part, or of the output, says was found in its text; None of one that nobody asked about."""
-    if "windows" not in row or "same_as" in row:
+    """What a row says was found in its text; None of one that nobody asked about, or that a hand has damaged."""
+    if "same_as" in row or not isinstance(row.get("text", ""), str):
         return None
-    return {name: row[name] for name in ("windows", "triples")}
+    found = {name: row.get(name) for name in HELD}
+    whole = all(
+        isinstance(found[name], list) and all(isinstance(one, dict) and keys <= one.keys() for one in found[name])
+        for name, keys in HELD.items()
+    )
+    return found if whole else None
 
 
 def count_failed(found: dict) -> int:
@@ -53,12 +69,16 @@ def count_failed(found: dict) -> int:
 
 
 def read_made(output: str | Path) -> dict | None:
-    """What stands beside a whole output file about how it was made; None where there is no such file."""
+    """What stands beside an output file about how it was made; None where there is no such file, or where it is about
+    another one, for out.json and out.jsonl share it.
+    """
     file = manifest.run_file_of(output)
     if not Path(output).is_file() or not file.is_file():
         return None
     made = manifest.read_json(file, manifest.ADVICE)
-    return made if isinstance(made, dict) else None
+    if not isinstance(made, dict) or not isinstance(made.get("settings"), dict):
+        return None
+    return made if made.get("output", Path(output).name) == Path(output).name else None
 
 
 @contextmanager
@@ -67,7 +87,7 @@ def recall(output: str | Path, settings: dict, folder: Path):
 
     Where in it each text stands is listed on disk in `folder`, when the first is asked for.
     """
-    made = (read_made(output) or {}).get("settings") or {}
+    made = (read_made(output) or {}).get("settings", {})
     now = json.loads(to_line(settings))
     other = any(made.get(name) != now.get(name) for name in {*made, *now} - {*PLACES})
     opened = []
@@ -84,7 +104,7 @@ def recall(output: str | Path, settings: dict, folder: Path):
             if at is None:
                 return None
             file.seek(at)
-            return found_in(json.loads(file.readline()))
+            return found_in(read_row(file.readline()))
 
         yield find
 
@@ -94,7 +114,7 @@ def _list_texts(output: str | Path, table_file: Path) -> sqlite3.Connection:
     table, at = open_table(table_file), 0
     with open(output, "rb") as file:
         for line in file:
-            row = json.loads(line)
+            row = read_row(line)
             if found_in(row):
                 add_text(table, row.get("text", ""), at)
             at += len(line)
@@ -107,9 +127,9 @@ def find_known(documents: list[Document], part: Path, recalled: Callable[[str], 
     """
     rows = {}
     if part.is_file():
-        with open(part, encoding="utf-8") as file:
-            next(file)
-            rows = {row.get("text", ""): found for row in map(json.loads, file) if (found := found_in(row))}
+        with open(part, "rb") as file:
+            file.readline()
+            rows = {row.get("text", ""): found for row in map(read_row, file) if (found := found_in(row))}
     known = {}
     for number, document in enumerate(documents):
         if document.reason:

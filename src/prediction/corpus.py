@@ -24,11 +24,11 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from common.errors import say
+from common.errors import UserError, say
 from common.files import to_line, write_lines
 from data.documents import Document
 from prediction import partial
-from prediction.answered import add_text, count_failed, find_known, find_text, open_table, read_made
+from prediction.answered import add_text, count_failed, find_known, find_text, open_table, read_made, read_row
 from prediction.feeding import TOGETHER, side_by_side
 from prediction.predicting import NOTHING_DONE, Share
 from prediction.texts import Opened, Wanted, answer_documents
@@ -136,10 +136,10 @@ def is_finished(output: str | Path, shard: Shard) -> bool:
 
 
 def read_about(path: Path) -> dict:
-    """The first line of a part; {} without one."""
+    """The first line of a part; {} without one, or where it is damaged."""
     try:
-        with open(path, encoding="utf-8") as file:
-            return json.loads(file.readline())
+        with open(path, "rb") as file:
+            return read_row(file.readline())
     except FileNotFoundError:
         return {}
 
@@ -268,8 +268,12 @@ def is_whole(corpus: Corpus, settings: dict) -> bool:
     made = read_made(corpus.output)
     if made is None or partial.recorded_settings(corpus.output) is not None:
         return False
-    if made.get("settings") != json.loads(to_line(settings)) or made.get("results", {}).get("error"):
+    results = made.get("results")
+    if made["settings"] != json.loads(to_line(settings)) or not isinstance(results, dict) or results.get("error"):
         return False
+    with open(corpus.output, "rb") as file:  # something may have cut it since
+        if sum(line.endswith(b"\n") for line in file) != results.get("documents"):
+            return False
     seen = open_seen(parts_folder(corpus.output))
     try:
         shards = make_shards(corpus.documents(), corpus.shard_size, seen)
@@ -283,11 +287,13 @@ def gather(output: str | Path, shards: int, counts: Counter) -> Iterator[dict]:
     """The rows of all parts in order, and `counts` of what they hold.
 
     A document that says the same as an earlier one gets its windows and triples. Kept is where each line begins: 8
-    bytes a document.
+    bytes a document. UserError for a part that something has damaged.
     """
     begins, firsts = array("Q"), []  # of each document in its part; of each part its first document
     for number in range(shards):
-        with open(part_path(output, number), "rb") as file:
+        path = part_path(output, number)
+        damaged = f"{path}: damaged; delete it, and the same command asks about its documents again"
+        with open(path, "rb") as file:
             about = json.loads(file.readline())
             firsts.append(about["first"])
             counts.update({name: about[name] for name in ("answers", "new_tokens", "seconds")})
@@ -295,7 +301,8 @@ def gather(output: str | Path, shards: int, counts: Counter) -> Iterator[dict]:
             for line in file:
                 begins.append(at)
                 at += len(line)
-                row = json.loads(line)
+                if not (row := read_row(line)):
+                    raise UserError(damaged)
                 if (same := row.get("same_as")) is not None:
                     with open(part_path(output, bisect(firsts, same) - 1), "rb") as other:
                         other.seek(begins[same])
@@ -304,6 +311,8 @@ def gather(output: str | Path, shards: int, counts: Counter) -> Iterator[dict]:
                     row |= {name: first[name] for name in ("windows", "triples")}
                 _count_row(row, counts)
                 yield row
+        if len(begins) != about["first"] + about["documents"]:
+            raise UserError(damaged)
 
 
 def _count_row(row: dict, counts: Counter) -> None:

@@ -116,12 +116,14 @@ def write_output(
             if "reason" in row and len(unread) < SHOWN:
                 unread.append(f"{row['id']}: {row['reason']}")
             yield row
+        manifest.run_file_of(corpus.output).unlink(missing_ok=True)  # killed now, it would stand beside other rows
 
     write_rows(corpus.output, rows())
     busy = counts.pop("seconds")
     results = {**counts, "seconds_of_all_workers": round(busy, 1), "seconds": round(time.time() - started, 1)}
     run = describe_plan(plan, decided) | {"method": "extraction", "input": str(args.input), "results": results}
-    run |= {"settings": settings, "shards": digests, "versions": manifest.versions()}
+    run |= {"output": Path(corpus.output).name, "settings": settings, "shards": digests}
+    run |= {"versions": manifest.versions()}
     manifest.write_run_of(corpus.output, run)
     for line in unread:
         say(f"not read: {line}")

@@ -33,6 +33,11 @@ def test_topics_without_records_or_relations_are_named(tmp_path):
     assert read_topics(file) == {"建筑": ["位于"], "菜谱": ["食材"]}
     with pytest.raises(UserError, match="no record has the topic 菜谱"):
         learn_topics(RECORDS, {"建筑", "菜谱"})
+    odd = [{"cate": ["菜谱"], "input": "锅"}, {"cate": "菜谱", "input": 7}, {"cate": "菜谱", "input": ""}]
+    records = tmp_path / "records.json"
+    records.write_text("\n".join(map(json.dumps, odd)), encoding="utf-8")
+    with pytest.raises(UserError, match="no record has the topic 菜谱"):
+        learn_topics(records, {"菜谱"})
     file.write_text('{"建筑": {"relations": []}}', encoding="utf-8")
     with pytest.raises(UserError, match="topics.json: 建筑: expected an object like"):
         read_topics(file)

@@ -58,7 +58,7 @@ def test_the_wordings_are_those_of_the_sample():
 
 
 @pytest.mark.parametrize(
-    "names", [[], ["位于', '高度"], ["甲\n乙"], [" "], ["长" * 61], [f"关系{n}" for n in range(101)]]
+    "names", [[], ["位于', '高度"], ["甲\n乙"], ["\udcc4\udce3"], [" "], ["长" * 61], [f"关系{n}" for n in range(101)]]
 )
 def test_names_that_cannot_stand_in_a_list_are_refused(names):
     for wording in ("contest", "older"):

@@ -1,0 +1,132 @@
+"""A corpus whose files something has cut or changed: no document is lost, and no answer taken for another's."""
+
+import shutil
+
+import pytest
+from helpers import rows
+from helpers_prediction import ADAPTER, BASE, RECORDS
+
+import extract
+from common.errors import UserError
+from common.files import write_rows
+from data.sources import read_corpus
+from prediction import whole_corpus
+
+
+def flags(folder, output, **values):
+    chosen = {
+        "model_name_or_path": BASE,
+        "lora_weights": ADAPTER,
+        "input": folder,
+        "output_file": output,
+        "relations": "位于,类型,别名",
+        "max_new_tokens": 4,
+        "engine": "batch",
+        "shard_size": 2,
+        **values,
+    }
+    return [str(part) for name, value in chosen.items() for part in (f"--{name}", value)]
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+def cut_row(part):
+    """Without its last row."""
+    return part[: part[:-1].rfind(b"\n") + 1]
+
+
+DAMAGES = {  # what happens to a whole file -> the documents that are kept
+    "cut": (lambda made: made[:-40], 2),
+    "emptied": (lambda made: b"", 0),
+    "lines between": (lambda made: made.replace(b"\n", b"\n\n"), 3),
+    "no windows": (lambda made: made.replace(b'"windows": [', b'"windows": 7, "x": [', 1), 2),
+    "no UTF-8": (lambda made: made.replace(b'"id"', b'"\xd6\xd0": 0, "id"', 1), 2),
+}
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    """A folder with three documents, and what was made of them."""
+    folder = tmp_path_factory.mktemp("three")
+    (folder / "docs").mkdir()
+    for number, text in enumerate(record["input"] for record in RECORDS[:3]):
+        (folder / "docs" / f"{number}.txt").write_text(text, encoding="utf-8")
+    extract.main(flags(folder / "docs", folder / "out" / "out.jsonl"))
+    return folder / "docs", folder / "out"
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_of_a_damaged_file_the_rows_that_are_whole_are_kept(three, tmp_path, capsys, damage):
+    docs, made = three
+    out, (change, kept) = tmp_path / "out.jsonl", DAMAGES[damage]
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    out.write_bytes(change(out.read_bytes()))
+    shard_size = 2 if damage in ("cut", "emptied", "lines between") else 3  # what is changed within is a person's work
+    extract.main(flags(docs, out, shard_size=shard_size))
+    assert out.read_bytes() == (made / "out.jsonl").read_bytes()
+    assert (f"resume: {kept} of 3 documents" in capsys.readouterr().err) is (kept > 0)
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [(lambda part: b"", False), (lambda part: part[:9], False), (lambda part: part[:-40], True), (cut_row, True)],
+)
+def test_a_damaged_shard_is_asked_again_or_named_but_no_document_is_lost(three, tmp_path, monkeypatch, damage, named):
+    docs, made = three
+    out, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.parts" / "000000.jsonl"
+    with monkeypatch.context() as patch:
+        patch.setattr(whole_corpus, "write_output", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            extract.main(flags(docs, out))
+    part.write_bytes(damage(part.read_bytes()))
+    if named:
+        with pytest.raises(UserError, match="000000.jsonl: damaged; delete it"):
+            extract.main(flags(docs, out))
+        part.unlink()
+    extract.main(flags(docs, out))
+    assert out.read_bytes() == (made / "out.jsonl").read_bytes()
+
+
+def test_another_output_with_the_same_stem_is_not_taken_for_this_one(three, tmp_path):
+    docs, made = three
+    out, other = tmp_path / "out.jsonl", tmp_path / "out.json"
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    for output in (other, out):  # they share out.run.json
+        extract.main(flags(docs, output, max_new_tokens=1))
+    assert out.read_bytes() == other.read_bytes() != (made / "out.jsonl").read_bytes()
+
+
+def test_killed_while_rows_are_replaced_no_older_run_stands_beside_them(three, tmp_path, monkeypatch):
+    docs, made = three
+    out = tmp_path / "out.jsonl"
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(whole_corpus.manifest, "write_run_of", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            extract.main(flags(docs, out, max_new_tokens=1))
+    (tmp_path / "out.jsonl.partial").unlink()  # to start over, with the first settings
+    extract.main(flags(docs, out))
+    assert out.read_bytes() == (made / "out.jsonl").read_bytes()
+
+
+CHANGES = {
+    "no id": lambda row: row.pop("id"),
+    "windows": lambda row: row.update(windows=7),
+    "triples": lambda row: row.update(triples=7),
+    "half a triple": lambda row: row.update(triples=[{"triple": ["钟楼", "位于"]}]),
+    "a number": lambda row: row.update(triples=[{"triple": ["钟楼", "高度", 40]}]),
+    "text": lambda row: row.update(text=7),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_row_that_no_graph_can_be_made_of_is_named(three, tmp_path, change):
+    file, (first, *others) = tmp_path / "out.jsonl", rows(three[1] / "out.jsonl")
+    CHANGES[change](first)
+    write_rows(file, [*others, first])
+    with pytest.raises(UserError, match="out.jsonl:3: no row as src/extract.py writes it"):
+        list(read_corpus(file))
+    write_rows(file, others)
+    assert len(list(read_corpus(file))) == 2
