@@ -29,6 +29,12 @@ def flags(output, *more, **values):
     return [*more, *(str(part) for name, value in chosen.items() if value for part in (f"--{name}", value))]
 
 
+def corpus_flags(folder, output, *more, **values):
+    """Of src/extract.py with a folder of documents."""
+    named = {"input_file": None, "input": folder, "relations": "位于,类型,别名", **values}
+    return flags(output, *more, **named)
+
+
 def interrupted_at(number):
     """`generating.generate`, whose call of this number is interrupted; and a list with one entry a call."""
     real, calls = batch_engine.generate, []

@@ -37,6 +37,7 @@ class Feed:
         self.waiting: deque[tuple[int, list[int], Asked | None]] = deque()  # (number, prompt, with --constrain more)
         self.askers: dict[int, tuple[SimpleQueue, int]] = {}  # number -> where its answer goes, under which number
         self.numbers, self.limits, self.thread, self.ending = count(), None, None, False
+        self.rules: Rules | None = None  # that every call goes by, once whoever asks first has chosen them
 
     def answers(
         self, model, codec, prompts: dict[int, list[int]], rules: Rules, limits: Limits | None = None

@@ -11,6 +11,7 @@ from data.documents import Document
 from data.prompts import make_prompt
 from data.topics import Topics, pick_topic
 from data.windows import window_places
+from decoding.answers import Rules
 from decoding.engines import ENGINES
 from decoding.fast_engine import MEASURED
 from kg.schema import read_schema
@@ -117,17 +118,7 @@ def answer_silently(
 ) -> Share:
     """`predicting.answer_questions` by the plan, but only what is wrong is said; `batch_size`: None: as it pays."""
     model, plan = opened.model, opened.plan
-    lengths = [len(question.ids) for question in asked.values()]
-    if opened.feed:  # more like these will come
-        lengths *= MEASURED.most // len(lengths) + 1
-    with opened.first:
-        if not (opened.feed and opened.decided):  # a run that shards share has the memory by then, and its rows
-            size = batch_size or plan.serving.batch_size or size_for_engine(model, plan, lengths) or 1
-            opened.decided["batch_size"] = Decision(size, "of the latest run")
-        size = opened.decided["batch_size"].value
-        if "drafts" not in opened.decided:
-            opened.decided["drafts"] = say_drafts(choose_drafts(model, plan, min(size, len(lengths))), plan)
-        rules = plan.serving.rules._replace(batch_size=size, drafts=opened.decided["drafts"].value)
+    rules = choose_rules(opened, [len(question.ids) for question in asked.values()], batch_size)
     limits = limit(plan, asked, silent=True) if rules.constrain else None
     answers = opened.feed and opened.feed.answers
     told = []
@@ -140,6 +131,27 @@ def answer_silently(
         for line in told:
             if not line.startswith(ABOUT_A_RUN):
                 say(line)
+
+
+def choose_rules(opened: Opened, lengths: list[int], batch_size: int | None) -> Rules:
+    """How a shard with prompts of so many tokens each is answered; `batch_size`: as of answer_silently.
+
+    Shards that share a run go by what the first of them chose, for the run has the memory by then. Drafts are those of
+    the first in any case.
+    """
+    model, plan, feed = opened.model, opened.plan, opened.feed
+    if feed:  # more like these will come
+        lengths = lengths * (MEASURED.most // len(lengths) + 1)
+    with opened.first:
+        if feed and feed.rules:
+            return feed.rules
+        size = batch_size or plan.serving.batch_size or size_for_engine(model, plan, lengths) or 1
+        if "drafts" not in opened.decided:
+            opened.decided["drafts"] = say_drafts(choose_drafts(model, plan, min(size, len(lengths))), plan)
+        rules = plan.serving.rules._replace(batch_size=size, drafts=opened.decided["drafts"].value)
+        if feed:
+            feed.rules = rules
+        return rules
 
 
 def cut_documents(

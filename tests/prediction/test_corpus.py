@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from helpers import ROOT, python, rows
-from helpers_prediction import ADAPTER, BASE, RECORDS, interrupted_at
+from helpers_prediction import RECORDS, corpus_flags, interrupted_at
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,20 +36,9 @@ LONG = "\n\n".join(SENTENCES[:6])
 
 
 def flags(folder, output, *more, **values):
-    chosen = {
-        "model_name_or_path": BASE,
-        "lora_weights": ADAPTER,
-        "input": folder,
-        "output_file": output,
-        "relations": "位于,类型,别名",
-        "max_new_tokens": 8,
-        "window": 400,
-        "engine": "batch",
-        "batch_size": 2,
-        "shard_size": 3,
-        **values,
-    }
-    return [*more, *(str(part) for name, value in chosen.items() if value for part in (f"--{name}", value))]
+    return corpus_flags(
+        folder, output, *more, **{"max_new_tokens": 8, "window": 400, "batch_size": 2, "shard_size": 3, **values}
+    )
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 from helpers import rows
-from helpers_prediction import ADAPTER, BASE, RECORDS
+from helpers_prediction import RECORDS, corpus_flags
 
 import extract
 from common.errors import UserError
@@ -14,18 +14,7 @@ from prediction import whole_corpus
 
 
 def flags(folder, output, **values):
-    chosen = {
-        "model_name_or_path": BASE,
-        "lora_weights": ADAPTER,
-        "input": folder,
-        "output_file": output,
-        "relations": "位于,类型,别名",
-        "max_new_tokens": 4,
-        "engine": "batch",
-        "shard_size": 2,
-        **values,
-    }
-    return [str(part) for name, value in chosen.items() for part in (f"--{name}", value)]
+    return corpus_flags(folder, output, **{"max_new_tokens": 4, "shard_size": 2, **values})
 
 
 def interrupt(*_, **__):

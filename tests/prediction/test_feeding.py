@@ -6,7 +6,7 @@ from dataclasses import replace
 from threading import Event, Thread
 
 import pytest
-from helpers_prediction import ADAPTER, BASE, RECORDS
+from helpers_prediction import RECORDS, corpus_flags, flags
 
 import extract
 from decoding import fast_engine
@@ -24,10 +24,7 @@ from utils.args_predict import parse_inference
 def opened(tmp_path_factory):
     """A plan, its model, and 24 prompts."""
     folder = tmp_path_factory.mktemp("feed")
-    given = {"model_name_or_path": BASE, "lora_weights": ADAPTER, "output_file": folder / "x.json"}
-    given |= {"input_file": folder / "none", "max_new_tokens": 12, "engine": "fast"}
-    (folder / "none").touch()
-    plan = plan_adapter(*parse_inference([str(part) for name, value in given.items() for part in (f"--{name}", value)]))
+    plan = plan_adapter(*parse_inference(flags(folder / "x.json", engine="fast")))
     prompts = [question.ids for question in ask_all(plan, RECORDS[:24], None)]
     return plan, open_model(plan, prompts), prompts
 
@@ -130,16 +127,13 @@ def test_a_corpus_whose_shards_share_a_run_has_the_same_rows(opened, tmp_path, m
     (tmp_path / "docs").mkdir()
     for number, record in enumerate(RECORDS[:12]):
         (tmp_path / "docs" / f"{number}.txt").write_text(record["input"], encoding="utf-8")
-    given = {"model_name_or_path": BASE, "lora_weights": ADAPTER, "input": tmp_path / "docs", "relations": "位于,类型"}
-    given |= {"max_new_tokens": 8, "engine": "fast", "shard_size": 2}
     assert not feeds(*opened[:2])  # on a CPU
     chosen = []
     monkeypatch.setattr(texts, "size_for_engine", lambda *_: chosen.append(3) or 3)
     for name, shared, count in (("alone", False, 6), ("shared", True, 1)):
         monkeypatch.setattr(texts, "feeds", lambda *_, shared=shared: shared)
         chosen.clear()
-        flags = given | {"output_file": tmp_path / name}
-        extract.main([str(part) for flag, value in flags.items() for part in (f"--{flag}", value)])
+        extract.main(corpus_flags(tmp_path / "docs", tmp_path / name, max_new_tokens=8, engine="fast", shard_size=2))
         assert len(chosen) == count  # a run that is shared has the card's memory, of which nothing can be told then
     assert (tmp_path / "shared").read_bytes() == (tmp_path / "alone").read_bytes()
 
