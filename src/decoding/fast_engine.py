@@ -205,12 +205,13 @@ def _answers(run: Run, waiting: dict, left: dict, count: Counter):
     queue, prompts = deque(waiting), dict(waiting)
     said, sure = ({number: [] for number in waiting} for _ in range(2))  # new tokens, and their probabilities
     busy, finished = {}, {}  # row -> number; number -> its tokens, or Failure
-    coming = live is not None
+    coming, filling = live is not None, False
     while queue or busy or coming:
         if finished and not beside:
             yield _cut(laid, finished, sure, rules, walks)
             finished = {}
-        if busy:
+        decoding = busy and not filling
+        if decoding:
             size = next(size for size in steps if size >= len(busy))
             if max(busy) >= size:
                 busy = places.gather(busy)
@@ -236,8 +237,8 @@ def _answers(run: Run, waiting: dict, left: dict, count: Counter):
         with torch.cuda.stream(beside):  # None: no other one
             more = ({}, None) if wait else _start(model, prompts, queue, places, needs, tuning.pass_tokens, laid)
         finished, started = refused | more[0], more[1]
-        free = []
-        for (row, number), (new, chances, ends) in zip(busy.items(), made.of(list(busy)) if busy else (), strict=True):
+        free, news = [], made.of(list(busy)) if decoding else ()
+        for (row, number), (new, chances, ends) in zip(busy.items() if decoding else (), news, strict=True):
             before, prompt = len(said[number]), waiting[number]
             most = needs[number] - len(prompt) + 1  # that it has room for: the newest token is not kept yet
             new = new[: min(budgets[number], most) - before]
@@ -261,6 +262,7 @@ def _answers(run: Run, waiting: dict, left: dict, count: Counter):
         places.clear(free)
         for row in free:
             del busy[row]
+        filling = bool(started and started.cut and not live)  # a step with rows to fill takes as long as a full one
         if started:
             if beside:
                 torch.cuda.current_stream().wait_stream(beside)
@@ -364,7 +366,7 @@ def _start(
         try:
             firsts, chances = compute(model, places, texts, taken, shared[:count], about)
             copied = sum(tokens for tokens, _ in shared[:count])
-            return failed, Started(numbers, taken, texts, copied, firsts, chances, about)
+            return failed, Started(numbers, taken, texts, copied, firsts, chances, about, count < len(found))
         except torch.AcceleratorError:
             raise  # the card takes no further orders from this process
         except Exception as error:  # whatever one record makes a model raise, the others shall be answered

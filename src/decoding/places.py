@@ -30,6 +30,7 @@ class Started(NamedTuple):
     firsts: torch.Tensor  # BROKEN where its logits are not finite
     chances: torch.Tensor | None = None  # how likely they were; None: nobody asked
     about: list[tuple[int, ...]] | None = None  # what the model is told of each (Laid.about)
+    cut: bool = False  # whether there is room for more, which would have made the pass too long
 
 
 class Places:

@@ -55,6 +55,20 @@ def test_every_number_of_places_answers_as_one_at_a_time(tiny, more):
     assert len({answer.tokens for answer in alone}) > 1
 
 
+def test_rows_are_filled_before_the_first_step(tiny):
+    model, codec, prompts = tiny
+    own = Codec(**{**vars(codec), "eos_id": -1})  # nothing ends an answer
+    passes_of = []
+    hook = model.model.register_forward_pre_hook(
+        lambda _, args, given: passes_of.append(given["position_ids"].numel()), with_kwargs=True
+    )
+    answers = fast(model, own, prompts, Rules(9, batch_size=len(prompts)), pass_tokens=1)
+    hook.remove()
+    assert {answer.tokens for answer in answers} == {9}
+    assert len(passes_of) == len(prompts) + 8  # each prompt by itself, its first token with it
+    assert passes_of[-8:] == [len(prompts)] * 8
+
+
 LAYERS = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "use_sliding_window": True}
 
 
@@ -193,7 +207,7 @@ def test_answers_kept_back_while_a_card_works_are_not_lost_or_said_twice(tiny, f
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(wait_stream=lambda _: None))
     monkeypatch.setattr(fast_engine, "decode", short_of_memory)
-    made = fast(model, codec, prompts, Rules(20, batch_size=3), pass_tokens=1)  # they start, and end, one by one
+    made = fast(model, codec, prompts, Rules(20, batch_size=3), pass_tokens=1, steps=4)
     assert len(calls) > failing
     assert made == [generate(model, codec, [ids], Rules(20))[0] for ids in prompts]
 
