@@ -205,13 +205,12 @@ def _answers(run: Run, waiting: dict, left: dict, count: Counter):
     queue, prompts = deque(waiting), dict(waiting)
     said, sure = ({number: [] for number in waiting} for _ in range(2))  # new tokens, and their probabilities
     busy, finished = {}, {}  # row -> number; number -> its tokens, or Failure
-    coming, filling = live is not None, False
+    coming = live is not None
     while queue or busy or coming:
         if finished and not beside:
             yield _cut(laid, finished, sure, rules, walks)
             finished = {}
-        decoding = busy and not filling
-        if decoding:
+        if busy:
             size = next(size for size in steps if size >= len(busy))
             if max(busy) >= size:
                 busy = places.gather(busy)
@@ -235,10 +234,10 @@ def _answers(run: Run, waiting: dict, left: dict, count: Counter):
                     queue.append(number)
         wait = busy and not beside and rules.drafts and rules.batch_size - len(busy) < min(tuning.together, len(queue))
         with torch.cuda.stream(beside):  # None: no other one
-            more = ({}, None) if wait else _start(model, prompts, queue, places, needs, tuning.pass_tokens, laid)
+            more = ({}, []) if wait else _fill(run, prompts, queue, places, needs)
         finished, started = refused | more[0], more[1]
-        free, news = [], made.of(list(busy)) if decoding else ()
-        for (row, number), (new, chances, ends) in zip(busy.items() if decoding else (), news, strict=True):
+        free = []
+        for (row, number), (new, chances, ends) in zip(busy.items(), made.of(list(busy)) if busy else (), strict=True):
             before, prompt = len(said[number]), waiting[number]
             most = needs[number] - len(prompt) + 1  # that it has room for: the newest token is not kept yet
             new = new[: min(budgets[number], most) - before]
@@ -262,15 +261,14 @@ def _answers(run: Run, waiting: dict, left: dict, count: Counter):
         places.clear(free)
         for row in free:
             del busy[row]
-        filling = bool(started and started.cut and not live)  # a step with rows to fill takes as long as a full one
-        if started:
-            if beside:
-                torch.cuda.current_stream().wait_stream(beside)
-            for number, row, first, chance in places.admit(started):
+        if started and beside:
+            torch.cuda.current_stream().wait_stream(beside)
+        for new in started:
+            for number, row, first, chance in places.admit(new):
                 busy[row] = number
                 said[number] += walks.take(number, [first]) if walks else [first]
                 sure[number] = [*sure[number], chance][: len(said[number])]
-            count.update(copied=started.copied, computed=sum(map(len, started.prompts)) - started.copied)
+            count.update(copied=new.copied, computed=sum(map(len, new.prompts)) - new.copied)
         if walks and walks.refused:
             places.set_back({row: waiting[n] + said[n] for row, n in busy.items() if n in walks.refused})
     yield _cut(laid, finished, sure, rules, walks)
@@ -350,10 +348,24 @@ def _make_places(run: Run, waiting: dict, budgets: dict[int, int]) -> tuple[Plac
     return Places(model, size, count, tuning.shared, rules.confidence, **more), needs, most_new
 
 
-def _start(
-    model, prompts: dict, queue: deque, places: Places, needs: dict, most: int, laid: Laid
-) -> tuple[dict, Started | None]:
-    """Compute the next prompts of the queue, at most `most` tokens, where there is room; (failures, the rest)"""
+def _fill(run: Run, prompts: dict, queue: deque, places: Places, needs: dict) -> tuple[dict, list[Started]]:
+    """Compute prompts of the queue, pass after pass, until there is no room, for a step with rows to fill takes as long
+    as a full one; for a server one pass, since those who read along wait for it. (failures, the rest)
+    """
+    failed, started = {}, []
+    while not started or (started[-1].cut and not run.live):
+        new, made = _start(run, prompts, queue, places, needs)
+        failed |= new
+        if made is None:
+            break
+        places.hold(made)
+        started.append(made)
+    return failed, started
+
+
+def _start(run: Run, prompts: dict, queue: deque, places: Places, needs: dict) -> tuple[dict, Started | None]:
+    """Compute the next prompts of the queue, at most a pass, where there is room; (failures, the rest)"""
+    model, laid, most = run.model, run.laid, run.tuning.pass_tokens
     failed = {}
     while found := places.find(needs[number] for number in queue):
         texts = [prompts[number] for number in islice(queue, len(found))]

@@ -84,8 +84,16 @@ class Places:
         self.starts[where] = self.count + where * (1 + self.drafts)
         self.positions[where], self.last[where] = 0, 0
 
+    def hold(self, new: Started) -> None:
+        """The places of records are theirs from now on, and what their prompts begin with can be copied."""
+        self.taken |= {place.row: place for place in new.places}
+        self.prompts += [(ids, place.start) for ids, place in zip(new.prompts, new.places, strict=True)]
+
     def admit(self, new: Started) -> list[tuple[int, int, int, float]]:
-        """Records get their rows: (number, row, first new token, its probability or 0) of each."""
+        """Records whose places are held get their rows: (number, row, first new token, its probability or 0) of each.
+
+        A card is waited for.
+        """
         rows, starts, ends = torch.tensor(new.places, device=self.tokens.device).T
         lengths = torch.tensor(list(map(len, new.prompts)), device=self.tokens.device)
         self.tokens[rows], self.positions[rows] = new.firsts.clamp(min=0), lengths
@@ -97,8 +105,6 @@ class Places:
             texts = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True).to(rows.device)
             self.texts[rows, : texts.shape[1]] = texts
             self.texts[rows, lengths] = self.tokens[rows]
-        self.taken |= {place.row: place for place in new.places}
-        self.prompts += [(ids, place.start) for ids, place in zip(new.prompts, new.places, strict=True)]
         chances = [0.0] * len(rows) if new.chances is None else new.chances.tolist()
         return list(zip(new.numbers, (place.row for place in new.places), new.firsts.tolist(), chances, strict=True))
 
@@ -141,17 +147,18 @@ class Places:
 
     def find(self, needs: Iterable[int]) -> list[Place]:
         """Where records of so many tokens go, in their order, while there are rows and room."""
-        found = []
+        found, gaps, start = [], [], 0
+        for place in sorted(self.taken.values(), key=lambda place: place.start):
+            gaps.append([start, place.start - self.learnt])
+            start = place.end
+        gaps.append([start, self.count])
         for row, need in zip((row for row in range(len(self.tokens)) if row not in self.taken), needs, strict=False):
-            start, need = 0, need + self.drafts
-            for other in sorted([*self.taken.values(), *found], key=lambda place: place.start):
-                if other.start - self.learnt - start >= need + self.learnt:
-                    break
-                start = other.end
-            else:
-                if self.count - start < need + self.learnt:
-                    break
-            found.append(Place(row, start + self.learnt, start + self.learnt + need))
+            need += self.drafts + self.learnt
+            gap = next((gap for gap in gaps if gap[1] - gap[0] >= need), None)
+            if gap is None:
+                break
+            found.append(Place(row, gap[0] + self.learnt, gap[0] + need))
+            gap[0] += need
         return found
 
     def overwrite(self, places: list[Place]) -> None:
