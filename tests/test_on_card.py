@@ -284,6 +284,26 @@ def test_attention_of_new_tokens(dtype, narrow, size, share, window, new):
             assert (out[row] - exact).abs().max() < 4 * torch.finfo(dtype).eps
 
 
+@pytest.mark.parametrize("kept", [torch.float8_e4m3fn, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(5, 3, 64), (300, 32, 128), (7, 1, 256)])
+def test_keys_and_values_are_kept_as_torch_rounds_them(kept, shape):
+    from ops.keep_rows import keep_rows  # needs Triton
+
+    tokens, heads, size = shape
+    torch.manual_seed(0)
+    given = torch.float16 if kept == torch.float16 else torch.bfloat16
+    key = 200 * torch.randn(heads, tokens, size, device="cuda", dtype=given).transpose(0, 1)  # some beyond 448
+    value = 200 * torch.randn(tokens, heads, 2 * size, device="cuda", dtype=given)[..., size:]
+    key[0, 0, 0] = torch.nan
+    at = torch.randperm(2 * tokens, device="cuda")[:tokens]
+    made = [torch.zeros(2 * tokens, heads, size, device="cuda").to(kept) for _ in range(2)]
+    keep_rows(key, value, *made, at)
+    for new, there in zip((key, value), made, strict=True):
+        wanted = torch.zeros(2 * tokens, heads, size, device="cuda").to(kept)
+        wanted.view(torch.int8)[at] = (new.clamp(-448, 448) if kept.itemsize == 1 else new).to(kept).view(torch.int8)
+        assert torch.equal(there.float().nan_to_num(-1), wanted.float().nan_to_num(-1))
+
+
 @pytest.mark.parametrize("share", [1, 3])
 def test_attention_of_one_new_token_with_a_bias(share):
     from ops.decode_attention import attend  # needs Triton

@@ -100,10 +100,15 @@ class Kept:
         return _attend_each(query, key, value, self._records[causal], scale, None, causal)
 
     def update(self, key, value, layer: int, *_, **__):
-        for kept, new in zip(self.layers[layer], (key, value), strict=True):
-            new = new[0].transpose(0, 1)
-            new = new.clamp(-MOST, MOST) if self.fp8 else new  # a larger one would be no number in 8 bits
-            _wide(kept).index_copy_(0, self.at, _wide(new.to(kept.dtype)))
+        news = tuple(new[0].transpose(0, 1) for new in (key, value))
+        if self.device.type == "cuda" and not available.why_not("keep_rows", self.device, self.dtype):
+            from ops.keep_rows import keep_rows  # Triton, which comes with torch where there are cards
+
+            keep_rows(*news, *self.layers[layer], self.at)
+        else:
+            for kept, new in zip(self.layers[layer], news, strict=True):
+                new = new.clamp(-MOST, MOST) if self.fp8 else new  # a larger one would be no number in 8 bits
+                _wide(kept).index_copy_(0, self.at, _wide(new.to(kept.dtype)))
         return tuple(kept.transpose(0, 1)[None] for kept in self.layers[layer])
 
     def copy(self, sources: torch.Tensor, targets: torch.Tensor) -> None:
