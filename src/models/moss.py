@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import AddedToken, AutoConfig, AutoModelForCausalLM, CodeGenConfig, CodeGenForCausalLM, GPT2Tokenizer
 from transformers.models.codegen.modeling_codegen import CodeGenAttention
 
@@ -34,18 +35,19 @@ class MossAttention(CodeGenAttention):
     def forward(self, hidden_states, layer_past=None, attention_mask=None, position_ids=None, **more):
         if not hasattr(layer_past, "attend"):
             return super().forward(hidden_states, layer_past, attention_mask, position_ids, **more)
-        query, value, key = self.qkv_proj(hidden_states[0]).unflatten(-1, (CORES, 3, -1)).unbind(-2)
-        query, key, value = (part.flatten(1).unflatten(1, (-1, self.head_dim)) for part in (query, key, value))
-        table = self.embed_positions[position_ids[0], None]  # (tokens, 1, rotated numbers)
-        query, key = (turn_pairs(part, *table.chunk(2, dim=-1)) for part in (query, key))
-        return self.out_proj(layer_past.attend(query, key, value, self.layer_idx).flatten(1)[None]), None
+        qkv = self.qkv_proj(hidden_states[0]).unflatten(-1, (CORES, 3, -1, self.head_dim))
+        table = self.embed_positions[position_ids[0], None, None, None]  # (tokens, 1, 1, 1, rotated numbers)
+        turned = turn_pairs(qkv[:, :, 0::2], *table.chunk(2, dim=-1))  # query and key; value is the second
+        query, key = (part.flatten(1, 2) for part in turned.unbind(2))
+        attended = layer_past.attend(query, key, qkv[:, :, 1].flatten(1, 2), self.layer_idx)
+        return self.out_proj(attended.flatten(1)[None]), None
 
 
 def turn_pairs(numbers: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> torch.Tensor:
-    """The first numbers (tokens, heads, size) turned, each pair of neighbours by one angle of (tokens, 1, angles)."""
+    """The first numbers (tokens, …, size) turned, each pair of neighbours by one angle of (tokens, …, angles)."""
     pairs = numbers[..., : 2 * sin.shape[-1]].unflatten(-1, (-1, 2)).to(sin.dtype)
-    first, second = pairs.unbind(-1)
-    turned = torch.stack([first * cos - second * sin, second * cos + first * sin], dim=-1).flatten(-2)
+    others = torch.stack([-sin, sin], dim=-1) * pairs.flip(-1)
+    turned = (pairs * cos[..., None] + others).flatten(-2)
     return torch.cat([turned.to(numbers.dtype), numbers[..., 2 * sin.shape[-1] :]], dim=-1)
 
 
@@ -59,6 +61,7 @@ class MossForCausalLM(CodeGenForCausalLM):
         super().__init__(config)
         for block in self.transformer.h:
             block.attn.__class__ = MossAttention  # made anew, it would draw its first values again
+            block.mlp.act = nn.GELU(approximate="tanh")  # CodeGen's gelu_new in one pass, not in eight
 
 
 AutoConfig.register("moss", MossConfig, exist_ok=True)

@@ -65,7 +65,9 @@ def make_visible(start: torch.Tensor | None, valid: torch.Tensor | None, past: i
 
 
 def rotary_tables(positions: torch.Tensor, head_size: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin [B, S, 1, d] for positions [B, 2, S]: the first half of d turns by row 0, the second by row 1.
+    """cos and sin [B, S, 1, 1, d] for positions [B, 2, S]: the first half of d turns by row 0, the second by row 1.
+
+    The sine of what is turned from behind to in front is negative.
 
     Frequencies 10000^(-2j/r), r = d/2, rounded to fp16 as in the published weights; with a dtype of 16 bits the angles
     are rounded to fp16 too, as the model was trained (reading the published code: its tables were half precision).
@@ -75,14 +77,15 @@ def rotary_tables(positions: torch.Tensor, head_size: int, dtype: torch.dtype) -
     angles = positions.float()[..., None] * (10000.0**-exponents).half().float()  # [B, 2, S, d/4]
     if dtype != torch.float32:
         angles = angles.half().float()
-    angles = torch.cat([angles, angles], dim=-1).transpose(1, 2).flatten(2).unsqueeze(2)
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    angles = angles.transpose(1, 2)  # [B, S, 2, d/4]
+    cos, sin = angles.cos(), angles.sin()
+    tables = torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+    return tuple(table.flatten(2)[:, :, None, None].to(dtype) for table in tables)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turn each half of the last dimension of x [B, S, n, d], paired first quarter with second, third with fourth."""
-    a, b, c, d = x.chunk(4, dim=-1)
-    return x * cos + torch.cat([-b, a, -d, c], dim=-1) * sin
+    """Turn each half of the last dimension of x [B, S, n, …, d], paired first quarter with second, third with fourth."""
+    return x * cos + x.unflatten(-1, (2, 2, -1)).flip(-2).flatten(-3) * sin
 
 
 class Attention(nn.Module):
@@ -93,8 +96,8 @@ class Attention(nn.Module):
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x, tables, visible, cache, prefix):
-        q, k, v = self.query_key_value(x).unflatten(-1, (self.heads, -1)).chunk(3, dim=-1)  # each [B, S, n, d]
-        q, k = rotate(q, *tables), rotate(k, *tables)
+        qkv = self.query_key_value(x).unflatten(-1, (self.heads, 3, -1))  # [B, S, n, 3, d]
+        (q, k), v = rotate(qkv[..., :2, :], *tables).unbind(-2), qkv[..., 2, :]
         if visible is None:  # the cache knows
             return self.dense(cache.attend(q[0], k[0], v[0], self.layer).flatten(1)[None])
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))
@@ -275,7 +278,8 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
 
         states = []
         for layer, learnt in zip(self.layers, prefix, strict=True):
-            states.append(x)
+            if output_hidden_states:
+                states.append(x)
             x = layer(x, tables, visible, past_key_values=past_key_values, prefix=learnt)
         x = self.final_layernorm(x)
         return BaseModelOutputWithPast(
