@@ -159,8 +159,9 @@ class Capture:
             # the stream, the generator of dropout, and where memory is taken from.
             torch.cuda.set_stream(stream)
             drawing.graphsafe_set_state(drawn)
-            with suppress(RuntimeError):
+            with suppress(RuntimeError):  # of the first: it was ended as usual
                 torch._C._cuda_endAllocateToPool(device.index, self.pool)
+                torch._C._cuda_releasePool(device.index, self.pool)
             raise
 
         def replay(batch: dict, count: torch.Tensor) -> torch.Tensor:

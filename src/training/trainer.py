@@ -1,7 +1,7 @@
 """transformers' Trainer as this project needs it: an order that can be resumed, tokens counted, adapters gathered."""
 
 from contextlib import nullcontext
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -123,6 +123,15 @@ class TripleTrainer(Trainer):
 
     def count_tokens(self) -> int:
         return int(self.tokens)
+
+    @cached_property
+    def weights_beside_embeddings(self) -> int:
+        return self.model.num_parameters(exclude_embeddings=True) if hasattr(self.model, "num_parameters") else 0
+
+    def floating_point_ops(self, inputs):
+        # The Trainer's own counts the weights anew for every pass, one module after the other.
+        ids = inputs.get("input_ids")
+        return 0 if ids is None else 6 * ids.numel() * self.weights_beside_embeddings
 
     def get_eval_dataloader(self, eval_dataset=None):
         training, self.data_collator = self.data_collator, self.eval_collator or self.data_collator
