@@ -37,11 +37,10 @@ def make_model(model_type, dropout=0.0):
 
 
 def make_batches(count):
-    """Of two sizes in turn, on the card."""
-    draw = torch.Generator().manual_seed(1)
-    for index in range(count):
-        lengths = (200, 90, 5) if index % 3 else (400, 390, 380)
-        rows = [torch.randint(10, 1000, (length - index % 5,), generator=draw).tolist() for length in lengths]
+    """Six batches of two sizes, again and again, on the card."""
+    for number in (index % 6 for index in range(count)):
+        draw, lengths = torch.Generator().manual_seed(number), (200, 90, 7) if number % 3 else (400, 390, 380)
+        rows = [torch.randint(10, 1000, (length - number,), generator=draw).tolist() for length in lengths]
         rows = [{"input_ids": ids, "labels": [IGNORED] * (len(ids) // 2) + ids[len(ids) // 2 :]} for ids in rows]
         batch = {name: part for name, part in pack_in_sizes(rows, 4).items() if name != REAL}
         yield {name: part.cuda() if torch.is_tensor(part) else part for name, part in batch.items()}
@@ -58,7 +57,7 @@ def train(model, graphs, most=None, synchronises=False, steps=12):
             loss.item()
         return loss.detach()
 
-    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-3)
+    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=3e-3)
     losses, batches = [], make_batches(2 * steps)
     for _ in range(steps):
         pair = [next(batches), next(batches)]
@@ -83,7 +82,7 @@ def test_steps_with_graphs_learn_what_others_do(model_type, most):
     assert graphs.works
     assert len(graphs.replays) == 2
     assert all(graphs.replays.values())
-    assert expected[-1] < expected[0]
+    assert expected[-1] < expected[0] - 0.1
     torch.testing.assert_close(found, expected, rtol=3e-3, atol=0)
 
 
