@@ -146,10 +146,11 @@ class Capture:
         """
         held = {name: part.clone() if torch.is_tensor(part) else part for name, part in batch.items()}
         divisor, graph, device = count.clone(), torch.cuda.CUDAGraph(), count.device
+        # An older pass that still hangs together, in a circle, would tie gradients to its stream.
+        gc.collect(2 if self.pool is None else 1)
         self.pool = self.pool or torch.cuda.graph_pool_handle()
         stream, drawing = torch.cuda.current_stream(device), torch.cuda.default_generators[device.index]
         drawn = drawing.clone_state()
-        gc.collect()  # an older pass that still hangs together would tie the gradients to its stream
         try:
             # Other threads, that pin memory for the next batches, may go on.
             with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
