@@ -24,7 +24,7 @@ def why_no_graphs(args, packed: bool, recompute: bool, device: torch.device) -> 
     `args`: FinetuneArguments; `packed`, `recompute`: whether batches have no padding, and activations are computed
     twice.
     """
-    bits = args.precision.bits
+    bits, optimizer = args.precision.bits, getattr(args.optim, "value", args.optim)
     reasons = {
         NO_CARD: device.type != "cuda",
         "the model is split over cards": args.fsdp,
@@ -34,7 +34,7 @@ def why_no_graphs(args, packed: bool, recompute: bool, device: torch.device) -> 
         "torch.compile captures by itself": args.torch_compile,
         "with float16 the loss is scaled by what changes": args.fp16,
         f"weights of {bits} bits are unpacked on the way": bits != 16,
-        f"--optim {args.optim} takes part in the passes": any(word in str(args.optim) for word in OWN_BACKWARD),
+        f"--optim {optimizer} takes part in the passes": any(word in optimizer for word in OWN_BACKWARD),
         "--torch_empty_cache_steps frees memory on the way": args.torch_empty_cache_steps is not None,
     }
     return next((reason for reason, holds in reasons.items() if holds), None)

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as some
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.training_args import OptimizerNames
 
 from common.errors import UserError
 from loading.precision import Precision
@@ -181,7 +182,8 @@ USUAL |= {"optim": "adamw_torch", "torch_empty_cache_steps": None}
         ({"torch_compile": True}, True, False, CARD, "torch.compile"),
         ({"fp16": True}, True, False, CARD, "float16"),
         ({"precision": Precision("bfloat16", 4)}, True, False, CARD, "4 bits"),
-        ({"optim": "galore_adamw_layerwise"}, True, False, CARD, "--optim galore_adamw_layerwise"),
+        ({"optim": OptimizerNames.GALORE_ADAMW_LAYERWISE}, True, False, CARD, "--optim galore_adamw_layerwise"),
+        ({"optim": "lomo"}, True, False, CARD, "--optim lomo"),
         ({"torch_empty_cache_steps": 5}, True, False, CARD, "--torch_empty_cache_steps"),
     ],
 )
