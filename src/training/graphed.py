@@ -63,7 +63,7 @@ def choose_graphs(asked: bool | None, reason: str | None, weights: int | None, f
 class Graphs:
     """The graphs of a training, by the sizes of their batches, and the gradients that all of them add to.
 
-    `weights`: those that are trained; `capture`: see the function, which tests replace.
+    `weights`: those that are trained; `capture`: what captures a pass, as `Capture` does.
     """
 
     def __init__(self, weights, capture=None):
@@ -155,7 +155,7 @@ class Capture:
             # Other threads, that pin memory for the next batches, may go on.
             with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
                 loss = compute(held, divisor)
-        except Exception:
+        except BaseException:
             # A capture that a forbidden call has broken cannot be ended as usual: what its end would have set back is
             # the stream, the generator of dropout, and where memory is taken from.
             torch.cuda.set_stream(stream)
