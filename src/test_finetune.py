@@ -7,6 +7,7 @@ python src/test_finetune.py --do_train --model_name_or_path models/smollm2-135m-
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,7 +42,7 @@ from loading.starting import Lora, choose_lora
 from loading.vocabulary import extend_shape
 from ops.packed_attention import use_packed_attention
 from prediction.settings import choose_learning, choose_template
-from tokens.batches import pack
+from tokens.batches import pack, pack_in_sizes
 from tokens.codec import Codec
 from tokens.dataset import Tokenising, choose_limits, tokenise
 from tokens.drawn import DrawnRows
@@ -51,6 +52,7 @@ from tokens.rows import Limits
 from training import speed
 from training.checking import check_optimizer
 from training.evaluation import make_score_answers
+from training.graphed import Graphs
 from training.planning import Decided, decide_training, settle
 from training.reporting import finish_run, make_run, mean_and_last
 from training.resuming import (
@@ -263,6 +265,10 @@ def load(arguments: Arguments, checked: Checked, plan: Plan):
 
 def make_trainer(arguments: Arguments, checked: Checked, rows: Rows, plan: Plan, model) -> TripleTrainer:
     padded = checked.codec.collator(8 if plan.device.type == "cuda" else 1)
+    collator, graphs = pack if plan.decided.packing.value else padded, None
+    if plan.decided.cuda_graphs.value:
+        collator = partial(pack_in_sizes, records=plan.decided.batch.value)
+        graphs = Graphs(weight for weight in model.parameters() if weight.requires_grad)
     callbacks = [LogFile()]
     if checked.lora is None:
         where = (checked.codec, checked.chosen.family, arguments.model.model_name_or_path)
@@ -271,12 +277,12 @@ def make_trainer(arguments: Arguments, checked: Checked, rows: Rows, plan: Plan,
     trainer = TripleTrainer(
         model=model,
         args=settle(arguments.train, plan.decided),
-        data_collator=pack if plan.decided.packing.value else padded,
+        data_collator=collator,
         train_dataset=rows.train,
         eval_dataset=rows.valid,
         callbacks=callbacks,
     )
-    trainer.score_answers, trainer.eval_collator = rows.score_answers, padded
+    trainer.score_answers, trainer.eval_collator, trainer.graphs = rows.score_answers, padded, graphs
     trainer.head_is_apart = not arguments.train.fsdp and checked.shape is not None and checked.shape.head_is_apart
     return trainer
 

@@ -79,9 +79,11 @@ def sum_loss(hidden: torch.Tensor, labels: torch.Tensor, head: torch.nn.Module, 
 
     `labels` (rows, positions): the token to say, or IGNORED; `size`: positions of a piece.
     """
+    several = len(labels) > 1
     hidden, labels = hidden.flatten(0, 1), labels.flatten()
-    if len(hidden) > size or hidden.device.type == "cpu":  # a card would have to wait for their number
-        learnt = labels != IGNORED  # of padded rows: where another row's answer stands, nothing is learnt
+    # Of padded rows: where another row's answer stands, nothing is learnt. A card would have to wait for their number.
+    if several and (len(hidden) > size or hidden.device.type == "cpu"):
+        learnt = labels != IGNORED
         hidden, labels = hidden[learnt], labels[learnt]
     if len(hidden) <= size:
         return _loss_of(head, hidden, labels)

@@ -32,6 +32,7 @@ from ops import packed_attention
 from ops.answer_loss import piece_on
 from ops.available import choose_liger
 from training.deepspeed_engine import make_config
+from training.graphed import choose_graphs, why_no_graphs
 
 MOST_PASS = 64  # records of a pass: more gain nothing
 
@@ -180,6 +181,7 @@ class Decided:
     batch: Decision  # records of one forward pass of a process
     accumulation: Decision  # forward passes of a step
     fp8: Decision = PLAIN  # frozen products in 8-bit floats
+    cuda_graphs: Decision = PLAIN  # passes are captured, and replayed
 
     def as_json(self) -> dict[str, dict]:
         return as_json(vars(self))
@@ -225,6 +227,11 @@ def decide_training(
         why = "what the memory holds"
         decide("batch", plan.batch, why, f"{plan.batch} records a pass, {plan.accumulation} passes a step")
         batch, passes = Decision(plan.batch, why), Decision(plan.accumulation, "as many records a step")
+    reason, twice = why_no_graphs(args, plan.packed, plan.recompute, device), False
+    if reason is None and shape:
+        needs = training_bytes(shape, rows, plan, trained, full, args.optim)
+        twice = sum(needs.values()) + needs["activations"] <= SAFE * available(device, model_args.max_memory_MB)
+    graphs = choose_graphs(args.cuda_graphs, reason, shape and shape.linear + shape.other, twice)
     return Decided(
         **args.decided,
         packing=packing,
@@ -233,6 +240,7 @@ def decide_training(
         batch=batch,
         accumulation=passes,
         fp8=fp8,
+        cuda_graphs=graphs,
     )
 
 
@@ -271,6 +279,7 @@ def settle(args: TrainingArguments, decided: Decided) -> TrainingArguments:
     settled.per_device_train_batch_size = decided.batch.value
     settled.gradient_accumulation_steps = decided.accumulation.value
     settled.use_liger_kernel = decided.liger_kernel.value
+    settled.logging_nan_inf_filter = False  # it would wait for every loss; TripleTrainer.check_sound looks at all
     return settled
 
 

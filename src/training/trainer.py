@@ -1,6 +1,7 @@
 """transformers' Trainer as this project needs it: an order that can be resumed, tokens counted, adapters gathered."""
 
 from contextlib import nullcontext
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -13,13 +14,17 @@ from common.files import to_line
 from common.refusals import naming
 from loading.fsdp import gather_trained, split_on_cpu
 from ops.answer_loss import by_pieces
+from tokens.batches import REAL
+from training.graphed import Graphs
 from training.order import Share, with_empty
 from training.reporting import keep_log
 from training.whole import taking_up
 
 
 def real_tokens(batch: dict):
-    """How many tokens of a batch are no padding: a mask, lengths (CPM-Bee), or a packed row, which has none."""
+    """How many tokens of a batch are no padding: a mask, lengths (CPM-Bee), or a packed row, which has none or says."""
+    if REAL in batch:
+        return batch[REAL]
     if "attention_mask" in batch:
         return batch["attention_mask"].count_nonzero()
     return batch["length"].sum() if "length" in batch else batch["input_ids"].numel()
@@ -31,6 +36,7 @@ class TripleTrainer(Trainer):
     score_answers = None  # a function from the model to its figures (f1, contest, …), or None
     eval_collator = None  # of batches that are evaluated: padded, so that each counts as its number of records
     head_is_apart = False  # ops.answer_loss.head_is_apart of the model: its loss is computed in pieces
+    graphs: Graphs | None = None  # None: every pass is computed kernel by kernel
     sound = True  # whether every loss so far was finite; on a card a tensor, so that nothing waits for it
     tokens = 0  # real ones that this process has trained on; on a card a tensor, so that nothing waits for it
 
@@ -44,9 +50,12 @@ class TripleTrainer(Trainer):
         # A tensor handed to a split model would be rounded to 16 bits there: 265 tokens would become 266.
         return samples, int(learnt) if self.is_fsdp_enabled and learnt is not None else learnt
 
-    def training_step(self, model, inputs, *args, **kwargs):
+    def training_step(self, model, inputs, num_items_in_batch=None):
         self.tokens = self.tokens + real_tokens(inputs)
-        loss = super().training_step(model, inputs, *args, **kwargs)
+        inputs = {name: part for name, part in inputs.items() if name != REAL}
+        compute = partial(super().training_step, model)
+        learn = partial(self.graphs.learn, compute) if self.graphs else compute
+        loss = learn(inputs, num_items_in_batch)
         self.sound = loss.isfinite() & self.sound
         return loss
 
@@ -114,6 +123,15 @@ class TripleTrainer(Trainer):
 
     def count_tokens(self) -> int:
         return int(self.tokens)
+
+    @cached_property
+    def weights_beside_embeddings(self) -> int:
+        return self.model.num_parameters(exclude_embeddings=True) if hasattr(self.model, "num_parameters") else 0
+
+    def floating_point_ops(self, inputs):
+        # The Trainer's own counts the weights anew for every pass, one module after the other.
+        ids = inputs.get("input_ids")
+        return 0 if ids is None else 6 * ids.numel() * self.weights_beside_embeddings
 
     def get_eval_dataloader(self, eval_dataset=None):
         training, self.data_collator = self.data_collator, self.eval_collator or self.data_collator

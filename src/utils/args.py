@@ -19,6 +19,7 @@ from training.checking import check_report_to
 from training.order import ORDERS
 from training.planning import set_checkpointing
 from utils.args_base import FEW, ModelArguments, NarrowFlags, check_max_steps, parse
+from utils.args_graphs import GraphFlags, check_graphs
 from utils.args_schema import SCHEMA_RANGES, DrawnFlags, check_form
 from utils.args_start import StartFlags, check_start
 
@@ -146,7 +147,7 @@ DECIDED = {
 
 
 @dataclass
-class FinetuneArguments(NarrowFlags, TrainingArguments):
+class FinetuneArguments(NarrowFlags, GraphFlags, TrainingArguments):
     """How it is trained: transformers' TrainingArguments with this project's defaults (the others: --help_all)."""
 
     _argument_group_name = "training"
@@ -221,6 +222,7 @@ class FinetuneArguments(NarrowFlags, TrainingArguments):
             raise UserError(
                 "--overwrite_output_dir and --resume_from_checkpoint contradict each other; drop one of them"
             )
+        check_graphs(self)
         # Autocast: products in 16 bits, the trained weights themselves in 32.
         dtype = choose_dtype(asked_dtype(self), self.use_cpu)
         self.fp16, self.bf16 = dtype.value == "float16", dtype.value == "bfloat16"
@@ -286,6 +288,8 @@ def check_bits(bits: int | None, full: bool, args) -> None:
             raise UserError(f"--fp8 and {flag} contradict each other: only frozen, whole weights are kept so; drop one")
     if bits not in (4, 8):
         return
+    if args.cuda_graphs:
+        raise UserError(f"--cuda_graphs and --bits {bits} contradict each other; drop one of them")
     if full:
         raise UserError(f"--full_finetune and --bits {bits} contradict each other: quantised weights cannot be trained")
     if args.fsdp:
