@@ -104,7 +104,7 @@ def weight_of(codes, state):
     if state.blocksize != BLOCK or (more and more.blocksize != COARSE) or len(state.shape) != 2:
         return None
     nested = Nested(more.code, more.absmax, state.offset) if more else None
-    return Weight(*state.shape, codes.detach().view(torch.uint8), state.code, state.absmax, nested)
+    return Weight(*state.shape, codes.detach().view(-1).view(torch.int32), state.code, state.absmax, nested)
 
 
 def _forward_four(layer, inputs):

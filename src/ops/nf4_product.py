@@ -2,9 +2,10 @@
 from the codes, which are read once, half a byte each. bitsandbytes writes most weights to memory in 16 bits first, and
 reads them again.
 
-A code is looked up in its table of 16 numbers by a load: all 16 lie in one line of the first cache, so that one load
-serves 32 codes. To choose among 16 values by comparing would take 15 instructions a code, and through shared memory
-(tl.gather) the loads would be as many, with two barriers more.
+A card reads 4-bit weights faster than it can work on them, so instructions count. A code is looked up in its table of
+16 numbers by permuting bytes: one instruction takes four bytes out of eight, as four codes say it. The table is kept in
+float16, its upper and lower bytes apart, so that four codes take 8 of them. Loads from a table in memory would be one
+a code, each with an address of 64 bits to be made, and a tree of choices 15 a code.
 """
 
 from typing import NamedTuple
@@ -16,6 +17,31 @@ import triton.language as tl
 BLOCK = 64  # weights in a row that share a scale; the width of a weight must be a multiple of it
 COARSE = 256  # scales in a row that share a scale of their own
 ADDED = 1024  # outputs that one program adds up
+
+
+def _write_look_up() -> str:
+    """PTX that makes of 8 codes ($8, two in each byte, the first in its upper half) their float32 numbers ($0 to $7).
+
+    The table is in float16: the lower bytes of the numbers of codes 0 to 15 ($9 to $12), and the upper ones ($13 to
+    $16). A byte permutation takes the bytes that four codes without their upper bit say out of 8, once for codes below
+    8 and once for those above; a third one chooses by the upper bits.
+    """
+    lines = ["{ .reg .b32 code, above, low, high, l, u, pair; .reg .b16 first, second;"]
+    lines += ["and.b32 code, $8, 0x77777777; shr.u32 above, $8, 1;"]
+    lines += ["and.b32 above, above, 0x44444444; or.b32 above, above, 0x32103210;"]
+    for half in (0, 4):
+        for name, at in (("l", 9), ("u", 13)):
+            lines += [f"prmt.b32 low, ${at}, ${at + 1}, code; prmt.b32 high, ${at + 2}, ${at + 3}, code;"]
+            lines += [f"prmt.b32 {name}, low, high, above;"]
+        for number, order in ((half, 0x5140), (half + 2, 0x7362)):
+            lines += [f"prmt.b32 pair, l, u, {order:#x}; mov.b32 {{second, first}}, pair;"]
+            lines += [f"cvt.f32.f16 ${number}, first; cvt.f32.f16 ${number + 1}, second;"]
+        if half == 0:
+            lines += ["shr.u32 code, code, 16; shr.u32 above, above, 16;"]
+    return "\n".join([*lines, "}"])
+
+
+LOOK_UP = tl.constexpr(_write_look_up())
 
 
 class Nested(NamedTuple):
@@ -31,7 +57,7 @@ class Weight(NamedTuple):
 
     outs: int
     width: int
-    codes: torch.Tensor  # two in a byte (uint8), the first in the upper half
+    codes: torch.Tensor  # 8 in an int32: two in each byte, lowest byte first, and in a byte the upper half
     table: torch.Tensor  # (16; float32)
     scales: torch.Tensor  # (one for BLOCK codes; float32, or uint8 if `nested`)
     nested: Nested | None
@@ -71,7 +97,7 @@ def serves(inputs, weight: Weight) -> bool:
 def try_out(device: torch.device, dtype: torch.dtype) -> None:
     """Run each kernel once; it raises what keeps it from working."""
     outs, width = 16, 16 * BLOCK
-    codes = torch.zeros(outs * width // 2, dtype=torch.uint8, device=device)
+    codes = torch.zeros(outs * width // 8, dtype=torch.int32, device=device)
     numbers = torch.ones(COARSE, device=device)
     nested = Nested(numbers, numbers, numbers[0])
     weight = Weight(outs, width, codes, numbers[:16], torch.zeros(outs * width // BLOCK, device=device), None)
@@ -112,8 +138,8 @@ def _multiply_kernel(
     some_inputs: tl.constexpr, some_outs: tl.constexpr, some_blocks: tl.constexpr, even: tl.constexpr,
 ):  # fmt: skip
     """Neighbours in the first axis share the weight: all but the first find it in the cache. Those in the third each
-    take `some` steps of the width. Weights are looked up a step ahead of their product and codes read two, because
-    Triton lets no load of its own accord wait for another that it does not think worth it.
+    take `some` steps of the width. Codes are read two steps ahead of their product, and looked up one ahead: Triton
+    sends for inputs early by itself, but not for scales, which are few bytes.
     """
     inner: tl.constexpr = some_blocks * 64
     row = tl.program_id(0) * some_inputs + tl.arange(0, some_inputs)
@@ -123,16 +149,20 @@ def _multiply_kernel(
     from_inputs = inputs + row[:, None] * width + unit[None, :]
     first = tl.program_id(2) * some
     last = min(first + some, tl.cdiv(width, inner))
-    dtype = inputs.dtype.element_ty
+    dtype: tl.constexpr = inputs.dtype.element_ty
+    l0, u0 = _split_numbers(table)
+    l1, u1 = _split_numbers(table + 4)
+    l2, u2 = _split_numbers(table + 8)
+    l3, u3 = _split_numbers(table + 12)
     read, scale, rough = _read(codes, scales, coarse, column, outs, width // 64, first, some_blocks)
-    weights = _look_up(read, scale, rough, table, scale_table, offset, dtype)
+    weights = _look_up(read, scale, rough, scale_table, offset, l0, l1, l2, l3, u0, u1, u2, u3, dtype)
     read, scale, rough = _read(codes, scales, coarse, column, outs, width // 64, first + 1, some_blocks)
     total = tl.zeros([some_inputs, some_outs], tl.float32)
     for step in range(first, last):
         there = asked if even else asked & (step * inner + unit < width)[None, :]
         values = tl.load(from_inputs + step * inner, mask=there, other=0.0)
         total = tl.dot(values, weights.T, total)
-        weights = _look_up(read, scale, rough, table, scale_table, offset, dtype)
+        weights = _look_up(read, scale, rough, scale_table, offset, l0, l1, l2, l3, u0, u1, u2, u3, dtype)
         read, scale, rough = _read(codes, scales, coarse, column, outs, width // 64, step + 2, some_blocks)
     known = column < outs
     if bias is not None:
@@ -142,29 +172,47 @@ def _multiply_kernel(
 
 
 @triton.jit
+def _split_numbers(table):
+    """The lower bytes of four numbers in float16, and their upper ones, in 32 bits each."""
+    which = tl.arange(0, 4)
+    bits = tl.load(table + which).to(tl.float16).to(tl.int16, bitcast=True).to(tl.int32)
+    return tl.sum((bits & 255) << which * 8), tl.sum((bits >> 8 & 255) << which * 8)
+
+
+@triton.jit
 def _read(codes, scales, coarse, column, outs, blocks, step, some_blocks: tl.constexpr):
-    """What `_look_up` needs of one step: codes (outs, blocks, 32 bytes), scales and their scales (outs, blocks)."""
+    """What `_look_up` needs of one step: codes (outs, blocks, 8 words), scales and their scales (outs, blocks)."""
     block = step * some_blocks + tl.arange(0, some_blocks)
     there = (column < outs)[:, None] & (block < blocks)[None, :]
     at = column[:, None].to(tl.int64) * blocks + block[None, :]
-    byte = tl.arange(0, 32)[None, None, :]
-    read = tl.load(codes + (at[:, :, None] * 32 + byte), mask=there[:, :, None], other=0)
+    word = tl.arange(0, 8)[None, None, :]
+    read = tl.load(codes + (at[:, :, None] * 8 + word), mask=there[:, :, None], other=0)
     scale = tl.load(scales + at, mask=there, other=0)
     rough = scale
     if coarse is not None:
-        rough = tl.load(coarse + at // 256, mask=there, other=0.0)
+        rough = tl.load(coarse + (at >> 8), mask=there, other=0.0)
     return read, scale, rough
 
 
 @triton.jit
-def _look_up(read, scale, rough, table, scale_table, offset, dtype: tl.constexpr):
+def _look_up(read, scale, rough, scale_table, offset, l0, l1, l2, l3, u0, u1, u2, u3, dtype: tl.constexpr):
     """The weights (outs, 64 · blocks)."""
     if scale_table is not None:
         scale = tl.load(scale_table + scale.to(tl.int32)) * rough + tl.load(offset)
-    upper = tl.load(table + (read >> 4).to(tl.int32)) * scale[:, :, None]
-    lower = tl.load(table + (read & 15).to(tl.int32)) * scale[:, :, None]
-    both = tl.join(upper.to(dtype), lower.to(dtype))
-    return both.reshape(both.shape[0], both.shape[1] * 64)
+    n0, n1, n2, n3, n4, n5, n6, n7 = tl.inline_asm_elementwise(
+        LOOK_UP, "=f,=f,=f,=f,=f,=f,=f,=f,r,r,r,r,r,r,r,r,r", [read, l0, l1, l2, l3, u0, u1, u2, u3],
+        (tl.float32,) * 8, is_pure=True, pack=1,
+    )  # fmt: skip
+    scale = scale[:, :, None]
+    even = tl.join(_pair(n0 * scale, n4 * scale, dtype), _pair(n2 * scale, n6 * scale, dtype))
+    odd = tl.join(_pair(n1 * scale, n5 * scale, dtype), _pair(n3 * scale, n7 * scale, dtype))
+    weights = tl.join(even, odd)
+    return weights.reshape(weights.shape[0], weights.shape[1] * 64)
+
+
+@triton.jit
+def _pair(one, other, dtype: tl.constexpr):
+    return tl.join(one.to(dtype), other.to(dtype))
 
 
 @triton.jit
