@@ -23,7 +23,7 @@ from ops import available
 
 SHAPES = {(4096, 4096): 4, (11008, 4096): 2, (4096, 11008): 1}  # (outs, width) of a weight: how many a layer has
 BF16 = torch.bfloat16
-COPIES = 6  # of every weight, so that none is found in the cache
+COPIES = 48  # of every weight, divided by its bits: 100 MB at least, so that none is found in the cache
 REPEATS = 20
 COUNTS = (1, 16, 32, 64, 128, 256, 512, 4096)
 BEST = 6  # tiles that are said for a number of inputs
@@ -32,6 +32,7 @@ BEST = 6  # tiles that are said for a number of inputs
 class Kind(NamedTuple):
     """How weights of so many bits are made and multiplied; a weight is a tuple that its last one, in 16 bits, ends."""
 
+    copies: int  # of every weight
     module: str  # of ops/, whose kernels it needs
     few: int  # inputs that are multiplied from codes, at most
     make: Callable  # (outs, width) -> a weight
@@ -52,7 +53,14 @@ def eight_bits() -> Kind:
         "torch": lambda inputs, codes, scales, weight: inputs @ dequantise_by_torch(codes, scales, BF16).T,
         "dequantised": lambda inputs, codes, scales, weight: inputs @ dequantise(codes, scales, BF16).T,
     }
-    return Kind("int8_product", FEW, make, ways, lambda inputs, codes, scales, weight: multiply(inputs, codes, scales))
+    return Kind(
+        COPIES // 8,
+        "int8_product",
+        FEW,
+        make,
+        ways,
+        lambda inputs, codes, scales, weight: multiply(inputs, codes, scales),
+    )
 
 
 def four_bits() -> Kind:
@@ -75,7 +83,7 @@ def four_bits() -> Kind:
     def from_codes(inputs, codes, state, ours, weight, tile=None):
         return multiply(inputs, ours, None, tile)
 
-    return Kind("nf4_product", FEW, make, ways, from_codes)
+    return Kind(COPIES // 4, "nf4_product", FEW, make, ways, from_codes)
 
 
 KINDS = {8: eight_bits, 4: four_bits}
@@ -100,7 +108,7 @@ def main(argv=None) -> None:
     print(f"{'inputs':>6}", *(f"{name:>12}" for name in ways))
     for count in flags.counts:
         times = (
-            layer_time(count, kind.make, way) if count <= kind.few or name != "from codes" else None
+            layer_time(count, kind, way) if count <= kind.few or name != "from codes" else None
             for name, way in ways.items()
         )
         print(
@@ -109,12 +117,12 @@ def main(argv=None) -> None:
 
 
 @torch.inference_mode()
-def layer_time(count: int, make, way) -> dict[tuple[int, int], float]:
+def layer_time(count: int, kind: Kind, way) -> dict[tuple[int, int], float]:
     """Microseconds of all products of a layer with `count` inputs, by shape; the CPU has no part in them (a graph)."""
     times = {}
     for (outs, width), layers in SHAPES.items():
         inputs = torch.randn(count, width, dtype=BF16, device="cuda")
-        weights = [make(outs, width) for _ in range(COPIES)]
+        weights = [kind.make(outs, width) for _ in range(kind.copies)]
         times[outs, width] = layers * product_time(inputs, weights, way)
     return times
 
@@ -141,12 +149,11 @@ def many_tiles(count: int):
     """Tiles that may serve `count` inputs."""
     from ops.nf4_product import Tile
 
-    most = max(16, min(128, 1 << (count - 1).bit_length()))
-    inputs = {most, max(16, most // 2)}
-    for one, outs, inner, stages, programs in itertools.product(
-        inputs, (32, 64, 128), (64, 128), (2, 4), (128, 256, 512)
-    ):
-        yield Tile(one, outs, inner, 8 if one * outs >= 128 * 128 else 4, stages, programs)
+    most = max(16, 1 << (count - 1).bit_length())
+    sizes = itertools.product({most, max(16, most // 2)}, (32, 64, 128), (64, 128), (2, 4), (128, 256, 512))
+    for inputs, outs, inner, stages, programs in sizes:
+        if inputs * inner * 2 * stages <= 128 * 2**10:  # bytes; larger ones fit into no card
+            yield Tile(inputs, outs, inner, 8 if inputs * outs >= 128 * 128 else 4, stages, programs)
 
 
 @torch.inference_mode()
@@ -154,7 +161,7 @@ def compare_tiles(kind: Kind, counts, asked: list[str]) -> None:
     """Say the best tiles for each number of inputs, and of each shape the best."""
     from ops.nf4_product import Tile
 
-    weights = {shape: [kind.make(*shape) for _ in range(COPIES)] for shape in SHAPES}
+    weights = {shape: [kind.make(*shape) for _ in range(kind.copies)] for shape in SHAPES}
     for count in (count for count in counts if count <= kind.few):
         inputs = {width: torch.randn(count, width, dtype=BF16, device="cuda") for _, width in SHAPES}
         times = {}

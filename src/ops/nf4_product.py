@@ -132,7 +132,7 @@ def multiply(inputs, weight: Weight, bias=None, tile: Tile | None = None):
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "some"])  # one kernel for all numbers of inputs
 def _multiply_kernel(
     inputs, codes, table, scales, scale_table, coarse, offset, bias, out, count, outs, width, some,
     some_inputs: tl.constexpr, some_outs: tl.constexpr, some_blocks: tl.constexpr, even: tl.constexpr,
@@ -215,7 +215,7 @@ def _pair(one, other, dtype: tl.constexpr):
     return tl.join(one.to(dtype), other.to(dtype))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "parts"])
 def _add_kernel(sums, bias, out, count, outs, parts, block: tl.constexpr):
     """The sum over the parts, in their order, + bias."""
     row, column = tl.program_id(0), tl.program_id(1) * block + tl.arange(0, block)
