@@ -150,10 +150,10 @@ def many_tiles(count: int):
     from ops.nf4_product import Tile
 
     most = max(16, 1 << (count - 1).bit_length())
-    sizes = itertools.product({most, max(16, most // 2)}, (32, 64, 128), (64, 128), (2, 4), (128, 256, 512))
-    for inputs, outs, inner, stages, programs in sizes:
-        if inputs * inner * 2 * stages <= 128 * 2**10:  # bytes; larger ones fit into no card
-            yield Tile(inputs, outs, inner, 8 if inputs * outs >= 128 * 128 else 4, stages, programs)
+    sizes = itertools.product({most, max(16, most // 2)}, (32, 64, 128), (64, 128), (4, 8), (128, 256, 512))
+    for inputs, outs, inner, warps, programs in sizes:
+        if warps == 4 or outs * max(inputs, inner) >= 128 * 64:  # smaller ones leave 8 warps too little
+            yield Tile(inputs, outs, inner, warps, 3, programs)
 
 
 @torch.inference_mode()

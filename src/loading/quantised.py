@@ -110,7 +110,7 @@ def weight_of(codes, state):
 def _forward_four(layer, inputs):
     """The product of a Linear4bit: bitsandbytes' own, or, without gradients and for a few inputs, from the codes."""
     dtype, state = layer.compute_dtype, getattr(layer.weight, "quant_state", None)
-    if torch.is_grad_enabled() or not state or not _has_kernels("nf4_product", inputs.device, dtype):
+    if torch.is_grad_enabled() or state is None or not _has_kernels("nf4_product", inputs.device, dtype):
         return type(layer).forward(layer, inputs)
     from ops.nf4_product import multiply, serves
 
