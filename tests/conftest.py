@@ -6,7 +6,7 @@ import tempfile
 
 import pytest
 
-if not os.environ.get("TEST_ON_CARD"):  # of tests/test_on_card.py; all others are about the CPU, on any machine
+if not os.environ.get("TEST_ON_CARD"):  # of tests that say so; all others are about the CPU, on any machine
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of a runner in the background, and so of all that it starts
     signal.signal(signal.SIGINT, signal.default_int_handler)
