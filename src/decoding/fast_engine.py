@@ -46,6 +46,7 @@ class Tuning(NamedTuple):
     enough: int = 64  # rows: with fewer, a card mostly reads weights
     ahead: int = 128  # new tokens that a record gets room for at first, where the memory has none for all of them
     at_once: int = 256  # tokens that a card computes in a step at little more than what reading the weights takes
+    spared: int = 4 * 2**30  # bytes of a card's memory, at most, for what lies between pieces in use
     shared: int = 16  # tokens: so long a beginning, in common with a prompt that is kept, is copied
 
 
@@ -117,10 +118,9 @@ def room(config, device: torch.device, tuning: Tuning, fp8: bool = False) -> flo
     """Tokens whose keys and values the free memory of a card holds beside a pass; on a CPU any number."""
     if device.type != "cuda":
         return math.inf
-    config = config.get_text_config()
-    free = (
-        SAFE * free_bytes(device) - tuning.pass_tokens * config.hidden_size * 16 * 2
-    )  # a pass: 16 numbers a hidden unit
+    config, free = config.get_text_config(), free_bytes(device)
+    free -= min((1 - SAFE) * free, tuning.spared)
+    free -= tuning.pass_tokens * config.hidden_size * 16 * 2  # of a pass: 16 numbers a hidden unit
     return free / ((1 if fp8 else 2) * cached_numbers(config))  # of 16 bits, or 8
 
 

@@ -35,11 +35,11 @@ class MossAttention(CodeGenAttention):
     def forward(self, hidden_states, layer_past=None, attention_mask=None, position_ids=None, **more):
         if not hasattr(layer_past, "attend"):
             return super().forward(hidden_states, layer_past, attention_mask, position_ids, **more)
-        qkv = self.qkv_proj(hidden_states[0]).unflatten(-1, (CORES, 3, -1, self.head_dim))
+        # (tokens, query, value or key, cores, heads of a core, size)
+        parts = self.qkv_proj(hidden_states[0]).unflatten(-1, (CORES, 3, -1, self.head_dim)).transpose(1, 2)
         table = self.embed_positions[position_ids[0], None, None, None]  # (tokens, 1, 1, 1, rotated numbers)
-        turned = turn_pairs(qkv[:, :, 0::2], *table.chunk(2, dim=-1))  # query and key; value is the second
-        query, key = (part.flatten(1, 2) for part in turned.unbind(2))
-        attended = layer_past.attend(query, key, qkv[:, :, 1].flatten(1, 2), self.layer_idx)
+        query, key = turn_pairs(parts[:, 0::2], *table.chunk(2, dim=-1)).flatten(2, 3).unbind(1)
+        attended = layer_past.attend(query, key, parts[:, 1].flatten(1, 2), self.layer_idx)
         return self.out_proj(attended.flatten(1)[None]), None
 
 

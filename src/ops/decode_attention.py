@@ -26,8 +26,12 @@ def attend(query, key, value, starts, seen, scale: float, window: int | None = N
     tokens, heads, size = query.shape
     records, kept = len(seen), key.shape[1]
     new, share = tokens // records, heads // kept
-    rows = max(ROWS, triton.next_power_of_2(new * share))
     strides = query.stride(0), query.stride(1)
+    if share == new == 1 and key.element_size() == 1 and bias is None:
+        sizes = kept, size, TOKENS, window or 0
+        _attend_alone[(kept, records)](query, key, value, out, starts, seen, scale, *strides, *sizes, num_warps=1)
+        return out
+    rows = max(ROWS, triton.next_power_of_2(new * share))
     narrow = size <= 128
     more = {"num_warps": 2 if narrow and rows == ROWS else 4, "num_stages": 3 if narrow else 2}  # an older card's room
     table, marks, apart, near = (query,) * 4 if bias is None else bias
@@ -105,3 +109,34 @@ def _attend(
         highest = higher
     at = asked_by * (kept * share * size) + heads * size + unit[None, :]
     tl.store(out + at, (mean / total[:, None]).to(out.dtype.element_ty), mask=mine)
+
+
+@triton.jit
+def _attend_alone(
+    query, key, value, out, starts, seen, scale, record_stride, head_stride,
+    kept: tl.constexpr, size: tl.constexpr, tokens: tl.constexpr, window: tl.constexpr,
+):  # fmt: skip
+    """As `_attend` for one new token, a head of which shares 8-bit keys with no other: without products of matrices,
+    whose rows would be empty but for one, keys and values go straight to registers (docs/log.md).
+    """
+    head, record = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    first, count = tl.load(starts + record).to(tl.int64), tl.load(seen + record)
+    if window > 0:
+        unseen = tl.maximum(count - window, 0)
+        first, count = first + unseen, count - unseen
+    unit, token = tl.arange(0, size), tl.arange(0, tokens)
+    asked = tl.load(query + record * record_stride + head * head_stride + unit).to(tl.float32) * scale
+    highest, total = -float("inf"), 0.0
+    mean = tl.zeros([size], tl.float32)
+    for begin in range(0, count, tokens):
+        there = begin + token < count
+        at = (((first + begin + token) * kept + head) * size)[:, None] + unit[None, :]
+        keys = tl.load(key + at, mask=there[:, None], other=0.0).to(tl.float16).to(tl.float32)
+        values = tl.load(value + at, mask=there[:, None], other=0.0).to(tl.float16).to(tl.float32)
+        score = tl.where(there, tl.sum(keys * asked[None, :], 1), -float("inf"))
+        higher = tl.maximum(highest, tl.max(score, 0))
+        weight, shrink = tl.exp(score - higher), tl.exp(highest - higher)
+        total = total * shrink + tl.sum(weight, 0)
+        mean = mean * shrink + tl.sum(weight[:, None] * values, 0)
+        highest = higher
+    tl.store(out + (record * kept + head) * size + unit, (mean / total).to(out.dtype.element_ty))
