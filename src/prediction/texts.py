@@ -172,22 +172,21 @@ def cut_documents(
     known: dict[tuple[str, str], int] = {}
     cut = []
     for document in documents:
-        text = document.text
+        text = document.text.strip()
+        begin = document.text.find(text)
         try:
-            places = window_places(text, lambda part: size(longest, part) <= most) if text.strip() else []
+            places = window_places(text, lambda part: size(longest, part) <= most) if text else []
             if places is None:
                 raise UserError(f"the instruction leaves no room for any text; give --window clearly more than {most}")
         except Exception as error:  # noqa: BLE001 - whatever a text makes a tokenizer raise, the others can be asked
-            cut.append([Window((0, len(text)), "", None, reason_of(error))])
+            cut.append([Window((0, len(document.text)), "", None, reason_of(error))])
             continue
         windows = []
         for start, end in places:
             part = text[start:end]
-            start, part = start + len(part) - len(part.lstrip()), part.strip()
-            if part:
-                topic = choose_topic(wanted, part)
-                number = known.setdefault((topic, part), len(known))
-                windows.append(Window((start, start + len(part)), topic, number))
+            topic = choose_topic(wanted, part)
+            number = known.setdefault((topic, part), len(known))
+            windows.append(Window((begin + start, begin + end), topic, number))
         cut.append(windows)
     records = [
         {"instruction": wanted.instructions[topic], "input": part, **({"cate": topic} if topic else {})}

@@ -160,16 +160,34 @@ def test_a_corpus_has_drafts_and_no_line_for_each_shard(tmp_path, capsys, monkey
 
 
 @given(st.text("甲乙。\n，a. ", max_size=60), st.integers(1, 9))
-def test_places_are_those_of_the_windows_and_leave_nothing_out(text, most):
+def test_places_are_those_of_the_windows_and_leave_nothing_out_but_blanks(text, most):
     def fits(part):
         return len(part) <= most
 
     places = window_places(text, fits)
     assert [text[start:end] for start, end in places] == windows(text, fits)
-    assert places[0][0] == 0
-    assert places[-1][1] == len(text)
+    if fits(text):
+        assert places == [(0, len(text))]
+        return
+    assert all(text[start:end] == text[start:end].strip() for start, end in places)
+    assert all(start < end for start, end in places) or not text.strip()
+    outside = [0, *(end for _, end in places)], [*(start for start, _ in places), len(text)]
+    assert not any(text[end:start].strip() for end, start in zip(*outside, strict=True))
     for (start, end), (after, behind) in pairwise(places):
-        assert start < after <= end < behind
+        assert start < after
+        assert end < behind
+
+
+def test_a_document_of_many_blanks_has_as_many_windows_as_without_them():
+    codec = SimpleNamespace(encode=lambda pieces: "".join(piece.text for piece in pieces))
+    template = {"prompt_input": "{instruction}{input}", "prompt_no_input": "{instruction}"}
+    plan = SimpleNamespace(codec=codec, template=template, asking=Asking())
+    text = f"{' ' * 300}{SENTENCES[0]}{' ' * 300}\n"
+    wanted, most = Wanted({"": ask_for(["位于"])}), len(ask_for(["位于"]) + SENTENCES[0])
+    for document, count in ((Document("a", "a", text), 1), (Document("b", "b", 2 * text), 2)):
+        records, (cut,) = cut_documents(plan, [document], wanted, most)
+        assert [document.text[slice(*window.place)] for window in cut] == [SENTENCES[0]] * count
+        assert [record["input"] for record in records] == [SENTENCES[0]]
 
 
 def test_killed_at_12_random_moments_the_file_is_the_same(folder, whole, tmp_path):

@@ -92,8 +92,19 @@ def test_windows_of_any_text_cover_it_in_order(seed, most):
 
 
 def test_a_text_without_a_character_fits_or_has_no_window():
-    assert windows("", lambda text: True) == [""]
-    assert windows("", lambda text: False) is None
+    for text in ("", " \n" * 20):
+        assert windows(text, lambda part: True) == [text]
+        assert windows(text, lambda part: not part) == [""]
+        assert windows(text, lambda part: False) is None
+
+
+def test_blanks_around_a_window_take_no_room_and_are_none_themselves():
+    def fits(part):
+        return len(part) <= 8
+
+    assert windows("\n" * 20 + "一二三。" + " " * 20, fits) == ["一二三。"]
+    assert windows("一二三。" + "\u3000" * 20 + "四五六。\n\n\n七八九。", fits) == ["一二三。", "四五六。", "七八九。"]
+    assert windows("\n一二三四五六七八九，" + " " * 20 + "十", fits) == ["一二三四五六七八", "九，", "十"]
 
 
 def test_the_triples_of_windows_are_merged_in_order_without_repeats():
