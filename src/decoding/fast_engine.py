@@ -10,7 +10,7 @@ import sys
 from bisect import bisect, bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from itertools import accumulate, islice, product
+from itertools import accumulate, islice
 from typing import NamedTuple
 
 import torch
@@ -219,9 +219,11 @@ def _answers(run: Run, waiting: dict, left: dict, count: Counter):
             yield _cut(laid, finished, sure, rules, walks)
         refused = {}
         if coming:  # what is done has been handed over
-            parts = waiting, prompts, needs, budgets, said, sure, *([walks.states] if walks else [])
-            for part, number in product(parts, said.keys() - {*queue, *busy.values()}):
-                part.pop(number, None)
+            for number in said.keys() - {*queue, *busy.values()}:
+                for part in (waiting, prompts, needs, budgets, said, sure):
+                    part.pop(number, None)
+                if walks:
+                    walks.forget(number)
             came = live.more(len(places.tokens) - len(busy) - len(queue), not busy and not queue)
             coming = came is not None
             for number, ids in (came or {}).items():
