@@ -140,8 +140,8 @@ def choose_rules(opened: Opened, lengths: list[int], batch_size: int | None) -> 
     the first in any case.
     """
     model, plan, feed = opened.model, opened.plan, opened.feed
-    if feed:  # more like these will come
-        lengths = lengths * (MEASURED.most // len(lengths) + 1)
+    if feed:  # more will come
+        lengths = [feed.guess_length(lengths)] * MEASURED.most
     with opened.first:
         if feed and feed.rules:
             return feed.rules

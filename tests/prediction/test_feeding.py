@@ -103,6 +103,33 @@ def test_closed_between_two_steps_it_hands_over_no_answer_that_is_not_whole(open
     assert [len(taken) for taken in calls] == [3, 0]
 
 
+@pytest.mark.parametrize("fits", [10_000, 1_000])
+def test_long_prompts_behind_short_ones_have_the_room_that_the_memory_has(opened, monkeypatch, fits):
+    plan, model, prompts = opened
+    rules, longest, most = plan.serving.rules._replace(batch_size=4), max(map(len, prompts)), []
+    admit = fast_engine.Places.admit
+
+    def count(places, new):
+        made = admit(places, new)
+        most.append(len(places.taken))
+        return made
+
+    monkeypatch.setattr(fast_engine.Places, "admit", count)
+    monkeypatch.setattr(fast_engine, "room", lambda *_: fits)
+    feed = Feed(plan, model, longest)
+    list(feed.answers(model, plan.codec, {0: prompts[0][:5]}, rules))
+    long = dict(enumerate([max(prompts, key=len)] * 8))
+    list(feed.answers(model, plan.codec, long, rules))
+    feed.close()
+    assert max(most) == min(4, fits // (longest + rules.max_new_tokens))
+
+
+def test_rows_are_counted_by_the_prompts_that_are_there_but_by_none_longer_than_half_of_the_longest(opened):
+    feed = Feed(*opened[:2], 100)
+    assert feed.guess_length([10, 30]) == 20
+    assert feed.guess_length([90]) == 50
+
+
 def test_who_goes_takes_no_place_and_disturbs_no_other(opened):
     plan, model, prompts = opened
     rules = plan.serving.rules._replace(batch_size=2, constrain="text")
