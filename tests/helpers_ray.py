@@ -41,7 +41,7 @@ class Stub:
         return SimpleNamespace(value=None, said=["opened"])
 
     def call(self, function, *arguments):
-        return SimpleNamespace(value=function(self.log, *arguments), said=[], drafts=None)
+        return SimpleNamespace(value=function(self.log, *arguments), said=[], decided={})
 
 
 def answer_stub(log, seconds, documents, most, again):

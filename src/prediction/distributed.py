@@ -43,7 +43,7 @@ from prediction.predicting import (
     warn_context,
 )
 from prediction.questions import ask_all
-from prediction.texts import Opened, answer_documents, answer_silently, decide_all, open_planned
+from prediction.texts import Opened, answer_documents, answer_silently, open_planned
 
 SOURCE = Path(__file__).resolve().parents[1]
 AHEAD = 2  # shards a worker has, for it never to wait for the next
@@ -57,7 +57,7 @@ class Reply(NamedTuple):
 
     value: object  # a UserError: what went wrong, for the person to mend
     said: list[str]  # the lines that it would have said in the driver's place
-    drafts: Decision | None = None  # what it has decided about them, with its first shard
+    decided: dict[str, Decision] = {}  # with its first shard  # noqa: RUF012
 
 
 class Worker:
@@ -86,7 +86,7 @@ class Worker:
         with nullcontext() if self.opened.feed else self.turn:  # calls come in threads of their own
             value, said, _ = reply_with(function, self.opened, *arguments)
         told = [line for line in said if line.startswith(("warning", "drafts: "))]
-        return Reply(value, told, self.opened.decided.get("drafts"))
+        return Reply(value, told, dict(self.opened.decided))
 
 
 def reply_with(function: Callable, *arguments) -> Reply:
@@ -139,7 +139,7 @@ def join_cluster(args, model_args, worker: type = Worker):
         flags = absolute(model_args), absolute(args if "num_gpus" in needs else replace(args, device="cpu"))
         cluster = SimpleNamespace(ray=ray, args=args, needs=needs, start=lambda: actor.remote(*flags))
         cluster.waiting, cluster.precision = [], None  # workers without a model; what `plan_on_worker` finds
-        cluster.said, cluster.drafts = set(), None  # lines of workers that were said here; what the first one decides
+        cluster.said, cluster.decided = set(), {}  # lines of workers that were said here; what the first one decides
         where = f"{_say_needs(needs)} each, on {len(nodes(ray))} machines of Ray"
         cluster.workers = decide("workers", count_places(cluster), where)
         yield cluster
@@ -210,9 +210,9 @@ def plan_on_worker(cluster) -> Opening:
     return plan
 
 
-def decided_by(cluster, plan: Opening, batch_size: int | None = None) -> dict[str, Decision]:
-    """What the workers have decided, for run.json; `batch_size`: as of prediction.texts.decide_all."""
-    return {**decide_all(plan, cluster.drafts, batch_size), "workers": cluster.workers}
+def decided_by(cluster, plan: Opening) -> dict[str, Decision]:
+    """What the workers have decided, for run.json."""
+    return {**plan.decided, **cluster.decided, "workers": cluster.workers}
 
 
 def spread(cluster, longest: int, jobs: Iterable[tuple], look: float = LOOK) -> Iterator[tuple[int, object]]:
@@ -283,7 +283,7 @@ def spread(cluster, longest: int, jobs: Iterable[tuple], look: float = LOOK) -> 
             if done is None:
                 busy[worker], lost[None] = 0, 0
                 continue
-            cluster.drafts = cluster.drafts or reply.drafts
+            cluster.decided = cluster.decided or reply.decided
             if worker in busy:
                 busy[worker] -= 1
             yield done[0], result
@@ -340,7 +340,7 @@ def answer_file_spread(model_args, args, started: float) -> None:
                         partial.append_answers(args.output_file, rows)
                     shares.append((time.time(), share))
                     bar.update(share.count)
-            decided = decided_by(cluster, plan, settings["batch_size"])
+            decided = decided_by(cluster, plan)
             finish_file(task, [sum_up(shares)], decided, started)
 
 

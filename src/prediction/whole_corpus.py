@@ -19,7 +19,7 @@ from prediction.opening import Opening, plan_adapter
 from prediction.predicting import describe_plan
 from prediction.questions import choose_window
 from prediction.settings import settings_of
-from prediction.texts import Opened, Wanted, decide_all, open_planned
+from prediction.texts import Opened, Wanted, open_planned
 
 SHOWN = 20  # documents that could not be read, which are named
 
@@ -81,7 +81,7 @@ def open_workers(model_args, args):
 
         return answer_here(open_here, corpus)
 
-    yield plan, answer_with, lambda: decide_all(plan, opened[0].decided.get("drafts") if opened else None)
+    yield plan, answer_with, lambda: {**plan.decided, **(opened[0].decided if opened else {})}
 
 
 def corpus_settings(plan: Opening, corpus: Corpus, args) -> dict:

@@ -1,5 +1,6 @@
 """Several shards in one run of the engine: the answers are those of a run each."""
 
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -157,11 +158,14 @@ def test_a_corpus_whose_shards_share_a_run_has_the_same_rows(opened, tmp_path, m
     assert not feeds(*opened[:2])  # on a CPU
     chosen = []
     monkeypatch.setattr(texts, "size_for_engine", lambda *_: chosen.append(3) or 3)
-    for name, shared, count in (("alone", False, 6), ("shared", True, 1)):
+    for name, shared, count, size in (("alone", False, 6, None), ("shared", True, 1, 3)):
         monkeypatch.setattr(texts, "feeds", lambda *_, shared=shared: shared)
         chosen.clear()
         extract.main(corpus_flags(tmp_path / "docs", tmp_path / name, max_new_tokens=8, engine="fast", shard_size=2))
         assert len(chosen) == count  # a run that is shared has the card's memory, of which nothing can be told then
+        decided = json.loads((tmp_path / f"{name}.run.json").read_text())["decided"]["batch_size"]
+        assert decided["value"] == size
+        assert ("share one run" if shared else "for each shard") in decided["why"]
     assert (tmp_path / "shared").read_bytes() == (tmp_path / "alone").read_bytes()
 
 
