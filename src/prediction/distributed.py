@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -24,7 +25,7 @@ import torch
 from tqdm import tqdm
 
 from common.decisions import Decision, decide
-from common.errors import UserError, hearing, keeping, say
+from common.errors import UserError, hearing, keeping, reason_of, say
 from data.records import load_records
 from loading.precision import Precision
 from loading.shape import check_vocabulary
@@ -90,7 +91,7 @@ class Worker:
 
 
 def reply_with(function: Callable, *arguments) -> Reply:
-    """`function(*arguments)`, or the UserError that it raises."""
+    """`function(*arguments)`, or the UserError that it raises; the driver gets other errors from Ray."""
     with hearing() as said:
         try:
             value = function(*arguments)
@@ -99,6 +100,9 @@ def reply_with(function: Callable, *arguments) -> Reply:
         except torch.AcceleratorError as error:  # the card takes no further orders from this process
             print(error, file=sys.stderr, flush=True)
             os._exit(1)
+        except Exception:
+            traceback.print_exc()  # into Ray's logs: the driver says but one line
+            raise
     return Reply(value, said)
 
 
@@ -204,6 +208,8 @@ def plan_on_worker(cluster) -> Opening:
         reply = ray.get(first)
     except ray.exceptions.RayActorError as error:
         raise UserError(f"--ray {cluster.args.ray}: a worker cannot start ({_first_line(error)})") from None
+    except ray.exceptions.RayError as error:
+        raise UserError(_say_failed("a worker, before it opened its model", error)) from None
     plan = read_reply(cluster, reply)
     cluster.waiting.sort(key=lambda worker: worker is plans[first])  # the last is taken first
     cluster.precision = plan.serving.precision
@@ -219,8 +225,8 @@ def spread(cluster, longest: int, jobs: Iterable[tuple], look: float = LOOK) -> 
     """Have workers do `jobs`, (number, function, arguments…) each, and yield (number, result) as they are finished.
 
     Jobs are taken when a worker is free for them, so that few are held; `longest`: tokens of the longest prompt.
-    UserError where a worker returns one, where a job has lost TIMES workers, or where so many end before one has opened
-    its model.
+    UserError where a worker returns one or fails in another way, where a job has lost TIMES workers, or where so many
+    end before one has opened its model.
     """
     ray, jobs = cluster.ray, iter(jobs)
     losses = ray.exceptions.RayActorError, ray.exceptions.ObjectLostError, ray.exceptions.NodeDiedError
@@ -279,6 +285,9 @@ def spread(cluster, longest: int, jobs: Iterable[tuple], look: float = LOOK) -> 
                 give_up(worker, done, error)
                 job = job or next_job()
                 continue
+            except ray.exceptions.RayError as error:
+                what = f"shard {done[0]}" if done else "a worker, as it opened its model"
+                raise UserError(_say_failed(what, error)) from None
             result = read_reply(cluster, reply)
             if done is None:
                 busy[worker], lost[None] = 0, 0
@@ -293,6 +302,17 @@ def _first_line(error: Exception) -> str:
     """Why a worker was lost, in Ray's words."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{lines[0]:.160}" if lines else type(error).__name__
+
+
+def _say_failed(what: str, error: Exception) -> str:
+    """One line for an error that a worker did not mean for a person; `error`: as Ray hands it on."""
+    cause = getattr(error, "cause", None)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    why = reason_of(cause) if isinstance(cause, Exception) else lines[-1] if lines else type(error).__name__
+    return (
+        f"--ray: {what} failed ({why:.200}). Finished shards are kept: the same command asks the others. If it fails "
+        "again, the traceback is in Ray's logs on the worker's machine (/tmp/ray/session_latest/logs/worker-*.err)"
+    )
 
 
 def answer_spread(cluster, corpus: Corpus, function: Callable = answer_documents, look: float = LOOK) -> Callable:
