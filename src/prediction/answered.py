@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from common import manifest
-from common.files import to_line
+from common.files import read_json, to_line
 from data.documents import Document
 
 PLACES = ("documents", "encoding", "text_field", "shard_size")  # settings of a corpus that change no text's answer
@@ -75,7 +75,9 @@ def read_made(output: str | Path) -> dict | None:
     file = manifest.run_file_of(output)
     if not Path(output).is_file() or not file.is_file():
         return None
-    made = manifest.read_json(file, manifest.ADVICE)
+    made = read_json(
+        file, f"it says how {output} was made: restore it, give another --output_file, or delete both to begin anew"
+    )
     if not isinstance(made, dict) or not isinstance(made.get("settings"), dict):
         return None
     return made if made.get("output", Path(output).name) == Path(output).name else None

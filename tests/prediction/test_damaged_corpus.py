@@ -100,6 +100,19 @@ def test_killed_while_rows_are_replaced_no_older_run_stands_beside_them(three, t
     assert out.read_bytes() == (made / "out.jsonl").read_bytes()
 
 
+def test_what_to_do_about_half_a_run_json_is_about_its_file(three, tmp_path):
+    docs, made = three
+    out, run = tmp_path / "out.jsonl", tmp_path / "out.run.json"
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    run.write_bytes(run.read_bytes()[:200])
+    with pytest.raises(UserError, match=r"out.run.json:\d+: not JSON .*how .*out.jsonl was made: .* or delete both"):
+        extract.main(flags(docs, out))
+    assert out.read_bytes() == (made / "out.jsonl").read_bytes()
+    out.unlink()
+    extract.main(flags(docs, out))  # it is about nothing
+    assert out.read_bytes() == (made / "out.jsonl").read_bytes()
+
+
 CHANGES = {
     "no id": lambda row: row.pop("id"),
     "windows": lambda row: row.update(windows=7),
