@@ -316,8 +316,37 @@ def test_documents_that_are_added_to_a_finished_corpus_are_all_that_is_asked(fol
     made = rows(out)
     assert [row["id"] for row in made] == ["0.txt", "1.txt", "3.txt", "4.txt"]
     assert all(row["triples"] == before[row["text"]] for row in made[1:])
-    extract.main(flags(docs, out, max_new_tokens=6))  # other answers: none is taken over
+    extract.main(flags(docs, out, "--overwrite_output_file", max_new_tokens=6))  # other answers: none is taken over
     assert len(asked) == 5
+
+
+OTHERS = {  # what differs -> what is said of it
+    "max_new_tokens": (6, "max_new_tokens: 4 there, 6 now"),
+    "relations": ("位于,别名", "what is asked: .* there, .* now"),
+    "input": ("moved", "--input: .*docs there, .*moved now"),
+    "encoding": ("gb18030", "encoding: None there, gb18030 now"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_finished_file_of_other_settings_or_documents_is_replaced_only_when_asked(tmp_path, monkeypatch, name):
+    out, docs, asked, (value, said) = tmp_path / "out.jsonl", tmp_path / "docs", [], OTHERS[name]
+    for folder in (docs, tmp_path / "moved"):
+        folder.mkdir()
+        (folder / "1.txt").write_text(SENTENCES[0], encoding="gb18030" if name == "encoding" else "utf-8")
+    extract.main(flags(docs, out, max_new_tokens=4))
+    before = out.read_bytes()
+    monkeypatch.setattr(batch_engine, "generate", failing(0, asked))
+    other = {"folder": docs, "output": out, "max_new_tokens": 4}
+    other |= {"folder": tmp_path / value} if name == "input" else {name: value}
+    with pytest.raises(UserError, match=f"out.jsonl is there, .*{said}.*another --output_file, or --overwrite_output"):
+        extract.main(flags(**other))
+    assert out.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.jsonl", "out.run.json"]
+    extract.main(flags(docs, out, max_new_tokens=4, shard_size=1))  # of which no answer depends
+    assert not asked
+    extract.main([*flags(**other), "--overwrite_output_file"])
+    assert len(asked) == (name in ("max_new_tokens", "relations"))
 
 
 def test_a_graph_is_made_of_the_rows_and_a_broken_build_asks_nothing_again(folder, tmp_path, monkeypatch):

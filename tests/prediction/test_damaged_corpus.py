@@ -82,8 +82,10 @@ def test_another_output_with_the_same_stem_is_not_taken_for_this_one(three, tmp_
     docs, made = three
     out, other = tmp_path / "out.jsonl", tmp_path / "out.json"
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
-    for output in (other, out):  # they share out.run.json
-        extract.main(flags(docs, output, max_new_tokens=1))
+    extract.main(flags(docs, other, max_new_tokens=1))  # they share out.run.json
+    with pytest.raises(UserError, match="out.jsonl is there, .*nothing beside it, as out.run.json, about how it was"):
+        extract.main(flags(docs, out, max_new_tokens=1))
+    extract.main([*flags(docs, out, max_new_tokens=1), "--overwrite_output_file"])
     assert out.read_bytes() == other.read_bytes() != (made / "out.jsonl").read_bytes()
 
 
@@ -94,9 +96,9 @@ def test_killed_while_rows_are_replaced_no_older_run_stands_beside_them(three, t
     with monkeypatch.context() as patch:
         patch.setattr(whole_corpus.manifest, "write_run_of", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            extract.main(flags(docs, out, max_new_tokens=1))
+            extract.main([*flags(docs, out, max_new_tokens=1), "--overwrite_output_file"])
     (tmp_path / "out.jsonl.partial").unlink()  # to start over, with the first settings
-    extract.main(flags(docs, out))
+    extract.main([*flags(docs, out), "--overwrite_output_file"])
     assert out.read_bytes() == (made / "out.jsonl").read_bytes()
 
 
