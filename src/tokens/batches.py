@@ -2,7 +2,7 @@
 
 import torch
 
-IGNORED = -100  # the label of a token that is not learnt
+from common.labels import IGNORED
 
 
 def make_collator(pad_id: int, width_of: int = 1):
