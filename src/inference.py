@@ -26,21 +26,11 @@ def main(argv=None) -> None:
 
         answer_file_spread(model_args, args, started)
         return
-    with quick_startup():
-        with without_compiler():
-            from common.machine import join
-            from data.records import load_records
-            from prediction.opening import plan_adapter
-            from prediction.predicting import Task, answer_file
-            from prediction.questions import ask_all
+    with quick_startup(), without_compiler():
+        from prediction.opening import plan_adapter
+        from prediction.predicting import predict_file
 
-        ranks = join()
-        # Everything that can be wrong is found before the base is loaded.
-        plan = plan_adapter(model_args, args, ranks.count)
-    records = load_records(args.input_file, needs=("instruction", "input"))
-    questions = ask_all(plan, records, args.window)
-    task = Task(plan, records, questions, args.input_file, args.output_file, args.window, args.skip_failed)
-    answer_file(task, ranks, started)
+    predict_file(plan_adapter, model_args, args, args.input_file, started)
 
 
 if __name__ == "__main__":

@@ -21,21 +21,11 @@ def main(argv=None) -> None:
     started = time.time()
     model_args, args = parse_ptuning_inference(argv)
     # Imported behind the flags, since torch takes seconds: --help and a wrong flag are answered at once.
-    with quick_startup():
-        with without_compiler():
-            from common.machine import join
-            from data.records import load_records
-            from prediction.opening import plan_prefix
-            from prediction.predicting import Task, answer_file
-            from prediction.questions import ask_all
+    with quick_startup(), without_compiler():
+        from prediction.opening import plan_prefix
+        from prediction.predicting import predict_file
 
-        ranks = join()
-        # Everything that can be wrong is found before the base is loaded.
-        plan = plan_prefix(model_args, args, ranks.count)
-    records = load_records(args.test_path, needs=("instruction", "input"))
-    questions = ask_all(plan, records, args.window)
-    task = Task(plan, records, questions, args.test_path, args.output_file, args.window, args.skip_failed)
-    answer_file(task, ranks, started)
+    predict_file(plan_prefix, model_args, args, args.test_path, started)
 
 
 if __name__ == "__main__":

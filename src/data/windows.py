@@ -23,30 +23,38 @@ def windows(text: str, fits) -> list[str] | None:
 
 def window_places(text: str, fits) -> list[tuple[int, int]] | None:
     """Stretches of a text, in order, each as long as `fits(stretch)` allows: (first character, the one behind the
-    last) of each; None when not even one character fits, or, of a text without any, not even that.
+    last) of each; None when not even one character fits, or, of a text of blanks alone, not even "".
 
     They begin and end with sentences, and each begins with the sentence that the one before ends with, where that
-    leaves room for another. A sentence that is too long is cut at its commas, and a clause anywhere. Nothing is tried
-    that is much longer than what is found: a text of a million characters takes as long as a thousand of a thousand.
+    leaves room for another. A sentence that is too long is cut at its commas, and a clause anywhere. A text that does
+    not fit loses the blanks around its stretches, which count for nothing. Nothing is tried that is much longer than
+    what is found: a text of a million characters takes as long as a thousand of a thousand.
     """
     if fits(text):
         return [(0, len(text))]
-    pieces = sentences(text)
-    ends = [0, *accumulate(map(len, pieces))]  # where each piece begins, and the last one ends
+    bare = text.lstrip()
+    if not bare:
+        return [(0, 0)] if fits("") else None
+
+    def fits_bare(part: str) -> bool:
+        return fits(part.strip())
+
+    pieces = sentences(bare)
+    ends = list(accumulate(map(len, pieces), initial=len(text) - len(bare)))  # where each begins, and the last one ends
     found, first, start, begun = [], 0, 0, 0  # `begun`: the first piece that no window holds
     while begun < len(pieces):
-        end = _largest(start, len(pieces), lambda end, start=start: fits(text[ends[start] : ends[end]]))
+        end = _largest(start, len(pieces), lambda end, start=start: fits_bare(text[ends[start] : ends[end]]))
         if end <= begun and start < begun:  # the overlap takes all the room
             start = begun
         elif end == start:
-            parts = _smaller_pieces(pieces[start], fits)
+            parts = _smaller_pieces(pieces[start], fits_bare)
             if parts is None:
                 return None
             pieces[start : start + 1] = parts
             ends[start : start + 1] = accumulate(map(len, parts[:-1]), initial=ends[start])
             start = first
         else:
-            found.append((ends[start], ends[end]))
+            found.append((ends[start], ends[start] + len(text[ends[start] : ends[end]].rstrip())))
             first = start = max(end - 1, start + 1)
             begun = end
     return found or None

@@ -130,6 +130,12 @@ class Walks:
             return answer
         return answer._replace(text=keep_whole(self.limits.asked[number], answer.text), finish_reason="loop")
 
+    def forget(self, number: int) -> None:
+        """Nothing is kept of an answer that was handed over: a server gives numbers for ever."""
+        self.states.pop(number, None)
+        self.ended.discard(number)
+        self.refused.discard(number)
+
     def _next(self, number: int, state: State, token: int) -> State | None:
         limits = self.limits
         if token == limits.eos_id:

@@ -10,7 +10,7 @@ import sys
 from bisect import bisect, bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from itertools import accumulate, islice, product
+from itertools import accumulate, islice
 from typing import NamedTuple
 
 import torch
@@ -124,6 +124,14 @@ def room(config, device: torch.device, tuning: Tuning, fp8: bool = False) -> flo
     return free / ((1 if fp8 else 2) * cached_numbers(config))  # of 16 bits, or 8
 
 
+def _room_now(model, tuning: Tuning, rules: Rules) -> float:
+    """`room` beside a model, with what an earlier use has left given back."""
+    if model.device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+    return room(model.config, model.device, tuning, rules.fp8)
+
+
 def use_kernels(model) -> None:
     """Give `model`, on a card, what kernels there are beyond torch's; `answers` is slower without."""
     if model.device.type != "cuda":
@@ -157,6 +165,8 @@ def answers(
         tuning = tuning._replace(shared=sys.maxsize)
     waiting = laid.prompts
     left, size, count = dict(waiting), rules.batch_size, Counter()
+    if live:  # what is halved, out of memory, is what was tried
+        live = live._replace(room=int(min(live.room, _room_now(model, tuning, rules))))
     try:
         while left or live:
             size = size if live else min(size, len(left))
@@ -219,9 +229,11 @@ def _answers(run: Run, waiting: dict, left: dict, count: Counter):
             yield _cut(laid, finished, sure, rules, walks)
         refused = {}
         if coming:  # what is done has been handed over
-            parts = waiting, prompts, needs, budgets, said, sure, *([walks.states] if walks else [])
-            for part, number in product(parts, said.keys() - {*queue, *busy.values()}):
-                part.pop(number, None)
+            for number in said.keys() - {*queue, *busy.values()}:
+                for part in (waiting, prompts, needs, budgets, said, sure):
+                    part.pop(number, None)
+                if walks:
+                    walks.forget(number)
             came = live.more(len(places.tokens) - len(busy) - len(queue), not busy and not queue)
             coming = came is not None
             for number, ids in (came or {}).items():
@@ -328,15 +340,13 @@ def _make_places(run: Run, waiting: dict, budgets: dict[int, int]) -> tuple[Plac
     """
     model, _, rules, tuning, _, laid, live = run
     size, learnt = rules.batch_size, len(laid.learnt[0][0]) if laid.learnt else 0
-    if model.device.type == "cuda":
-        gc.collect()  # of an earlier use
-        torch.cuda.empty_cache()
-    fit = room(model.config, model.device, tuning, rules.fp8)
+    fit = _room_now(model, tuning, rules)
     needs = {number: len(ids) + budgets[number] for number, ids in waiting.items()}
-    longest, mean = (
-        (live.longest, live.room / size) if live else (max(needs.values()), sum(needs.values()) / len(needs))
-    )
-    short = fit < 0.9 * min(size, tuning.enough) * (mean + learnt)
+    if live:  # what will come may be as long as it may be
+        longest, expected, mean = live.longest, live.longest, live.room / size
+    else:
+        longest, expected = max(needs.values()), sum(needs.values()) / len(needs)
+    short = fit < 0.9 * min(size, tuning.enough) * (expected + learnt)
     most_new = tuning.ahead if short else sys.maxsize
     needs = {number: len(ids) + min(budgets[number], most_new) for number, ids in waiting.items()}
     if not live:

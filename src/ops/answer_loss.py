@@ -11,7 +11,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
-IGNORED = -100  # the label of a token that is not learnt
+from common.labels import IGNORED
+
 # Logits of a piece: those of 256 positions at 262,144 tokens; a card is fast with more.
 PIECES = {"cpu": 2**26, "cuda": 2**28}
 

@@ -8,8 +8,10 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from common import manifest
-from common.files import to_line
+from common.errors import UserError
+from common.files import read_json, to_line
 from data.documents import Document
+from prediction import partial
 
 PLACES = ("documents", "encoding", "text_field", "shard_size")  # settings of a corpus that change no text's answer
 
@@ -75,10 +77,28 @@ def read_made(output: str | Path) -> dict | None:
     file = manifest.run_file_of(output)
     if not Path(output).is_file() or not file.is_file():
         return None
-    made = manifest.read_json(file, manifest.ADVICE)
+    made = read_json(
+        file, f"it says how {output} was made: restore it, give another --output_file, or delete both to begin anew"
+    )
     if not isinstance(made, dict) or not isinstance(made.get("settings"), dict):
         return None
     return made if made.get("output", Path(output).name) == Path(output).name else None
+
+
+def check_made(output: str | Path, settings: dict) -> None:
+    """UserError for an output file that was not made with these settings: it may have taken a night."""
+    if not Path(output).is_file() or not Path(output).stat().st_size:
+        return
+    made = read_made(output)
+    if made is None:
+        what = f"there is nothing beside it, as {manifest.run_file_of(output).name}, about how it was made"
+    else:
+        what = partial.tell_differences(made["settings"], json.loads(to_line(settings)), ("shard_size",))
+    if what:
+        raise UserError(
+            f"{output} is there, but not as this command makes it ({what}); give another --output_file, or "
+            "--overwrite_output_file to replace it"
+        )
 
 
 @contextmanager

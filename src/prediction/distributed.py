@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -24,7 +25,7 @@ import torch
 from tqdm import tqdm
 
 from common.decisions import Decision, decide
-from common.errors import UserError, hearing, keeping, say
+from common.errors import UserError, hearing, keeping, reason_of, say
 from data.records import load_records
 from loading.precision import Precision
 from loading.shape import check_vocabulary
@@ -43,7 +44,7 @@ from prediction.predicting import (
     warn_context,
 )
 from prediction.questions import ask_all
-from prediction.texts import Opened, answer_documents, answer_silently, decide_all, open_planned
+from prediction.texts import Opened, answer_documents, answer_silently, open_planned
 
 SOURCE = Path(__file__).resolve().parents[1]
 AHEAD = 2  # shards a worker has, for it never to wait for the next
@@ -57,7 +58,7 @@ class Reply(NamedTuple):
 
     value: object  # a UserError: what went wrong, for the person to mend
     said: list[str]  # the lines that it would have said in the driver's place
-    drafts: Decision | None = None  # what it has decided about them, with its first shard
+    decided: dict[str, Decision] = {}  # with its first shard  # noqa: RUF012
 
 
 class Worker:
@@ -86,11 +87,11 @@ class Worker:
         with nullcontext() if self.opened.feed else self.turn:  # calls come in threads of their own
             value, said, _ = reply_with(function, self.opened, *arguments)
         told = [line for line in said if line.startswith(("warning", "drafts: "))]
-        return Reply(value, told, self.opened.decided.get("drafts"))
+        return Reply(value, told, dict(self.opened.decided))
 
 
 def reply_with(function: Callable, *arguments) -> Reply:
-    """`function(*arguments)`, or the UserError that it raises."""
+    """`function(*arguments)`, or the UserError that it raises; the driver gets other errors from Ray."""
     with hearing() as said:
         try:
             value = function(*arguments)
@@ -99,6 +100,9 @@ def reply_with(function: Callable, *arguments) -> Reply:
         except torch.AcceleratorError as error:  # the card takes no further orders from this process
             print(error, file=sys.stderr, flush=True)
             os._exit(1)
+        except Exception:
+            traceback.print_exc()  # into Ray's logs: the driver says but one line
+            raise
     return Reply(value, said)
 
 
@@ -139,7 +143,7 @@ def join_cluster(args, model_args, worker: type = Worker):
         flags = absolute(model_args), absolute(args if "num_gpus" in needs else replace(args, device="cpu"))
         cluster = SimpleNamespace(ray=ray, args=args, needs=needs, start=lambda: actor.remote(*flags))
         cluster.waiting, cluster.precision = [], None  # workers without a model; what `plan_on_worker` finds
-        cluster.said, cluster.drafts = set(), None  # lines of workers that were said here; what the first one decides
+        cluster.said, cluster.decided = set(), {}  # lines of workers that were said here; what the first one decides
         where = f"{_say_needs(needs)} each, on {len(nodes(ray))} machines of Ray"
         cluster.workers = decide("workers", count_places(cluster), where)
         yield cluster
@@ -204,23 +208,25 @@ def plan_on_worker(cluster) -> Opening:
         reply = ray.get(first)
     except ray.exceptions.RayActorError as error:
         raise UserError(f"--ray {cluster.args.ray}: a worker cannot start ({_first_line(error)})") from None
+    except ray.exceptions.RayError as error:
+        raise UserError(_say_failed("a worker, before it opened its model", error)) from None
     plan = read_reply(cluster, reply)
     cluster.waiting.sort(key=lambda worker: worker is plans[first])  # the last is taken first
     cluster.precision = plan.serving.precision
     return plan
 
 
-def decided_by(cluster, plan: Opening, batch_size: int | None = None) -> dict[str, Decision]:
-    """What the workers have decided, for run.json; `batch_size`: as of prediction.texts.decide_all."""
-    return {**decide_all(plan, cluster.drafts, batch_size), "workers": cluster.workers}
+def decided_by(cluster, plan: Opening) -> dict[str, Decision]:
+    """What the workers have decided, for run.json."""
+    return {**plan.decided, **cluster.decided, "workers": cluster.workers}
 
 
 def spread(cluster, longest: int, jobs: Iterable[tuple], look: float = LOOK) -> Iterator[tuple[int, object]]:
     """Have workers do `jobs`, (number, function, arguments…) each, and yield (number, result) as they are finished.
 
     Jobs are taken when a worker is free for them, so that few are held; `longest`: tokens of the longest prompt.
-    UserError where a worker returns one, where a job has lost TIMES workers, or where so many end before one has opened
-    its model.
+    UserError where a worker returns one or fails in another way, where a job has lost TIMES workers, or where so many
+    end before one has opened its model.
     """
     ray, jobs = cluster.ray, iter(jobs)
     losses = ray.exceptions.RayActorError, ray.exceptions.ObjectLostError, ray.exceptions.NodeDiedError
@@ -279,11 +285,14 @@ def spread(cluster, longest: int, jobs: Iterable[tuple], look: float = LOOK) -> 
                 give_up(worker, done, error)
                 job = job or next_job()
                 continue
+            except ray.exceptions.RayError as error:
+                what = f"shard {done[0]}" if done else "a worker, as it opened its model"
+                raise UserError(_say_failed(what, error)) from None
             result = read_reply(cluster, reply)
             if done is None:
                 busy[worker], lost[None] = 0, 0
                 continue
-            cluster.drafts = cluster.drafts or reply.drafts
+            cluster.decided = cluster.decided or reply.decided
             if worker in busy:
                 busy[worker] -= 1
             yield done[0], result
@@ -293,6 +302,17 @@ def _first_line(error: Exception) -> str:
     """Why a worker was lost, in Ray's words."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{lines[0]:.160}" if lines else type(error).__name__
+
+
+def _say_failed(what: str, error: Exception) -> str:
+    """One line for an error that a worker did not mean for a person; `error`: as Ray hands it on."""
+    cause = getattr(error, "cause", None)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    why = reason_of(cause) if isinstance(cause, Exception) else lines[-1] if lines else type(error).__name__
+    return (
+        f"--ray: {what} failed ({why:.200}). Finished shards are kept: the same command asks the others. If it fails "
+        "again, the traceback is in Ray's logs on the worker's machine (/tmp/ray/session_latest/logs/worker-*.err)"
+    )
 
 
 def answer_spread(cluster, corpus: Corpus, function: Callable = answer_documents, look: float = LOOK) -> Callable:
@@ -340,7 +360,7 @@ def answer_file_spread(model_args, args, started: float) -> None:
                         partial.append_answers(args.output_file, rows)
                     shares.append((time.time(), share))
                     bar.update(share.count)
-            decided = decided_by(cluster, plan, settings["batch_size"])
+            decided = decided_by(cluster, plan)
             finish_file(task, [sum_up(shares)], decided, started)
 
 

@@ -15,7 +15,7 @@ from decoding.laid import takes_more
 from kg.permitted import Asked
 from prediction.opening import Opening
 
-SPARE = 64  # tokens by which a prompt may be longer: a window loses its blanks, votes change the order of relations
+SPARE = 64  # tokens by which a prompt may be longer: votes, and parts of a list, change the order of relations
 TOGETHER = 2  # shards that are at work: one begins while the last answers of the other are made
 
 
@@ -28,11 +28,14 @@ def feeds(plan: Opening, model) -> bool:
 class Feed:
     """Its `answers` is that of an engine, but for several threads at once, whose prompts are answered side by side.
 
-    `longest`: tokens of the longest prompt, but for SPARE. Rows and drafts are those of the first call.
+    `longest`: tokens of the longest prompt, but for SPARE. Rows and drafts are those of the first call. There is room
+    for as many of the longest prompts and answers, as far as the memory goes: what comes later may be longer than what
+    the first call asks.
     """
 
     def __init__(self, plan: Opening, model, longest: int):
-        self.plan, self.model, self.longest = plan, model, longest + SPARE + plan.serving.rules.max_new_tokens
+        self.plan, self.model, self.prompt = plan, model, longest
+        self.longest = longest + SPARE + plan.serving.rules.max_new_tokens
         self.changed = threading.Condition()
         self.waiting: deque[tuple[int, list[int], Asked | None]] = deque()  # (number, prompt, with --constrain more)
         self.askers: dict[int, tuple[SimpleQueue, int]] = {}  # number -> where its answer goes, under which number
@@ -48,7 +51,7 @@ class Feed:
             if self.ending:
                 raise RuntimeError("the model has ended")
             if self.thread is None:
-                self._begin(rules, list(map(len, prompts.values())), limits is not None)
+                self._begin(rules, limits is not None)
             for own, ids in prompts.items():
                 number = next(self.numbers)
                 mine.append(number)
@@ -75,17 +78,20 @@ class Feed:
         if self.thread:
             self.thread.join()
 
-    def _begin(self, rules: Rules, lengths: list[int], limited: bool) -> None:
+    def guess_length(self, lengths: list[int]) -> int:
+        """Tokens of the prompts that rows are counted by, of `lengths` of those that are there: their mean, or half of
+        the longest where that is less. Rows that stay empty cost little, and shorter prompts may come.
+        """
+        return max(1, min(sum(lengths) // len(lengths), self.prompt // 2))
+
+    def _begin(self, rules: Rules, limited: bool) -> None:
         if limited:
             self.limits = self.plan.limits._replace(asked={})
-        usual = rules.batch_size * (sum(lengths) // len(lengths) + rules.max_new_tokens)
-        self.thread = threading.Thread(
-            target=self._run, args=(rules, max(self.longest, usual)), name="feed", daemon=True
-        )
+        self.thread = threading.Thread(target=self._run, args=(rules,), name="feed", daemon=True)
         self.thread.start()
 
-    def _run(self, rules: Rules, room: int) -> None:
-        more = {"limits": self.limits} if self.limits else {}
+    def _run(self, rules: Rules) -> None:
+        more, room = {"limits": self.limits} if self.limits else {}, rules.batch_size * self.longest
         live = Live(room, self.longest, self._take, lambda number, _: number in self.askers and not self.ending)
         try:
             for made in answer_live(self.model, self.plan.codec, {}, rules, live=live, **more):

@@ -15,6 +15,9 @@ from common.errors import UserError
 from common.files import to_line, write_rows
 from common.refusals import advice_for
 
+SHOWN = 80  # characters of a setting that a message shows
+SAID = {"documents": "--input", "instructions": "what is asked"}  # settings that messages call otherwise
+
 
 def partial_path(output: str | Path, rank: int = 0) -> Path:
     """Where a process keeps what is finished of `output`."""
@@ -66,19 +69,29 @@ def check_partial(output: str | Path, settings: dict) -> None:
         there = _settings_of(path)
         if there is None:
             continue
-        names = sorted({*there, *settings} - {"batch_size"})  # which decides when an answer is made, not what it is
-        found = {name: (there.get(name), settings.get(name)) for name in names}
-        other = [f"{name}: {_short(old)} there, {_short(new)} now" for name, (old, new) in found.items() if old != new]
+        other = tell_differences(there, settings, ("batch_size",))  # which decides when an answer is made, not what
         if other:
             raise UserError(
-                f"{path} holds the unfinished predictions of another command ({'; '.join(other)}); repeat "
-                "that command to finish them, or delete the file to start over"
+                f"{path} holds the unfinished predictions of another command ({other}); repeat that command to finish "
+                "them, or delete the file to start over"
             )
 
 
-def _short(value) -> str:
-    """A fingerprint's beginning says as much as all of it."""
-    return f"{value[:12]}…" if isinstance(value, str) and len(value) == 64 else f"{value!s:.80}"
+def tell_differences(there: dict, now: dict, free: tuple[str, ...]) -> str:
+    """How the settings of two commands differ, but for the `free` ones; "" where they do not."""
+    pairs = {name: (there.get(name), now.get(name)) for name in sorted({*there, *now} - {*free})}
+    shown = {name: _show_apart(*pair) for name, pair in pairs.items() if pair[0] != pair[1]}
+    return "; ".join(f"{SAID.get(name, name)}: {old} there, {new} now" for name, (old, new) in shown.items())
+
+
+def _show_apart(*values) -> list[str]:
+    """Two values, long ones from a little before they begin to differ. Of a fingerprint its beginning says enough."""
+    texts = [f"{one[:12]}…" if isinstance(one, str) and len(one) == 64 else str(one) for one in values]
+    if max(map(len, texts)) <= SHOWN:
+        return texts
+    same = next((at for at, pair in enumerate(zip(*texts, strict=False)) if len({*pair}) > 1), min(map(len, texts)))
+    start = max(0, same - SHOWN // 4)
+    return [f"{'…' if start else ''}{text[start : start + SHOWN]}" for text in texts]
 
 
 def read_finished(output: str | Path) -> dict[int, dict]:

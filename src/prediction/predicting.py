@@ -13,8 +13,9 @@ from tqdm import tqdm
 from common import manifest
 from common.decisions import Decision, as_json, decide
 from common.errors import UserError, keeping, say
-from common.machine import Ranks
-from data.records import name_of
+from common.machine import Ranks, join
+from common.startup import quick_startup
+from data.records import load_records, name_of
 from decoding.answers import NOT_FINITE, Answer, Failure, Rules, blame, plan_batches
 from decoding.constrained import Limits
 from decoding.engines import ENGINES
@@ -24,7 +25,7 @@ from kg.triples import parse
 from kg.votes import mean_probabilities
 from prediction import partial
 from prediction.opening import Opening, open_model
-from prediction.questions import Question, make_rows, permit
+from prediction.questions import Question, ask_all, make_rows, permit
 from prediction.settings import settings_of
 
 DECIDED = ("batch_size", "drafts")  # rules that stand among what the run decided
@@ -55,6 +56,19 @@ class Share(NamedTuple):
 
 
 NOTHING_DONE = Share({}, 0, 0, 0.0, 0.0)
+
+
+def predict_file(make_plan: Callable, model_args, args, input_file: str, started: float) -> None:
+    """Answer the records of a file as flags say; `make_plan`: prediction.opening.plan_adapter, or plan_prefix."""
+    with quick_startup():
+        ranks = join()
+        # Everything that can be wrong is found before the base is loaded.
+        plan = make_plan(model_args, args, ranks.count)
+    records = load_records(input_file, needs=("instruction", "input"))
+    questions = ask_all(plan, records, args.window)
+    answer_file(
+        Task(plan, records, questions, input_file, args.output_file, args.window, args.skip_failed), ranks, started
+    )
 
 
 def answer_file(task: Task, ranks: Ranks, started: float) -> None:

@@ -30,6 +30,7 @@ from prediction.predicting import (
 )
 from prediction.questions import Question, ask_all, make_rows
 
+SHARED = "what the memory holds of prompts like those of the first shard; a worker's shards share one run"
 ABOUT_A_RUN = ("\nprompts: ", "\ndrafts: ")  # lines of an engine, which nobody would read for each of many shards
 
 
@@ -46,7 +47,7 @@ class Opened(NamedTuple):
     plan: Opening
     model: object
     feed: Feed | None  # None: each shard has a run of the engine to itself
-    decided: dict[str, Decision]  # with the first questions
+    decided: dict[str, Decision]  # with the first questions, for run.json
     first: Lock  # who decides
 
 
@@ -63,19 +64,6 @@ def open_planned(plan: Opening, longest: int) -> Opened:
     """The model of a plan; `longest`: tokens of the longest prompt that it will be asked."""
     model = open_model(plan, [[0] * longest])
     return Opened(plan, model, Feed(plan, model, longest) if feeds(plan, model) else None, {}, Lock())
-
-
-def decide_all(plan: Opening, drafts: Decision | None, batch_size: int | None = None) -> dict[str, Decision]:
-    """What a run by shards has decided, for run.json; `drafts`: of the first model, None: none was opened;
-    `batch_size`: of the unfinished run that it went on with.
-    """
-    if drafts is None:
-        return plan.decided
-    asked = plan.serving.batch_size
-    why = "as asked" if asked else "as the run began" if batch_size else "for each shard what its worker's memory holds"
-    if ENGINES[plan.engine].batch_size is None:
-        why = f"{plan.engine} decides it"
-    return {**plan.decided, "batch_size": Decision(asked or batch_size, why), "drafts": drafts}
 
 
 def answer_documents(
@@ -140,18 +128,35 @@ def choose_rules(opened: Opened, lengths: list[int], batch_size: int | None) -> 
     the first in any case.
     """
     model, plan, feed = opened.model, opened.plan, opened.feed
-    if feed:  # more like these will come
-        lengths = lengths * (MEASURED.most // len(lengths) + 1)
+    if feed:  # more will come
+        lengths = [feed.guess_length(lengths)] * MEASURED.most
     with opened.first:
         if feed and feed.rules:
             return feed.rules
-        size = batch_size or plan.serving.batch_size or size_for_engine(model, plan, lengths) or 1
+        size, said = choose_size(opened, lengths, batch_size)
         if "drafts" not in opened.decided:
-            opened.decided["drafts"] = say_drafts(choose_drafts(model, plan, min(size, len(lengths))), plan)
+            drafts = say_drafts(choose_drafts(model, plan, min(size, len(lengths))), plan)
+            opened.decided.update(batch_size=said, drafts=drafts)
         rules = plan.serving.rules._replace(batch_size=size, drafts=opened.decided["drafts"].value)
         if feed:
             feed.rules = rules
         return rules
+
+
+def choose_size(opened: Opened, lengths: list[int], begun: int | None) -> tuple[int, Decision]:
+    """Prompts at a time, and what run.json says of that, which is about all shards; `begun`: of the unfinished run that
+    this one goes on with.
+    """
+    plan, asked = opened.plan, opened.plan.serving.batch_size
+    given = begun or asked
+    if ENGINES[plan.engine].batch_size is None:
+        return given or 1, Decision(given, f"{plan.engine} decides it")
+    if given:
+        return given, Decision(given, "as asked" if asked else "as the run began")
+    size = size_for_engine(opened.model, plan, lengths)
+    if opened.feed:
+        return size, Decision(size, SHARED)
+    return size, Decision(None, "for each shard what its worker's memory holds")
 
 
 def cut_documents(
@@ -172,22 +177,21 @@ def cut_documents(
     known: dict[tuple[str, str], int] = {}
     cut = []
     for document in documents:
-        text = document.text
+        text = document.text.strip()
+        begin = document.text.find(text)
         try:
-            places = window_places(text, lambda part: size(longest, part) <= most) if text.strip() else []
+            places = window_places(text, lambda part: size(longest, part) <= most) if text else []
             if places is None:
                 raise UserError(f"the instruction leaves no room for any text; give --window clearly more than {most}")
         except Exception as error:  # noqa: BLE001 - whatever a text makes a tokenizer raise, the others can be asked
-            cut.append([Window((0, len(text)), "", None, reason_of(error))])
+            cut.append([Window((0, len(document.text)), "", None, reason_of(error))])
             continue
         windows = []
         for start, end in places:
             part = text[start:end]
-            start, part = start + len(part) - len(part.lstrip()), part.strip()
-            if part:
-                topic = choose_topic(wanted, part)
-                number = known.setdefault((topic, part), len(known))
-                windows.append(Window((start, start + len(part)), topic, number))
+            topic = choose_topic(wanted, part)
+            number = known.setdefault((topic, part), len(known))
+            windows.append(Window((begin + start, begin + end), topic, number))
         cut.append(windows)
     records = [
         {"instruction": wanted.instructions[topic], "input": part, **({"cate": topic} if topic else {})}

@@ -13,13 +13,13 @@ from data.documents import read_documents, size_of
 from data.sources import find_run, read_corpus
 from kg import graph
 from prediction import partial
-from prediction.answered import recall
+from prediction.answered import check_made, recall
 from prediction.corpus import Corpus, answer_corpus, answer_here, drop_parts, gather, is_whole, parts_folder
 from prediction.opening import Opening, plan_adapter
 from prediction.predicting import describe_plan
 from prediction.questions import choose_window
 from prediction.settings import settings_of
-from prediction.texts import Opened, Wanted, decide_all, open_planned
+from prediction.texts import Opened, Wanted, open_planned
 
 SHOWN = 20  # documents that could not be read, which are named
 
@@ -41,6 +41,8 @@ def extract_corpus(model_args, args, wanted: tuple, started: float) -> None:
             else:
                 partial.check_partial(args.output_file, settings)
                 if partial.recorded_settings(args.output_file) is None:
+                    if not args.overwrite_output_file:
+                        check_made(args.output_file, settings)
                     drop_parts(args.output_file)  # of a run whose file was finished
                     partial.resume_partial(args.output_file, settings)
                 with recall(args.output_file, settings, parts_folder(args.output_file)) as recalled:
@@ -81,7 +83,7 @@ def open_workers(model_args, args):
 
         return answer_here(open_here, corpus)
 
-    yield plan, answer_with, lambda: decide_all(plan, opened[0].decided.get("drafts") if opened else None)
+    yield plan, answer_with, lambda: {**plan.decided, **(opened[0].decided if opened else {})}
 
 
 def corpus_settings(plan: Opening, corpus: Corpus, args) -> dict:

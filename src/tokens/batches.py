@@ -3,7 +3,8 @@
 import torch
 from torch.nn.functional import pad
 
-IGNORED = -100  # the label of a token that is not learnt
+from common.labels import IGNORED
+
 REAL = "real_tokens"  # of a padded packed batch: their number, which is nothing for the model
 FEWEST = {"tokens": 512, "learnt": 256, "longest": 512}  # what the sizes of padded packed batches are multiples of
 

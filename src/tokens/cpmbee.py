@@ -3,10 +3,10 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from common.labels import IGNORED
 from data.prompts import Piece, make_prompt
 from models.cpmbee import CpmBeeConfig, collate, convert, escape, lay_out, load_tokenizer, training_features, unescape
 from models.cpmbee.data import ANSWER
-from tokens.batches import IGNORED
 from tokens.codec import Codec
 from tokens.rows import Limits, fit_record
 

@@ -7,7 +7,7 @@ of layout A, put together by token count; the rows of all others are their promp
 
 from typing import NamedTuple
 
-from tokens.batches import IGNORED
+from common.labels import IGNORED
 from tokens.rows import Limits, encode_row, fit_record
 
 

@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
+from common.labels import IGNORED
 from data.prompts import make_answer, make_prompt
-from tokens.batches import IGNORED
 
 
 class Limits(NamedTuple):

@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from tokens.batches import IGNORED
+from common.labels import IGNORED
 
 ORDERS = ("group_by_length", "random", "sequential")
 

@@ -8,8 +8,8 @@ from tqdm import tqdm
 from transformers import get_scheduler
 
 from common.errors import UserError
+from common.labels import IGNORED
 from common.processes import this_process
-from tokens.batches import IGNORED
 from training.deepspeed_engine import total
 from training.order import plan_epoch
 

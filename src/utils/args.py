@@ -170,7 +170,7 @@ class FinetuneArguments(NarrowFlags, GraphFlags, TrainingArguments):
     lr_scheduler_type: str = option("linear", "linear, cosine, constant, constant_with_warmup, …")
     warmup_steps: float = option(0, "steps, or (below 1) the share of all steps, in which the learning rate rises")
     gradient_checkpointing: bool | None = option(
-        None, "save memory by computing twice; default: only where the card's memory needs it"
+        None, "save memory by computing twice; default: only where the GPU's memory needs it"
     )
     packing: bool | None = option(
         None,
@@ -200,7 +200,7 @@ class FinetuneArguments(NarrowFlags, GraphFlags, TrainingArguments):
     overwrite_output_dir: bool = option(False, "start anew in a folder that holds a run: its checkpoints are deleted")
     seed: int = option(42, "seed of the split, the order of the records, the adapter and dropout")
     report_to: str = option("none", "none, tensorboard, wandb, …")
-    fsdp: bool = option(False, "split the model over all cards, for what one cannot hold (PyTorch's FSDP2)")
+    fsdp: bool = option(False, "split the model over all GPUs, for what one cannot hold (PyTorch's FSDP2)")
 
     def __post_init__(self):
         if not self.do_train:

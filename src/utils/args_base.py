@@ -32,7 +32,7 @@ class ModelArguments:
         "adapter was trained with",
         choices=[4, 8, 16],
     )
-    max_memory_MB: int | None = option(None, "most memory of the card this process may take, in MB; default: all")
+    max_memory_MB: int | None = option(None, "most memory of the GPU that this process may take, in MB; default: all")
     trust_remote_code: bool = option(False, "run Python code that lies in the base model's folder")
 
     def __post_init__(self):
@@ -43,10 +43,10 @@ class ModelArguments:
 class PrecisionFlags:
     """In which numbers a model multiplies: the three flags of every script that runs one."""
 
-    fp16: bool = option(False, "16-bit floats for cards before Ampere; 32-bit ones on a CPU")
+    fp16: bool = option(False, "16-bit floats for GPUs before Ampere; 32-bit ones on a CPU")
     bf16: bool = option(
         False,
-        "bfloat16; default: what run.json says was trained in, else bfloat16 where the card has it, else float16; "
+        "bfloat16; default: what run.json says was trained in, else bfloat16 where the GPU has it, else float16; "
         "float32 on a CPU",
     )
     fp32: bool = option(False, "32-bit floats on a GPU too")
@@ -57,7 +57,7 @@ class NarrowFlags(PrecisionFlags):
     """Those, and 8-bit floats for what is not trained: of the scripts for adapters."""
 
     fp8: bool = option(
-        False, "frozen weights and what they are multiplied with in 8-bit floats: for cards of Ada, Hopper and newer"
+        False, "frozen weights and what they are multiplied with in 8-bit floats: for Ada, Hopper and newer GPUs"
     )
 
 

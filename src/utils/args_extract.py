@@ -34,6 +34,11 @@ class CorpusArguments(RayFlags, AdapterArguments):
         "a row",
     )
     output_file: str = option("results/corpus.jsonl", "where the documents go, one a line, each with its triples")
+    overwrite_output_file: bool = option(
+        False,
+        "replace a finished --output_file that was made of another --input or with other settings; answers about the "
+        "same texts are taken from it where only --input, --encoding or --text_field differ",
+    )
     store: str | None = option(None, "folder of the graph that is made of them; default: none")
     relations: str | None = option(None, "the relations to ask for, separated by commas")
     wording: str = option("contest", "of the question: one of the contest's two", choices=list(WORDINGS))

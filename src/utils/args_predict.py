@@ -149,12 +149,12 @@ class AdapterArguments(NarrowFlags, AnswerArguments):
     )
     max_new_tokens: int = option(512, "most tokens of an answer")
     num_beams: int = option(1, "beams of beam search; 1: greedy")
-    device: str | None = option(None, "cpu, cuda, cuda:1, or a card's number; default: the first card, else the CPU")
+    device: str | None = option(None, "cpu, cuda, cuda:1, or a GPU's number; default: the first GPU, else the CPU")
     merge_lora: bool = option(False, "add the adapter into the base's weights first: faster, rounded to their numbers")
     device_map: str | None = option(
-        None, "auto: spread a base that is larger than one card over all of them", choices=["auto"]
+        None, "auto: spread a base that is larger than one GPU over all of them", choices=["auto"]
     )
-    tensor_parallel_size: int = option(1, "with --engine vllm: cards that share one model")
+    tensor_parallel_size: int = option(1, "with --engine vllm: GPUs that share one model")
     data_parallel_size: int | None = option(
         None, "with --engine vllm: models at a time, as many as torchrun starts processes"
     )

@@ -131,7 +131,7 @@ class PtuningInferenceArguments(AnswerArguments):
     max_len: int | None = option(None, f"most tokens of question and answer; default: as trained, else {MAX_LEN}")
     max_src_len: int | None = option(None, f"most tokens of the question; default: as trained, else {MAX_SRC_LEN}")
     max_new_tokens: int | None = option(None, "most tokens of an answer; default: max_len - max_src_len")
-    device: str | None = option(None, "a card's number, cpu, cuda or cuda:1; without a GPU: the CPU")
+    device: str | None = option(None, "a GPU's number, cpu, cuda or cuda:1; without a GPU: the CPU")
 
     window: int | None = option(
         None, "split texts that --max_src_len would cut at sentence ends, and merge the triples", nargs="?", const=0

@@ -20,7 +20,7 @@ class RayFlags:
     )
     workers: int | None = option(None, "with --ray: models at a time; default: as many as the cluster has room for")
     cpus_per_worker: int | None = option(
-        None, "with --ray: cores of a model, on no card; default: a card each, and where there is none a machine"
+        None, "with --ray: cores of a model, on no GPU; default: a GPU each, and where there is none a machine"
     )
     shard_size: int = option(1000, "what is handed out, and kept, at a time: records with --ray, documents of a corpus")
 

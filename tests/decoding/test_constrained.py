@@ -15,7 +15,7 @@ from common.errors import UserError
 from decoding import batch_engine, constrained, fast_engine
 from decoding.answers import Answer, Rules, cut_answer
 from decoding.constrained import Walks, list_permitted, make_limits
-from decoding.fast_engine import Tuning
+from decoding.fast_engine import Live, Tuning
 from kg.permitted import AGAIN, BOUND, State, advance, ask, keep_whole, may_end, say
 from kg.schema import read_schema
 from kg.triples import parse
@@ -77,6 +77,25 @@ def test_both_engines_say_the_likeliest_that_may_be_said(tiny, bound):
             assert relation in asked.relations
             assert not heads or head in record["input"]
             assert not tails or tail in record["input"]
+
+
+def test_of_answers_that_were_handed_over_nothing_is_kept_while_more_come(tiny, monkeypatch):
+    model, codec, prompts = tiny
+    coming, made, kept = list(enumerate(prompts[:4])), {}, []
+    monkeypatch.setattr(fast_engine, "Walks", lambda limits: kept.append(Walks(limits)) or kept[-1])
+
+    def more(free, idle):
+        if idle:
+            assert not any((kept[-1].states, kept[-1].ended, kept[-1].refused))
+        return dict([coming.pop(0)]) if coming and free else None if idle else {}
+
+    live = Live(1000, 500, more, lambda number, ids: number != 1 or len(ids) < 3)  # 1 is stopped
+    for group in fast_engine.answers(
+        model, codec, {}, Rules(NEW, batch_size=2), Tuning(steps=1), limit(codec, "text"), live
+    ):
+        made |= group
+    assert made.keys() == set(range(4))
+    assert {answer.finish_reason for number, answer in made.items() if number != 1} >= {"eos"}
 
 
 def test_where_memory_is_short_a_constrained_answer_goes_on_as_well(tiny, monkeypatch):

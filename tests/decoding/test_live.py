@@ -58,8 +58,15 @@ def test_a_prompt_that_is_longer_than_was_said_fails_alone():
     assert made[1] == generate(model, codec, [[5] * 48], Rules(12))[0]
 
 
-@pytest.mark.parametrize("fits", [130, 70])
-def test_out_of_memory_halves_the_room_beside_the_rows(monkeypatch, fits):
+@pytest.mark.parametrize(
+    ("asked", "said", "fits", "tries"),
+    [
+        (240, 1000, 130, [(4, 240), (2, 120)]),
+        (240, 1000, 70, [(4, 240), (2, 120), (1, 60)]),
+        (1000, 240, 130, [(4, 240), (2, 120)]),  # there seemed to be less than was asked for
+    ],
+)
+def test_out_of_memory_halves_the_room_beside_the_rows(monkeypatch, asked, said, fits, tries):
     model, codec = loaded(BASE)
     prompts = dict(enumerate(codec.text_ids(text) for text in TEXTS))
     coming, tried, real = [prompts], [], fast_engine.Places
@@ -71,9 +78,10 @@ def test_out_of_memory_halves_the_room_beside_the_rows(monkeypatch, fits):
         return real(model, size, count, *more, **about)
 
     monkeypatch.setattr(fast_engine, "Places", make)
-    live = Live(240, 60, lambda *_: coming.pop() if coming else None, lambda *_: True)
+    monkeypatch.setattr(fast_engine, "room", lambda *_: said)
+    live = Live(asked, 60, lambda *_: coming.pop() if coming else None, lambda *_: True)
     groups = list(fast_engine.answers(model, codec, {}, Rules(12, batch_size=4), Tuning(steps=1), live=live))
-    assert tried == [(4, 240), (2, 120), (1, 60)][: 2 if fits > 120 else 3]
+    assert tried == tries
     for number, answer in ((number, answer) for group in groups for number, answer in group.items()):
         assert answer == generate(model, codec, [prompts[number]], Rules(12))[0]
     assert sum(map(len, groups)) == len(TEXTS)

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common import labels
 from models.cpmbee import (
     CpmBeeTokenizer,
     collate,
@@ -211,6 +212,10 @@ def test_a_row_cut_before_its_answer_teaches_nothing():
     features = features_of(RECORD, 5)
     assert 0 not in features["context"]
     assert (collate(TOKENIZER, [features])["labels"] == IGNORED).all()
+
+
+def test_what_a_row_does_not_teach_is_labelled_as_for_other_bases():
+    assert IGNORED == labels.IGNORED
 
 
 def test_several_answers_each_learn_their_end_and_numbered_tokens_their_column():

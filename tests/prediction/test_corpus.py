@@ -4,22 +4,16 @@ import json
 import os
 import tracemalloc
 from collections import Counter
-from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
 from helpers import ROOT, python, rows
 from helpers_prediction import RECORDS, corpus_flags, interrupted_at
-from hypothesis import given
-from hypothesis import strategies as st
 
 import extract
 from common.errors import UserError
-from data.answer_form import ask_json
-from data.asking import Asking
 from data.documents import Document
 from data.sources import read_corpus
-from data.windows import window_places, windows
 from decoding import batch_engine
 from decoding.answers import Failure
 from kg import graph
@@ -29,7 +23,7 @@ from kg.wordings import ask_for
 from prediction import texts, whole_corpus
 from prediction.answered import count_failed
 from prediction.corpus import Corpus, answer_corpus, gather
-from prediction.texts import Wanted, Window, cut_documents, keep_answers, make_row
+from prediction.texts import Window, keep_answers, make_row
 
 SENTENCES = [record["input"] for record in RECORDS]
 LONG = "\n\n".join(SENTENCES[:6])
@@ -137,17 +131,6 @@ def test_a_row_with_a_window_that_failed_is_completed_to_what_it_would_have_been
         assert make_row(document, cut, [kept.get(number, answers[number]) for number in range(3)], {}) == whole
 
 
-def test_windows_leave_room_for_the_sentence_that_asks_for_json():
-    codec = SimpleNamespace(encode=lambda pieces: "".join(piece.text for piece in pieces))
-    template = {"prompt_input": "{instruction}{input}", "prompt_no_input": "{instruction}"}
-    plan = SimpleNamespace(codec=codec, template=template, asking=Asking(as_json=True))
-    wanted = Wanted({"": ask_for(["位于"])})
-    records, _ = cut_documents(plan, [Document("a", "a", LONG)], wanted, most=300)
-    lengths = [len(ask_json(record)["instruction"] + record["input"]) for record in records]
-    assert len(lengths) > 1
-    assert max(lengths) <= 300
-
-
 def test_a_corpus_has_drafts_and_no_line_for_each_shard(tmp_path, capsys, monkeypatch):
     asked, answer = [], texts.answer_questions
     monkeypatch.setattr(texts, "answer_questions", lambda *args, **more: asked.append(args[5]) or answer(*args, **more))
@@ -157,19 +140,6 @@ def test_a_corpus_has_drafts_and_no_line_for_each_shard(tmp_path, capsys, monkey
     told = capsys.readouterr().err
     assert "drafts: 3 tokens at most" in told
     assert "tokens a step" not in told
-
-
-@given(st.text("甲乙。\n，a. ", max_size=60), st.integers(1, 9))
-def test_places_are_those_of_the_windows_and_leave_nothing_out(text, most):
-    def fits(part):
-        return len(part) <= most
-
-    places = window_places(text, fits)
-    assert [text[start:end] for start, end in places] == windows(text, fits)
-    assert places[0][0] == 0
-    assert places[-1][1] == len(text)
-    for (start, end), (after, behind) in pairwise(places):
-        assert start < after <= end < behind
 
 
 def test_killed_at_12_random_moments_the_file_is_the_same(folder, whole, tmp_path):
@@ -298,7 +268,7 @@ def test_documents_that_are_added_to_a_finished_corpus_are_all_that_is_asked(fol
     made = rows(out)
     assert [row["id"] for row in made] == ["0.txt", "1.txt", "3.txt", "4.txt"]
     assert all(row["triples"] == before[row["text"]] for row in made[1:])
-    extract.main(flags(docs, out, max_new_tokens=6))  # other answers: none is taken over
+    extract.main(flags(docs, out, "--overwrite_output_file", max_new_tokens=6))  # other answers: none is taken over
     assert len(asked) == 5
 
 

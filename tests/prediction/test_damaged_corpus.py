@@ -1,4 +1,6 @@
-"""A corpus whose files something has cut or changed: no document is lost, and no answer taken for another's."""
+"""A corpus whose files something has cut or changed, or that another command would replace: no document is lost, and no
+answer taken for another's.
+"""
 
 import shutil
 
@@ -10,6 +12,7 @@ import extract
 from common.errors import UserError
 from common.files import write_rows
 from data.sources import read_corpus
+from decoding import batch_engine
 from prediction import whole_corpus
 
 
@@ -82,8 +85,10 @@ def test_another_output_with_the_same_stem_is_not_taken_for_this_one(three, tmp_
     docs, made = three
     out, other = tmp_path / "out.jsonl", tmp_path / "out.json"
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
-    for output in (other, out):  # they share out.run.json
-        extract.main(flags(docs, output, max_new_tokens=1))
+    extract.main(flags(docs, other, max_new_tokens=1))  # they share out.run.json
+    with pytest.raises(UserError, match="out.jsonl is there, .*nothing beside it, as out.run.json, about how it was"):
+        extract.main(flags(docs, out, max_new_tokens=1))
+    extract.main([*flags(docs, out, max_new_tokens=1), "--overwrite_output_file"])
     assert out.read_bytes() == other.read_bytes() != (made / "out.jsonl").read_bytes()
 
 
@@ -94,10 +99,53 @@ def test_killed_while_rows_are_replaced_no_older_run_stands_beside_them(three, t
     with monkeypatch.context() as patch:
         patch.setattr(whole_corpus.manifest, "write_run_of", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            extract.main(flags(docs, out, max_new_tokens=1))
+            extract.main([*flags(docs, out, max_new_tokens=1), "--overwrite_output_file"])
     (tmp_path / "out.jsonl.partial").unlink()  # to start over, with the first settings
-    extract.main(flags(docs, out))
+    extract.main([*flags(docs, out), "--overwrite_output_file"])
     assert out.read_bytes() == (made / "out.jsonl").read_bytes()
+
+
+def test_what_to_do_about_half_a_run_json_is_about_its_file(three, tmp_path):
+    docs, made = three
+    out, run = tmp_path / "out.jsonl", tmp_path / "out.run.json"
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    run.write_bytes(run.read_bytes()[:200])
+    with pytest.raises(UserError, match=r"out.run.json:\d+: not JSON .*how .*out.jsonl was made: .* or delete both"):
+        extract.main(flags(docs, out))
+    assert out.read_bytes() == (made / "out.jsonl").read_bytes()
+    out.unlink()
+    extract.main(flags(docs, out))  # it is about nothing
+    assert out.read_bytes() == (made / "out.jsonl").read_bytes()
+
+
+OTHERS = {  # what differs -> what is said of it
+    "max_new_tokens": (6, "max_new_tokens: 4 there, 6 now"),
+    "relations": ("位于,别名", "what is asked: .* there, .* now"),
+    "input": ("moved", "--input: .*docs there, .*moved now"),
+    "encoding": ("gb18030", "encoding: None there, gb18030 now"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_finished_file_of_other_settings_or_documents_is_replaced_only_when_asked(tmp_path, monkeypatch, name):
+    out, docs, asked, (value, said) = tmp_path / "out.jsonl", tmp_path / "docs", [], OTHERS[name]
+    for folder in (docs, tmp_path / "moved"):
+        folder.mkdir()
+        (folder / "1.txt").write_text(RECORDS[0]["input"], encoding="gb18030" if name == "encoding" else "utf-8")
+    extract.main(flags(docs, out, max_new_tokens=4))
+    before = out.read_bytes()
+    generate = batch_engine.generate
+    monkeypatch.setattr(batch_engine, "generate", lambda *given: asked.append(1) or generate(*given))
+    other = {"folder": docs, "output": out, "max_new_tokens": 4}
+    other |= {"folder": tmp_path / value} if name == "input" else {name: value}
+    with pytest.raises(UserError, match=f"out.jsonl is there, .*{said}.*another --output_file, or --overwrite_output"):
+        extract.main(flags(**other))
+    assert out.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.jsonl", "out.run.json"]
+    extract.main(flags(docs, out, max_new_tokens=4, shard_size=1))  # of which no answer depends
+    assert not asked
+    extract.main([*flags(**other), "--overwrite_output_file"])
+    assert len(asked) == (name in ("max_new_tokens", "relations"))
 
 
 CHANGES = {

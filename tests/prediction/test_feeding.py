@@ -1,5 +1,6 @@
 """Several shards in one run of the engine: the answers are those of a run each."""
 
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -103,6 +104,33 @@ def test_closed_between_two_steps_it_hands_over_no_answer_that_is_not_whole(open
     assert [len(taken) for taken in calls] == [3, 0]
 
 
+@pytest.mark.parametrize("fits", [10_000, 1_000])
+def test_long_prompts_behind_short_ones_have_the_room_that_the_memory_has(opened, monkeypatch, fits):
+    plan, model, prompts = opened
+    rules, longest, most = plan.serving.rules._replace(batch_size=4), max(map(len, prompts)), []
+    admit = fast_engine.Places.admit
+
+    def count(places, new):
+        made = admit(places, new)
+        most.append(len(places.taken))
+        return made
+
+    monkeypatch.setattr(fast_engine.Places, "admit", count)
+    monkeypatch.setattr(fast_engine, "room", lambda *_: fits)
+    feed = Feed(plan, model, longest)
+    list(feed.answers(model, plan.codec, {0: prompts[0][:5]}, rules))
+    long = dict(enumerate([max(prompts, key=len)] * 8))
+    list(feed.answers(model, plan.codec, long, rules))
+    feed.close()
+    assert max(most) == min(4, fits // (longest + rules.max_new_tokens))
+
+
+def test_rows_are_counted_by_the_prompts_that_are_there_but_by_none_longer_than_half_of_the_longest(opened):
+    feed = Feed(*opened[:2], 100)
+    assert feed.guess_length([10, 30]) == 20
+    assert feed.guess_length([90]) == 50
+
+
 def test_who_goes_takes_no_place_and_disturbs_no_other(opened):
     plan, model, prompts = opened
     rules = plan.serving.rules._replace(batch_size=2, constrain="text")
@@ -130,11 +158,14 @@ def test_a_corpus_whose_shards_share_a_run_has_the_same_rows(opened, tmp_path, m
     assert not feeds(*opened[:2])  # on a CPU
     chosen = []
     monkeypatch.setattr(texts, "size_for_engine", lambda *_: chosen.append(3) or 3)
-    for name, shared, count in (("alone", False, 6), ("shared", True, 1)):
+    for name, shared, count, size in (("alone", False, 6, None), ("shared", True, 1, 3)):
         monkeypatch.setattr(texts, "feeds", lambda *_, shared=shared: shared)
         chosen.clear()
         extract.main(corpus_flags(tmp_path / "docs", tmp_path / name, max_new_tokens=8, engine="fast", shard_size=2))
         assert len(chosen) == count  # a run that is shared has the card's memory, of which nothing can be told then
+        decided = json.loads((tmp_path / f"{name}.run.json").read_text())["decided"]["batch_size"]
+        assert decided["value"] == size
+        assert ("share one run" if shared else "for each shard") in decided["why"]
     assert (tmp_path / "shared").read_bytes() == (tmp_path / "alone").read_bytes()
 
 

@@ -15,7 +15,7 @@ from threading import Thread
 import pytest
 from helpers import ROOT
 from helpers_prediction import ADAPTER, BASE, RECORDS, VALID
-from helpers_ray import SHARD, noted, run_here, run_spread
+from helpers_ray import SHARD, answer_or_fail, noted, run_here, run_spread
 
 import extract
 import inference
@@ -165,6 +165,20 @@ def test_workers_with_a_model_make_the_same_files_as_one_process_and_say_the_sam
     assert (tmp_path / "there.json").read_bytes() == (tmp_path / "here.json").read_bytes()
     decided = json.loads(Path(f"{there}.run.json").read_text())["decided"]
     assert {"dtype", "engine", "batch_size", "drafts", "workers"} <= set(decided)
+
+
+@pytest.mark.parametrize(("seconds", "error"), [(0.1, "ValueError: no such"), (0.2, "Odd: no such layer")])
+def test_an_error_of_a_worker_is_one_line_with_the_shard_and_the_others_are_kept(
+    cluster, nodes, tmp_path, seconds, error
+):
+    out = tmp_path / "out.jsonl"
+    with pytest.raises(UserError, match=f"shard 2 failed .*{error}.* Finished shards are kept: the same") as found:
+        run_spread(out, cluster.address, 12, seconds, answer_or_fail)
+    assert "\n" not in str(found.value)
+    kept = len(list((tmp_path / "out.jsonl.parts").glob("*.jsonl")))
+    assert kept >= 1
+    assert len(run_spread(out, cluster.address, 12, seconds)) == 12
+    assert len(noted(out, "done")) <= 4 + 4 - kept
 
 
 def test_an_address_without_a_cluster_is_an_error(tmp_path):

@@ -2,6 +2,8 @@
 
 import json
 import random
+from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 from helpers import GOLDEN, rows
@@ -13,9 +15,14 @@ import inference
 from checkpoints.config import read_context
 from checkpoints.family import find_family
 from common.errors import UserError
+from data.answer_form import ask_json
+from data.asking import Asking
+from data.documents import Document
 from data.prompts import load_template, make_prompt
-from data.windows import sentences, windows
+from data.windows import sentences, window_places, windows
+from kg.wordings import ask_for
 from prediction.questions import Question, choose_window, make_questions, make_rows
+from prediction.texts import Wanted, cut_documents
 
 BASE = GOLDEN / "checkpoint"
 
@@ -92,8 +99,19 @@ def test_windows_of_any_text_cover_it_in_order(seed, most):
 
 
 def test_a_text_without_a_character_fits_or_has_no_window():
-    assert windows("", lambda text: True) == [""]
-    assert windows("", lambda text: False) is None
+    for text in ("", " \n" * 20):
+        assert windows(text, lambda part: True) == [text]
+        assert windows(text, lambda part: not part) == [""]
+        assert windows(text, lambda part: False) is None
+
+
+def test_blanks_around_a_window_take_no_room_and_are_none_themselves():
+    def fits(part):
+        return len(part) <= 8
+
+    assert windows("\n" * 20 + "一二三。" + " " * 20, fits) == ["一二三。"]
+    assert windows("一二三。" + "\u3000" * 20 + "四五六。\n\n\n七八九。", fits) == ["一二三。", "四五六。", "七八九。"]
+    assert windows("\n一二三四五六七八九，" + " " * 20 + "十", fits) == ["一二三四五六七八", "九，", "十"]
 
 
 def test_the_triples_of_windows_are_merged_in_order_without_repeats():
@@ -155,3 +173,47 @@ def test_a_very_long_text_is_cut_in_linear_time():
             assert "".join(windows(text, fits)).count("一") >= text.count("一")
             counts.append(tried / len(text))
     assert max(counts[4:]) < 1.5 * max(counts[:4])  # characters tried for each one of the text
+
+
+@given(st.text("甲乙。\n，a. ", max_size=60), st.integers(1, 9))
+def test_places_are_those_of_the_windows_and_leave_nothing_out_but_blanks(text, most):
+    def fits(part):
+        return len(part) <= most
+
+    places = window_places(text, fits)
+    assert [text[start:end] for start, end in places] == windows(text, fits)
+    if fits(text):
+        assert places == [(0, len(text))]
+        return
+    assert all(text[start:end] == text[start:end].strip() for start, end in places)
+    assert all(start < end for start, end in places) or not text.strip()
+    outside = [0, *(end for _, end in places)], [*(start for start, _ in places), len(text)]
+    assert not any(text[end:start].strip() for end, start in zip(*outside, strict=True))
+    for (start, end), (after, behind) in pairwise(places):
+        assert start < after
+        assert end < behind
+
+
+def test_a_document_of_many_blanks_has_as_many_windows_as_without_them():
+    codec = SimpleNamespace(encode=lambda pieces: "".join(piece.text for piece in pieces))
+    template = {"prompt_input": "{instruction}{input}", "prompt_no_input": "{instruction}"}
+    plan = SimpleNamespace(codec=codec, template=template, asking=Asking())
+    text = RECORDS[0]["input"]
+    padded = f"{' ' * 300}{text}{' ' * 300}\n"
+    wanted, most = Wanted({"": ask_for(["位于"])}), len(ask_for(["位于"]) + text)
+    for document, count in ((Document("a", "a", padded), 1), (Document("b", "b", 2 * padded), 2)):
+        records, (cut,) = cut_documents(plan, [document], wanted, most)
+        assert [document.text[slice(*window.place)] for window in cut] == [text] * count
+        assert [record["input"] for record in records] == [text]
+
+
+def test_windows_leave_room_for_the_sentence_that_asks_for_json():
+    long = "\n\n".join(record["input"] for record in RECORDS[:6])
+    codec = SimpleNamespace(encode=lambda pieces: "".join(piece.text for piece in pieces))
+    template = {"prompt_input": "{instruction}{input}", "prompt_no_input": "{instruction}"}
+    plan = SimpleNamespace(codec=codec, template=template, asking=Asking(as_json=True))
+    wanted = Wanted({"": ask_for(["位于"])})
+    records, _ = cut_documents(plan, [Document("a", "a", long)], wanted, most=300)
+    lengths = [len(ask_json(record)["instruction"] + record["input"]) for record in records]
+    assert len(lengths) > 1
+    assert max(lengths) <= 300

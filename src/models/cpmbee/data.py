@@ -12,7 +12,7 @@ import torch
 from models.cpmbee.tokenizer import CpmBeeTokenizer, Families
 
 ANSWER, ROOT = "<ans>", "<root>"
-IGNORED = -100  # the label of a position that is not learnt
+IGNORED = torch.nn.CrossEntropyLoss().ignore_index  # the label of a position that is not learnt: torch's own
 DEEPEST = 8  # steps up and down the tree are told apart below this number
 
 
