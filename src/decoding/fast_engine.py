@@ -62,6 +62,7 @@ class Live(NamedTuple):
     # work; None: no more will come
     more: Callable
     took: Callable  # (number, tokens of its answer so far) -> whether it shall go on; else it fails, as STOPPED
+    read_along: bool = True  # whether somebody waits for the next token of records at work
 
 
 class Run(NamedTuple):
@@ -360,10 +361,10 @@ def _make_places(run: Run, waiting: dict, budgets: dict[int, int]) -> tuple[Plac
 
 def _fill(run: Run, prompts: dict, queue: deque, places: Places, needs: dict) -> tuple[dict, list[Started]]:
     """Compute prompts of the queue, pass after pass, until there is no room, for a step with rows to fill takes as long
-    as a full one; for a server one pass, since those who read along wait for it. (failures, the rest)
+    as a full one; one pass where somebody reads along. (failures, the rest)
     """
-    failed, started = {}, []
-    while not started or (started[-1].cut and not run.live):
+    failed, started, once = {}, [], run.live and run.live.read_along
+    while not started or (started[-1].cut and not once):
         new, made = _start(run, prompts, queue, places, needs)
         failed |= new
         if made is None:

@@ -92,7 +92,7 @@ class Feed:
 
     def _run(self, rules: Rules) -> None:
         more, room = {"limits": self.limits} if self.limits else {}, rules.batch_size * self.longest
-        live = Live(room, self.longest, self._take, lambda number, _: number in self.askers and not self.ending)
+        live = Live(room, self.longest, self._take, self._is_wanted, read_along=False)
         try:
             for made in answer_live(self.model, self.plan.codec, {}, rules, live=live, **more):
                 groups: dict[SimpleQueue, dict] = {}
@@ -114,6 +114,10 @@ class Feed:
             self.ending = True
             for queue in {id(queue): queue for queue, _ in self.askers.values()}.values():
                 queue.put(error)
+
+    def _is_wanted(self, number: int, said: list[int]) -> bool:
+        """As Live.took."""
+        return number in self.askers and not self.ending
 
     def _take(self, free: int, idle: bool) -> dict[int, list[int]] | None:
         """As Live.more."""
