@@ -56,7 +56,7 @@ def test_products_with_4_bit_weights(dtype, width, kind, nested, bias, counted):
         exact = inputs.double() @ weight.T + (layer.bias.double() if bias else 0)
         rough = inputs @ weight.to(dtype).T + (layer.bias if bias else 0)
         assert out.dtype == dtype
-        assert torch.dist(out.double(), exact) < 1.5 * torch.dist(rough.double(), exact)
+        assert torch.dist(out.double(), exact) < 1.6 * torch.dist(rough.double(), exact)
 
 
 def test_products_with_4_bit_weights_by_every_tile():
@@ -79,13 +79,14 @@ def test_gradients_and_inputs_in_32_bits_go_through_4_bit_weights(counted):
     use_codes(layer)
     inputs = torch.randn(30, 640, device="cuda", requires_grad=True)
     gradient = torch.randn(30, 333, device="cuda")
-    layer(inputs).backward(gradient)
+    own = layer(inputs)
+    own.backward(gradient)
     assert not counted
     assert torch.dist(inputs.grad.double(), gradient.double() @ weight) < 1e-2 * inputs.grad.norm()
     with torch.inference_mode():
         out = layer(inputs)
     assert (len(counted), out.dtype) == (1, torch.float32)
-    assert torch.dist(out, layer(inputs)) < 1e-2 * out.norm()
+    assert torch.dist(out, own.detach()) < 1e-2 * out.norm()
 
 
 def test_a_layer_of_4_bits_can_be_captured(counted):
