@@ -1,5 +1,5 @@
 """Products with 4-bit weights in bitsandbytes' layout on a card, in Triton: for few inputs, as in decoding, straight
-from the codes, which are read once, half a byte each. bitsandbytes writes most weights to memory in 16 bits first, and
+from the codes, which are read once, half a byte each. bitsandbytes writes many weights to memory in 16 bits first, and
 reads them again.
 
 A card reads 4-bit weights faster than it can work on them, so instructions count. A code is looked up in its table of
@@ -57,7 +57,7 @@ class Weight(NamedTuple):
 
     outs: int
     width: int
-    codes: torch.Tensor  # 8 in an int32: two in each byte, lowest byte first, and in a byte the upper half
+    codes: torch.Tensor  # (8 in an int32) two in each byte, from the lowest byte on, the upper half first
     table: torch.Tensor  # (16; float32)
     scales: torch.Tensor  # (one for BLOCK codes; float32, or uint8 if `nested`)
     nested: Nested | None
