@@ -152,7 +152,7 @@ def many_tiles(count: int):
     most = max(16, 1 << (count - 1).bit_length())
     for outs, inner, warps in itertools.product((32, 64, 128), (64, 128), (4, 8)):
         read, added = outs * inner, outs * most
-        fits = read <= 1024 * warps and added <= 2048 * warps  # the registers of so many blocks that they hide waits
+        fits = read <= 1024 * warps and added <= 2048 * warps  # more takes the registers of blocks beside it
         if fits and (warps == 4 or max(read, added) >= 1024 * warps):  # smaller ones leave 8 warps too little
             yield from (Tile(most, outs, inner, warps, 3, programs) for programs in (1, 256, 512, 1024))
 
