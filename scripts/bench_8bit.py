@@ -2,7 +2,7 @@
 
 python scripts/bench_8bit.py
 python scripts/bench_8bit.py --bits 4
-python scripts/bench_8bit.py --bits 4 --tiles            the best of many tiles for each number of inputs
+python scripts/bench_8bit.py --bits 4 --tiles --counts 16 32 64    the best of many tiles for each number of inputs
 python scripts/bench_8bit.py --bits 4 --tiles 64,64,64,4,4,384 128,64,64,4,3,256
 """
 
@@ -150,10 +150,11 @@ def many_tiles(count: int):
     from ops.nf4_product import Tile
 
     most = max(16, 1 << (count - 1).bit_length())
-    sizes = itertools.product({most, max(16, most // 2)}, (32, 64, 128), (64, 128), (4, 8), (128, 256, 512))
-    for inputs, outs, inner, warps, programs in sizes:
-        if warps == 4 or outs * max(inputs, inner) >= 128 * 64:  # smaller ones leave 8 warps too little
-            yield Tile(inputs, outs, inner, warps, 3, programs)
+    for outs, inner, warps in itertools.product((32, 64, 128), (64, 128), (4, 8)):
+        read, added = outs * inner, outs * most
+        fits = read <= 1024 * warps and added <= 2048 * warps  # more takes the registers of blocks beside it
+        if fits and (warps == 4 or max(read, added) >= 1024 * warps):  # smaller ones leave 8 warps too little
+            yield from (Tile(most, outs, inner, warps, 3, programs) for programs in (1, 256, 512, 1024))
 
 
 @torch.inference_mode()

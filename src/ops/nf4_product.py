@@ -1,6 +1,6 @@
 """Products with 4-bit weights in bitsandbytes' layout on a card, in Triton: for few inputs, as in decoding, straight
-from the codes, which are read once, half a byte each. bitsandbytes writes most weights to memory in 16 bits first, and
-reads them again.
+from the codes, which are read once, half a byte each. bitsandbytes writes many weights to memory in 16 bits first, and
+reads them again, but for a single input, which its own kernel is the fastest for.
 
 A card reads 4-bit weights faster than it can work on them, so instructions count. A code is looked up in its table of
 16 numbers by permuting bytes: one instruction takes four bytes out of eight, as four codes say it. The table is kept in
@@ -57,7 +57,7 @@ class Weight(NamedTuple):
 
     outs: int
     width: int
-    codes: torch.Tensor  # 8 in an int32: two in each byte, lowest byte first, and in a byte the upper half
+    codes: torch.Tensor  # (8 in an int32) two in each byte, from the lowest byte on, the upper half first
     table: torch.Tensor  # (16; float32)
     scales: torch.Tensor  # (one for BLOCK codes; float32, or uint8 if `nested`)
     nested: Nested | None
@@ -79,17 +79,17 @@ TILES = {  # for so many inputs and fewer; scripts/bench_8bit.py --bits 4 has th
     32: Tile(32, 32, 128, 4, 4, 512),
     64: Tile(64, 64, 64, 4, 4, 384),
     128: Tile(128, 64, 64, 4, 3, 256),
-    256: Tile(128, 128, 64, 8, 3, 256),
 }
-FEW = max(TILES)  # for more, dequantising first is faster
+LEAST = 2  # for one, bitsandbytes' own product is faster
+FEW = max(TILES)  # for many more, it is as well
 
 
 def serves(inputs, weight: Weight) -> bool:
-    """Whether `multiply` is for these inputs (count, width) and this weight: they are few, no scale is shared by two
-    rows, and the card multiplies by its tensor cores, which Triton has from Ampere's generation on.
+    """Whether `multiply` is for these inputs (count, width) and this weight: they are few but not one, no scale is
+    shared by two rows, and the card multiplies by its tensor cores, which Triton has from Ampere's generation on.
     """
     count, width = inputs.shape
-    if not 0 < count <= FEW or width != weight.width or width % BLOCK:
+    if not LEAST <= count <= FEW or width != weight.width or width % BLOCK:
         return False
     return torch.cuda.get_device_capability(inputs.device) >= (8, 0)
 
@@ -108,8 +108,9 @@ def try_out(device: torch.device, dtype: torch.dtype) -> None:
 
 
 def multiply(inputs, weight: Weight, bias=None, tile: Tile | None = None):
-    """(count, outs) = inputs (count, width; in 16 bits) that it `serves` · weightᵀ + bias (outs; None: 0). Weights are
-    rounded to the dtype of the inputs, as bitsandbytes does it; sums are in 32 bits. `tile`: not that of TILES.
+    """(count, outs) = inputs (count, width; in 16 bits) that it `serves`, or one, · weightᵀ + bias (outs; None: 0).
+    Weights are rounded to the dtype of the inputs, as bitsandbytes does it; sums are in 32 bits. `tile`: not that of
+    TILES.
     """
     count, outs, width = len(inputs), weight.outs, weight.width
     tile = tile or TILES[min(most for most in TILES if most >= count)]

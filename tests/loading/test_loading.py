@@ -241,6 +241,22 @@ def test_frozen_8_bit_products_are_those_of_the_dequantised_weight_and_keep_no_i
     assert (out - bitsandbytes_own).abs().max() < 0.05 * bitsandbytes_own.abs().max()
 
 
+def test_products_with_4_bits_are_bitsandbytes_own_without_a_card_and_with_gradients():
+    from bitsandbytes.functional import dequantize_4bit
+
+    torch.manual_seed(0)
+    layer = loaded(BASE, 4, "bfloat16").model.layers[0].mlp.up_proj
+    assert "forward" in vars(layer)
+    inputs, gradient = torch.randn(3, 7, 64, dtype=torch.bfloat16), torch.randn(3, 7, layer.out_features).bfloat16()
+    weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
+    hidden = inputs.clone().requires_grad_()
+    layer(hidden).backward(gradient)
+    with torch.inference_mode():
+        out = layer(inputs)
+    assert torch.allclose(out.float(), inputs.float() @ weight.T, rtol=3e-2, atol=3e-2)
+    assert torch.allclose(hidden.grad.float(), gradient.float() @ weight, rtol=3e-2, atol=3e-2)
+
+
 def test_the_benchmarks_can_leave_bitsandbytes_its_own_product(monkeypatch):
     assert "forward" in vars(loaded(BASE, 8).model.layers[0].mlp.up_proj)
     monkeypatch.setitem(QUANTISATIONS, 8, QUANTISATIONS[8]._replace(use_product=keep_own))
