@@ -23,6 +23,7 @@ from decoding.constrained import make_limits
 from decoding.fast_engine import MEASURED, Tuning
 from loading import quantised
 from loading.quantised import QUANTISATIONS
+from models import chatglm, moss  # noqa: F401 - which makes them known to transformers
 from models.cpmbee import convert, prefill
 from models.cpmbee.data import name_columns
 from models.cpmbee.generation import Feed, Reader, _adjuster

@@ -75,12 +75,12 @@ class Tile(NamedTuple):
 
 
 TILES = {  # for so many inputs and fewer; scripts/bench_8bit.py --bits 4 has their times
-    16: Tile(16, 32, 128, 4, 4, 512),
-    32: Tile(32, 32, 128, 4, 4, 512),
-    64: Tile(64, 64, 64, 4, 4, 384),
+    16: Tile(16, 64, 64, 4, 3, 512),
+    32: Tile(32, 64, 64, 4, 3, 512),
+    64: Tile(64, 64, 64, 4, 3, 512),
     128: Tile(128, 64, 64, 4, 3, 256),
 }
-LEAST = 2  # for one, bitsandbytes' own product is faster
+LEAST = 3  # for fewer, bitsandbytes' own product is faster
 FEW = max(TILES)  # for many more, it is as well
 
 
