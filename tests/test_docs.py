@@ -351,6 +351,7 @@ def test_every_flag_in_the_prose_exists(name, capsys):
     known |= {"--model", "--tokenizer", "--counting"}  # of scripts/random_base.py
     known |= {"--url", "--people", "--rounds", "--length"}  # of scripts/bench_web.py
     known |= {"--jobs"}  # of scripts/sweep_rate.py
+    known |= {"--tiles"}  # of scripts/bench_8bit.py
     known |= {"--steps", "--records", "--cases"}  # of scripts/bench_busy.py and tests/campaign.py
     known |= {"--replay", "--batch_sizes", "--repeat"}  # of scripts/bench_drafts.py
     known |= {*actions(HfArgumentParser((args.ModelArguments, args_extract.CorpusArguments)))}
