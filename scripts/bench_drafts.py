@@ -21,7 +21,7 @@ from common.flags import command, parse_flags
 from data.records import load_records
 from decoding import fast_engine
 from decoding.answers import Answer
-from decoding.fast_engine import choose_drafts, choose_rows
+from decoding.fast_sizes import choose_drafts, choose_rows, count_common
 from prediction.opening import open_model, plan_adapter
 from prediction.questions import ask_all
 from utils.args_predict import parse_inference
@@ -105,7 +105,8 @@ def main(argv=None) -> None:
     lengths, rules = [len(ids) for ids in asked.values()], plan.serving.rules
     print(f"{'records at a time':>17} {'drafts':>7} {'seconds':>8} {'records/s':>10} {'new tokens/s':>13} {'equal':>6}")
     for size in arguments.batch_sizes:
-        rows = size or choose_rows(model.config, lengths, rules.max_new_tokens, 1, model.device, rules.fp8)
+        how = rules.max_new_tokens, 1, model.device, rules.fp8, count_common(model, plan.codec, asked.values())
+        rows = size or choose_rows(model.config, lengths, *how)
         first = None
         for asked_drafts in arguments.drafts:
             auto = asked_drafts == "auto"

@@ -128,7 +128,13 @@ def answer(
 
 
 def choose_batch_size(
-    config, lengths: list[int], max_new_tokens: int, num_beams: int, device: torch.device, fp8: bool = False
+    config,
+    lengths: list[int],
+    max_new_tokens: int,
+    num_beams: int,
+    device: torch.device,
+    fp8: bool = False,
+    common: int = 0,
 ) -> int:
     """How many of the longest records fit into the free memory, at most 128 on a GPU and 32 on a CPU.
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from common.decisions import Decision, decide
 from common.errors import UserError
-from decoding import batch_engine, fast_engine, fast_limits, vllm_engine
+from decoding import batch_engine, fast_engine, fast_limits, fast_sizes, vllm_engine
 from decoding.serving import Serving
 
 
@@ -22,9 +22,12 @@ class Engine(NamedTuple):
     check: Callable  # (serving); UserError for what it cannot do, before anything is loaded
     open: Callable  # (serving, codec, tokens of the longest prompt) -> what `answers` takes for a model
     answers: Callable
-    # (config, lengths, max_new_tokens, num_beams, device) -> the batch size it would take; None: it decides itself
+    # (config, lengths, max_new_tokens, num_beams, device, fp8, common) -> the batch size that it would take; None: it
+    # decides itself
     batch_size: Callable | None
     drafts: Callable | None = None  # (device, records at a time) -> (most tokens of a draft, why); None: it has none
+    # (model, codec, prompts, drafts) -> `common`, tokens that all begin with and that are kept once; None: always 0
+    common: Callable | None = None
     by_itself: bool = True  # whether `auto` may take it; False: only who asks for it gets it
 
 
@@ -34,8 +37,9 @@ ENGINES = {  # the fastest first
         fast_limits.check,
         fast_engine.open_model,
         fast_engine.answers,
-        fast_engine.choose_rows,
-        fast_engine.choose_drafts,
+        fast_sizes.choose_rows,
+        fast_sizes.choose_drafts,
+        fast_sizes.count_common,
     ),
     "batch": Engine(
         batch_engine.why_not,

@@ -5,7 +5,6 @@ have the same shapes, and on a card each is captured as a CUDA graph and replaye
 """
 
 import gc
-import math
 import sys
 from bisect import bisect, bisect_left
 from collections import Counter, deque
@@ -17,40 +16,19 @@ import torch
 from transformers.integrations.liger import apply_liger_kernel
 
 from common.errors import reason_of, say
-from common.flags import MOST_DRAFTS
-from common.machine import free_bytes
 from decoding.answers import ALONE, NOT_FINITE, STOPPED, Answer, Failure, Rules, cut_answer, is_out_of_memory
-from decoding.batch_engine import choose_batch_size, load_model
+from decoding.batch_engine import load_model
 from decoding.constrained import Limits, Walks
+from decoding.fast_sizes import MEASURED, Tuning, count_common, room
 from decoding.kept import use_kept_attention
 from decoding.laid import Laid, lay_out
-from decoding.passes import compute, decode, make_steps
+from decoding.passes import compute, compute_common, decode, make_steps
 from decoding.places import BROKEN, Places, Started
 from decoding.serving import Serving
 from kg.loops import loops
-from loading.memory import SAFE
-from loading.shape import cached_numbers
 from ops import available
 
-
-class Tuning(NamedTuple):
-    """Sizes that decide how fast the engine is, never what it answers; measured (docs/log.md)."""
-
-    steps: int = 8  # tokens made between two looks at what is finished
-    watched: int = 1  # the same on a CPU where answers are constrained: a row computes in vain what is not permitted
-    drafted: int = 2  # the same on a CPU with drafts, where a step may make many
-    together: int = 4  # on a CPU with drafts: rows that wait until their prompts are computed by one reading of weights
-    block: int = 64  # new tokens of a record between two looks for loops
-    pass_tokens: int = 12288  # of one pass over new prompts
-    most: int = 512  # rows on a card
-    enough: int = 64  # rows: with fewer, a card mostly reads weights
-    ahead: int = 128  # new tokens that a record gets room for at first, where the memory has none for all of them
-    at_once: int = 256  # tokens that a card computes in a step at little more than what reading the weights takes
-    spared: int = 4 * 2**30  # bytes of a card's memory, at most, for what lies between pieces in use
-    shared: int = 16  # tokens: so long a beginning, in common with a prompt that is kept, is copied
-
-
-MEASURED = Tuning()
+SEEN = 4  # tokens whose keys and values are copied for a pass take the memory of one that it computes, at most
 
 
 class Live(NamedTuple):
@@ -83,46 +61,6 @@ def open_model(serving: Serving, codec, longest: int):
     model = model.base if serving.prefix else model  # which has a prefix of its own kind within
     use_kernels(model)
     return model
-
-
-def choose_rows(
-    config,
-    lengths: list[int],
-    max_new_tokens: int,
-    num_beams: int,
-    device: torch.device,
-    fp8: bool = False,
-    tuning: Tuning = MEASURED,
-) -> int:
-    """How many records of average length the free memory holds, at most `tuning.most`, or 32 on a CPU.
-
-    Where few fit with all the tokens that they may have, only `tuning.ahead` new ones are counted.
-    """
-    if device.type != "cuda":
-        return choose_batch_size(config, lengths, max_new_tokens, num_beams, device)
-    fit, mean = room(config, device, tuning, fp8), sum(lengths) / len(lengths)
-    whole, short = (int(fit / (mean + new)) for new in (max_new_tokens, min(max_new_tokens, tuning.ahead)))
-    return max(1, min(tuning.most, len(lengths), max(whole, min(short, tuning.enough))))
-
-
-def choose_drafts(device: torch.device, rows: int, tuning: Tuning = MEASURED) -> tuple[int, str]:
-    """Most tokens of a draft that `auto` takes with so many records at a time, and why."""
-    if device.type == "cuda":
-        most = min(MOST_DRAFTS, tuning.at_once // rows - 1)
-        if most < 1:
-            return 0, f"{rows} records at a time keep the GPU busy"
-        return most, f"a GPU computes {tuning.at_once} tokens in little more time than one"
-    return 8, "a CPU computes several tokens in the time of one; with many records at a time, drafts are shorter"
-
-
-def room(config, device: torch.device, tuning: Tuning, fp8: bool = False) -> float:
-    """Tokens whose keys and values the free memory of a card holds beside a pass; on a CPU any number."""
-    if device.type != "cuda":
-        return math.inf
-    config, free = config.get_text_config(), free_bytes(device)
-    free -= min((1 - SAFE) * free, tuning.spared)
-    free -= tuning.pass_tokens * config.hidden_size * 16 * 2  # of a pass: 16 numbers a hidden unit
-    return free / ((1 if fp8 else 2) * cached_numbers(config))  # of 16 bits, or 8
 
 
 def _room_now(model, tuning: Tuning, rules: Rules) -> float:
@@ -194,9 +132,10 @@ def answers(
             del left[longest]
             yield {longest: Failure(ALONE)}
             size = rules.batch_size
-        if count["copied"]:
-            computed, copied = count["computed"], count["copied"]
-            say(f"\nprompts: {computed:,} tokens computed, {copied:,} copied from prompts that begin alike")
+        copied = f", {count['copied']:,} copied from prompts that begin alike" if count["copied"] else ""
+        once = f"; {count['common']:,} with which all begin are kept once" if count["common"] else ""
+        if copied or once:
+            say(f"\nprompts: {count['computed']:,} tokens computed{copied}{once}")
         if rules.drafts and count["steps"]:
             say(f"\ndrafts: {count['said'] / count['steps']:.2f} tokens a step of a record")
     finally:
@@ -205,11 +144,13 @@ def answers(
 
 def _answers(run: Run, waiting: dict, left: dict, count: Counter):
     """One attempt of `answers` at the prompts `waiting`; those that come are added to `left`, and to `count` the tokens
-    of prompts: computed, copied.
+    of prompts: computed, copied; and, that all have in common, of the first attempt.
     """
     model, codec, rules, tuning, limits, laid, live = run
     budgets, walks = {number: _budget(codec, ids, rules) for number, ids in waiting.items()}, limits and Walks(limits)
     places, needs, most_new = _make_places(run, waiting, budgets)
+    count["common"] = count["common"] or places.common
+    count["computed"] += places.common
     beside, steps = _stream_beside(places), make_steps(model, places, tuning.enough)
     looks = [tuning.watched] * bool(walks) + [tuning.drafted] * bool(rules.drafts)
     every = tuning.steps if beside or not looks else min(looks)
@@ -281,7 +222,8 @@ def _answers(run: Run, waiting: dict, left: dict, count: Counter):
                 busy[row] = number
                 said[number] += walks.take(number, [first]) if walks else [first]
                 sure[number] = [*sure[number], chance][: len(said[number])]
-            count.update(copied=new.copied, computed=sum(map(len, new.prompts)) - new.copied)
+            there = new.copied + places.common * len(new.prompts)
+            count.update(copied=new.copied, computed=sum(map(len, new.prompts)) - there)
         if walks and walks.refused:
             places.set_back({row: waiting[n] + said[n] for row, n in busy.items() if n in walks.refused})
     yield _cut(laid, finished, sure, rules, walks)
@@ -341,22 +283,23 @@ def _make_places(run: Run, waiting: dict, budgets: dict[int, int]) -> tuple[Plac
     """
     model, _, rules, tuning, _, laid, live = run
     size, learnt = rules.batch_size, len(laid.learnt[0][0]) if laid.learnt else 0
-    fit = _room_now(model, tuning, rules)
+    common = 0 if live else count_common(model, run.codec, waiting.values(), rules.drafts, tuning)
+    fit = _room_now(model, tuning, rules) - common
     needs = {number: len(ids) + budgets[number] for number, ids in waiting.items()}
     if live:  # what will come may be as long as it may be
         longest, expected, mean = live.longest, live.longest, live.room / size
     else:
         longest, expected = max(needs.values()), sum(needs.values()) / len(needs)
-    short = fit < 0.9 * min(size, tuning.enough) * (expected + learnt)
+    short = fit < 0.9 * min(size, tuning.enough) * (expected + learnt - common)
     most_new = tuning.ahead if short else sys.maxsize
     needs = {number: len(ids) + min(budgets[number], most_new) for number, ids in waiting.items()}
     if not live:
         mean = sum(needs.values()) / len(needs)
-    beside = learnt + rules.drafts  # tokens of each stretch beside the record's own
+    beside = learnt - common + rules.drafts  # tokens of each stretch beside those of the record
     count = max(longest + beside, int(min(size * (mean + beside), fit)))
     told = {"about": len(next(iter(laid.about.values()))) if laid.about else 0, "given": laid.given}
     more = {"drafts": rules.drafts, "longest": longest, "learnt": laid.learnt, "fp8": rules.fp8, **told}
-    return Places(model, size, count, tuning.shared, rules.confidence, **more), needs, most_new
+    return Places(model, size, count, tuning.shared, rules.confidence, common=common, **more), needs, most_new
 
 
 def _fill(run: Run, prompts: dict, queue: deque, places: Places, needs: dict) -> tuple[dict, list[Started]]:
@@ -381,14 +324,20 @@ def _start(run: Run, prompts: dict, queue: deque, places: Places, needs: dict) -
     while found := places.find(needs[number] for number in queue):
         texts = [prompts[number] for number in islice(queue, len(found))]
         shared = places.beginnings(texts)
-        totals = list(accumulate(len(text) - tokens for text, (tokens, _) in zip(texts, shared, strict=True)))
+        costs = [len(text) - tokens for text, (tokens, _) in zip(texts, shared, strict=True)]
+        if places.common:  # all that is seen is copied for the pass
+            costs = [max(cost, len(text) // SEEN) for cost, text in zip(costs, texts, strict=True)]
+        totals = list(accumulate(costs))
         count = max(1, bisect(totals, most))
         numbers, texts, taken = [queue.popleft() for _ in range(count)], texts[:count], found[:count]
         about = [laid.about[number] for number in numbers] if laid.about else None
         places.overwrite(taken)  # even by an attempt that fails
         try:
+            if places.common and not places.begun:
+                compute_common(model, places, texts[0][: places.common])
+                places.begun = True
             firsts, chances = compute(model, places, texts, taken, shared[:count], about)
-            copied = sum(tokens for tokens, _ in shared[:count])
+            copied = sum(tokens - places.common for tokens, _ in shared[:count])
             return failed, Started(numbers, taken, texts, copied, firsts, chances, about, count < len(found))
         except torch.AcceleratorError:
             raise  # the card takes no further orders from this process

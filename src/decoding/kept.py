@@ -21,6 +21,8 @@ FEW = 16  # tokens of a record in a pass, as drafts are, on a CPU
 class Spans(NamedTuple):
     """What the tokens of a pass see: those of record i, queries[i] to queries[i + 1], see the `seen[i]` kept ones from
     keys[i] on, their own the last of them. All int32; `keys`, too, has one number more than there are records.
+
+    The first `common` of what each sees stand at the beginning of all that is kept, and not from keys[i] on.
     """
 
     queries: torch.Tensor
@@ -28,10 +30,11 @@ class Spans(NamedTuple):
     seen: torch.Tensor
     most: int  # tokens of one record in the pass
     front: int = 0  # tokens of the pass in front of all these
-    # of keys in 8 bits, which torch's fused attention cannot read: where all that is seen stands, record behind record,
-    # and its bounds there; it is widened for the pass
+    # of keys that torch's fused attention cannot read, in 8 bits or in two pieces: where all that is seen stands, in
+    # the order of records, and its bounds there; it is copied for the pass
     copied: tuple[torch.Tensor, torch.Tensor] | None = None
     whole: "Spans | None" = None  # about those in front: each sees all that its record has there, those behind it too
+    common: int = 0
 
 
 class Bias(NamedTuple):
@@ -149,7 +152,7 @@ def _attend_on_card(query, key, value, spans: Spans, scale, window: int | None, 
         from ops.decode_attention import attend, serves  # Triton, which comes with torch where there are cards
 
         if serves(query.shape[1], key.shape[1], query.shape[-1], spans.most):
-            return attend(query, key, value, spans.keys, spans.seen, scale, window, bias)
+            return attend(query, key, value, spans.keys, spans.seen, scale, window, bias, spans.common)
     if bias is not None:
         raise NotImplementedError("a bias of the scores needs the kernel of ops/decode_attention.py")
     keys = spans.keys
@@ -169,6 +172,7 @@ class Record(NamedTuple):
     start: int  # of the kept tokens that it sees
     end: int
     bias: torch.Tensor | None  # (heads, its tokens, those it sees), -inf where one is not seen
+    common: int = 0  # as of Spans
 
 
 def _records_of(spans: Spans, causal: bool = True, bias: Bias | None = None) -> list[Record]:
@@ -176,7 +180,7 @@ def _records_of(spans: Spans, causal: bool = True, bias: Bias | None = None) -> 
     bounds, found = (part.tolist() for part in (spans.queries[:-1], spans.queries[1:], spans.keys[:-1], spans.seen)), []
     for first, last, start, seen in zip(*bounds, strict=True):
         added = None if bias is None else _bias_of(bias, last - first, start, start + seen, causal)
-        found.append(Record(first, last, start, start + seen, added))
+        found.append(Record(first, last, start, start + seen, added, spans.common))
     return found
 
 
@@ -207,7 +211,8 @@ def _pad_keys(spans: Spans, bias: Bias | None) -> tuple[torch.Tensor, torch.Tens
     """
     starts, seen = spans.keys[:-1, None].long(), spans.seen[:, None].long()
     place = torch.arange(int(seen.max()), device=seen.device)
-    at, there = starts + torch.minimum(place, seen - 1), place < seen
+    place, there = torch.minimum(place, seen - 1), place < seen
+    at = torch.where(place < spans.common, place, starts + place)
     if bias is None:
         return at, there[:, None, None]
     added = bias.table[_rows_of(bias, starts + seen - 1, at)].transpose(1, 2)
@@ -228,10 +233,11 @@ def _attend_padded(query, key, value, at, mask, scale: float):
 def _attend_each(query, key, value, records: list[Record], scale: float | None, window: int | None, causal=True):
     """One record after the other. `window`: tokens that each one sees, itself included; None: all."""
     out = torch.empty_like(query)
-    for first, last, start, end, bias in records:
+    for first, last, start, end, bias, common in records:
         rows = last - first
         begin = start if window is None else max(start, end - rows - window + 1)  # none of them sees those before
-        parts = query[first:last], *(part[begin:end].to(query.dtype) for part in (key, value))
+        seen = (_seen(part, start, begin, end, common).to(query.dtype) for part in (key, value))
+        parts = query[first:last], *seen
         if rows == 1:
             out[first:last] = _attend_once(*parts, scale, bias)
         elif rows <= FEW and causal and bias is None:
@@ -239,6 +245,13 @@ def _attend_each(query, key, value, records: list[Record], scale: float | None, 
         else:
             out[first:last] = _attend_many(*parts, scale, window, causal, bias)
     return out
+
+
+def _seen(kept: torch.Tensor, start: int, begin: int, end: int, common: int) -> torch.Tensor:
+    """Of what a record has from `start` on, that from `begin` to `end`; a copy where that is in two pieces."""
+    if begin - start >= common:
+        return kept[begin:end]
+    return torch.cat([kept[begin - start : min(common, end - start)], kept[start + common : end]])
 
 
 def _attend_once(query, key, value, scale: float | None, bias=None):

@@ -57,12 +57,12 @@ def compute(
     """Keys and values of prompts into the places `taken`, `shared` beginnings copied; the tokens that follow, and how
     likely they are. `about`: of each prompt, as in Laid.
     """
-    kept, counts = places.kept, [len(prompt) for prompt in prompts]
+    kept, common, counts = places.kept, places.common, [len(prompt) for prompt in prompts]
     lengths, starts = torch.tensor([[count, place.start] for count, place in zip(counts, taken, strict=True)]).T
     copied, sources = torch.tensor(shared).T
-    if copied.any():
-        inside = _ranges(torch.zeros_like(copied), copied)
-        kept.copy(*((inside + first.repeat_interleave(copied)).to(kept.device) for first in (sources, starts)))
+    if (copied > common).any():
+        inside, own = _ranges(torch.full_like(copied, common), copied), copied - common
+        kept.copy(*((inside + first.repeat_interleave(own)).to(kept.device) for first in (sources, starts)))
     if places.learnt:
         each = (starts - places.learnt)[:, None] + torch.arange(places.learnt)
         kept.copy(kept.learnt.repeat(len(prompts)), each.flatten().to(kept.device))
@@ -76,7 +76,7 @@ def compute(
     ids = [prompts[record][at] for record, at in zip(records.tolist(), positions.tolist(), strict=True)]
     given = torch.tensor(ids), positions, positions + starts[records]
     learnt = places.learnt  # tokens in front of all
-    spans = [_spans(ends - firsts, starts - learnt, ends + learnt, kept) for firsts, ends in parts]
+    spans = [_spans(ends - firsts, starts - learnt, ends + learnt, kept, common) for firsts, ends in parts]
     front = len(ids) - int((lengths - begins).sum())
     seen = spans[-1]._replace(front=front, whole=spans[0]) if front else spans[0]
     more = {} if about is None else {"about": told[records].to(kept.device)}
@@ -86,6 +86,14 @@ def compute(
     tokens = _likeliest(logits)
     chances = chances_of(logits, tokens) if places.sure is not None else None
     return tokens.masked_fill(_are_broken(logits, tokens), BROKEN), chances
+
+
+@torch.inference_mode()
+def compute_common(model, places: Places, ids: list[int]) -> None:
+    """Keys and values of the tokens that all prompts begin with, to where all records see them."""
+    count, at = torch.tensor([len(ids)]), torch.arange(len(ids), device=places.kept.device)
+    spans = _spans(count, torch.zeros_like(count), count, places.kept)
+    _pass(model, places, torch.tensor(ids, device=at.device), at, at, spans, logits_to_keep=at[-1:])
 
 
 def _likeliest(logits: torch.Tensor) -> torch.Tensor:
@@ -112,13 +120,16 @@ def _ranges(firsts: torch.Tensor, lasts: torch.Tensor) -> torch.Tensor:
     return torch.cat([torch.arange(first, last) for first, last in zip(firsts, lasts, strict=True)])
 
 
-def _spans(counts, starts, seen, kept: Kept) -> Spans:
-    """Of records with so many tokens in a pass, which see the `seen` kept ones from `starts` on."""
+def _spans(counts, starts, seen, kept: Kept, common: int = 0) -> Spans:
+    """Of records with so many tokens in a pass, which see the `seen` kept ones from `starts` on, but for the `common`
+    first ones.
+    """
     bounds = (pad(counts.cumsum(0), (1, 0)), pad(starts, (0, 1)), seen)
-    made = Spans(*(part.to(kept.device, torch.int32) for part in bounds), int(counts.max()))
-    if not kept.fp8:
+    made = Spans(*(part.to(kept.device, torch.int32) for part in bounds), int(counts.max()), common=common)
+    if not kept.fp8 and not common:
         return made
-    at = _ranges(starts, starts + seen).to(kept.device)
+    inside = _ranges(torch.zeros_like(seen), seen)
+    at = torch.where(inside < common, inside, inside + starts.repeat_interleave(seen)).to(kept.device)
     return made._replace(copied=(at, pad(seen.cumsum(0), (1, 0)).to(kept.device, torch.int32)))
 
 
@@ -195,7 +206,7 @@ def make_step(model, places: Places, size: int):
 
     def step() -> tuple[torch.Tensor, torch.Tensor]:
         bounds = pad(starts - learnt, (0, 1)).int(), (positions + 1 + learnt).int()
-        spans = Spans(places.each[: size + 1], *bounds, 1)
+        spans = Spans(places.each[: size + 1], *bounds, 1, common=places.common)
         logits = _pass(model, places, tokens, positions, starts + positions, spans, **more)
         chosen = _likeliest(logits)
         tokens.copy_(chosen)
@@ -256,7 +267,7 @@ def _verify(model, places: Places, drafts: torch.Tensor, whole: bool) -> tuple[t
         most = int(counts.max())
     at = positions[:, None] + cells
     bounds = pad(counts.cumsum(0), (1, 0))
-    spans = Spans(bounds.int(), pad(starts, (0, 1)).int(), (positions + counts).int(), most)
+    spans = Spans(bounds.int(), pad(starts, (0, 1)).int(), (positions + counts).int(), most, common=places.common)
     ids, inside, kept_at = (part.flatten()[index] for part in (given.clamp(min=0), at, starts[:, None] + at))
     logits = _pass(model, places, ids, inside, kept_at, spans)
     chosen = _likeliest(logits)

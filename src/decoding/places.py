@@ -16,7 +16,7 @@ class Place(NamedTuple):
     """The row of a record, and its stretch of the kept tokens."""
 
     row: int
-    start: int  # of its stretch of the kept tokens
+    start: int  # of its stretch of the kept tokens: where its first token stands, or would (Places.common)
     end: int
 
 
@@ -26,7 +26,7 @@ class Started(NamedTuple):
     numbers: list[int]
     places: list[Place]
     prompts: list[list[int]]
-    copied: int  # tokens of them
+    copied: int  # tokens of them, without those that all have in common
     firsts: torch.Tensor  # BROKEN where its logits are not finite
     chances: torch.Tensor | None = None  # how likely they were; None: nobody asked
     about: list[tuple[int, ...]] | None = None  # what the model is told of each (Laid.about)
@@ -42,7 +42,9 @@ class Places:
     layer that stand in front of every record's; a stretch is counted from behind them. `drafts`: most tokens of a row
     that a step looks up and verifies beside its newest one; each stretch has room for as many more, so that wrong ones
     overwrite nothing. `longest`: tokens of the longest record, needed for drafts alone. `fp8`: keys and values are kept
-    in 8-bit floats.
+    in 8-bit floats. `common`: tokens that all prompts begin with, kept once, in front of all stretches; a stretch has
+    none of them, and is counted from as many tokens before it, so that a record's token stands where its stretch starts
+    and its position say, but for these. Nothing is learnt then.
     """
 
     def __init__(
@@ -58,9 +60,13 @@ class Places:
         given: dict | None = None,
         learnt: list = (),
         fp8: bool = False,
+        common: int = 0,
     ):
         self.shared, self.drafts, self.learnt = shared, drafts, len(learnt[0][0]) if learnt else 0
-        self.kept, self.count = Kept(model, count + size * (1 + drafts), learnt, fp8), count
+        self.common, self.begun = common, False  # whether these are computed
+        self.before = self.learnt - common  # tokens between where a stretch begins and where it is counted from
+        self.count = common + count  # where the last stretch ends
+        self.kept = Kept(model, self.count + size * (1 + drafts), learnt, fp8)
         self.tokens = torch.zeros(size, dtype=torch.long, device=model.device)  # the newest, not kept yet
         # what the last step said, in order: ids, BROKEN, or NONE behind the last; and their probabilities
         self.said = self.tokens.new_zeros(size, 1 + drafts)
@@ -147,17 +153,17 @@ class Places:
 
     def find(self, needs: Iterable[int]) -> list[Place]:
         """Where records of so many tokens go, in their order, while there are rows and room."""
-        found, gaps, start = [], [], 0
+        found, gaps, start = [], [], self.common
         for place in sorted(self.taken.values(), key=lambda place: place.start):
-            gaps.append([start, place.start - self.learnt])
+            gaps.append([start, place.start - self.before])
             start = place.end
         gaps.append([start, self.count])
         for row, need in zip((row for row in range(len(self.tokens)) if row not in self.taken), needs, strict=False):
-            need += self.drafts + self.learnt
+            need += self.drafts + self.before
             gap = next((gap for gap in gaps if gap[1] - gap[0] >= need), None)
             if gap is None:
                 break
-            found.append(Place(row, gap[0] + self.learnt, gap[0] + need))
+            found.append(Place(row, gap[0] + self.before, gap[0] + need))
             gap[0] += need
         return found
 
@@ -166,20 +172,24 @@ class Places:
         self.prompts = [
             (ids, start)
             for ids, start in self.prompts
-            if all(place.end <= start or start + len(ids) <= place.start - self.learnt for place in places)
+            if all(
+                place.end <= start + self.common or start + len(ids) <= place.start - self.before for place in places
+            )
         ]
 
     def beginnings(self, prompts: list[list[int]]) -> list[tuple[int, int]]:
-        """The longest beginning of each prompt that stands here already, without its last token: (tokens, where)."""
-        there, found = sorted(self.prompts), []
+        """The longest beginning of each prompt that stands here already, without its last token: (tokens, where), what
+        all have in common among them.
+        """
+        there, found, least = sorted(self.prompts), [], self.common + self.shared
         for prompt in prompts:
             at = bisect(there, (prompt,))  # what has most in common with it is one of its neighbours
-            near = [(common(prompt[:-1], ids), start) for ids, start in there[max(0, at - 1) : at + 1]]
-            found.append(max((pair for pair in near if pair[0] >= self.shared), default=(0, 0)))
+            near = [(count_alike(prompt[:-1], ids), start) for ids, start in there[max(0, at - 1) : at + 1]]
+            found.append(max((pair for pair in near if pair[0] >= least), default=(self.common, 0)))
         return found
 
 
-def common(one: list[int], other: list[int]) -> int:
+def count_alike(one: list[int], other: list[int]) -> int:
     """How many tokens two prompts begin with in common."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((at for at, (mine, its) in pairs if mine != its), min(len(one), len(other)))

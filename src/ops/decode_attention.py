@@ -12,15 +12,15 @@ ROWS = 16  # of the smallest product of matrices: the heads that share keys, the
 MOST_ROWS = 64  # of the largest: so many numbers a row are kept in registers
 
 
-def attend(query, key, value, starts, seen, scale: float, window: int | None = None, bias=None):
+def attend(query, key, value, starts, seen, scale: float, window: int | None = None, bias=None, common: int = 0):
     """(records * new, heads, size) from as much: the last `new` tokens of each record, in their order. Record i sees
     seen[i] of the (tokens, kept heads, size) from starts[i] on, each of its tokens those up to itself, of them the last
-    `window` alone (None: all).
+    `window` alone (None: all). But the first `common` of what each record sees are the first of all.
 
     `size` is a power of 2, 16 or more; `new` times the heads that share a kept one are MOST_ROWS at most. `bias`, added
     to the scores of one new token: None, or the contiguous tensors table (rows, heads), marks (tokens), apart (marks,
     marks) and near (2 far + 1). The row for a query and a key is that of apart for their marks or, where it is below 0,
-    that of near for the key's place - the query's + far.
+    that of near for the key's place - the query's + far. With a bias nothing is common.
     """
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     tokens, heads, size = query.shape
@@ -28,17 +28,17 @@ def attend(query, key, value, starts, seen, scale: float, window: int | None = N
     new, share = tokens // records, heads // kept
     strides = query.stride(0), query.stride(1)
     if share == new == 1 and key.element_size() == 1 and bias is None:
-        sizes = kept, size, TOKENS, window or 0
-        _attend_alone[(kept, records)](query, key, value, out, starts, seen, scale, *strides, *sizes, num_warps=1)
+        sizes, one = (kept, size, TOKENS, window or 0, common > 0), (query, key, value, out, starts, seen)
+        _attend_alone[(kept, records)](*one, scale, *strides, common, *sizes, num_warps=1)
         return out
     rows = max(ROWS, triton.next_power_of_2(new * share))
     narrow = size <= 128
     more = {"num_warps": 2 if narrow and rows == ROWS else 4, "num_stages": 3 if narrow else 2}  # an older card's room
     table, marks, apart, near = (query,) * 4 if bias is None else bias
     kinds, far = (0, 0) if bias is None else (len(apart), len(near) // 2)
-    sizes = kept, share, size, TOKENS, rows, window or 0, new, kinds, far
+    sizes = kept, share, size, TOKENS, rows, window or 0, new, kinds, far, common > 0
     added = table, marks, apart, near
-    _attend[(kept, records)](query, key, value, out, *added, starts, seen, scale, *strides, *sizes, **more)
+    _attend[(kept, records)](query, key, value, out, *added, starts, seen, scale, *strides, common, *sizes, **more)
     return out
 
 
@@ -57,17 +57,19 @@ def try_out(device: torch.device, dtype: torch.dtype) -> None:
 
 @triton.jit
 def _attend(
-    query, key, value, out, table, marks, apart, near, starts, seen, scale, record_stride, head_stride,
+    query, key, value, out, table, marks, apart, near, starts, seen, scale, record_stride, head_stride, common,
     kept: tl.constexpr, share: tl.constexpr, size: tl.constexpr, tokens: tl.constexpr, rows: tl.constexpr,
-    window: tl.constexpr, new: tl.constexpr, kinds: tl.constexpr, far: tl.constexpr,
+    window: tl.constexpr, new: tl.constexpr, kinds: tl.constexpr, far: tl.constexpr, split: tl.constexpr,
 ):  # fmt: skip
     """The heads of one record's new tokens that share a kept one: their softmax is built up while keys and values pass
-    by. The heads of one token are rows one behind the other. `kinds`: of marks; 0: there is no bias.
+    by. The heads of one token are rows one behind the other. `kinds`: of marks; 0: there is no bias. `split`: whether
+    anything is common.
     """
     head, record = tl.program_id(0), tl.program_id(1)
     first, count = tl.load(starts + record).to(tl.int64), tl.load(seen + record)
     if kinds > 0:
         of_mine = apart + tl.load(marks + first + count - 1) * kinds
+    unseen = 0
     if window > 0:
         unseen = tl.maximum(count - new + 1 - window, 0)  # by the first of the new tokens, and so by all
         first, count = first + unseen, count - unseen
@@ -83,7 +85,10 @@ def _attend(
     mean = tl.zeros([rows, size], tl.float32)
     for begin in range(0, count, tokens):
         there = begin + token < count
-        at = (((first + begin + token) * kept + head) * size)[:, None] + unit[None, :]
+        place = first + begin + token
+        if split:
+            place = tl.where(unseen + begin + token < common, unseen + begin + token, place)
+        at = ((place * kept + head) * size)[:, None] + unit[None, :]
         keys = tl.load(key + at, mask=there[:, None], other=0.0).to(asked.dtype)
         values = tl.load(value + at, mask=there[:, None], other=0.0).to(asked.dtype)
         score = tl.dot(asked, tl.trans(keys)) * scale
@@ -113,14 +118,15 @@ def _attend(
 
 @triton.jit
 def _attend_alone(
-    query, key, value, out, starts, seen, scale, record_stride, head_stride,
-    kept: tl.constexpr, size: tl.constexpr, tokens: tl.constexpr, window: tl.constexpr,
+    query, key, value, out, starts, seen, scale, record_stride, head_stride, common,
+    kept: tl.constexpr, size: tl.constexpr, tokens: tl.constexpr, window: tl.constexpr, split: tl.constexpr,
 ):  # fmt: skip
     """As `_attend` for one new token, a head of which shares 8-bit keys with no other: without products of matrices,
     whose rows would be empty but for one, keys and values go straight to registers (docs/log.md).
     """
     head, record = tl.program_id(0), tl.program_id(1).to(tl.int64)
     first, count = tl.load(starts + record).to(tl.int64), tl.load(seen + record)
+    unseen = 0
     if window > 0:
         unseen = tl.maximum(count - window, 0)
         first, count = first + unseen, count - unseen
@@ -130,7 +136,10 @@ def _attend_alone(
     mean = tl.zeros([size], tl.float32)
     for begin in range(0, count, tokens):
         there = begin + token < count
-        at = (((first + begin + token) * kept + head) * size)[:, None] + unit[None, :]
+        place = first + begin + token
+        if split:
+            place = tl.where(unseen + begin + token < common, unseen + begin + token, place)
+        at = ((place * kept + head) * size)[:, None] + unit[None, :]
         keys = tl.load(key + at, mask=there[:, None], other=0.0).to(tl.float16).to(tl.float32)
         values = tl.load(value + at, mask=there[:, None], other=0.0).to(tl.float16).to(tl.float32)
         score = tl.where(there, tl.sum(keys * asked[None, :], 1), -float("inf"))

@@ -14,7 +14,8 @@ from itertools import count
 from common.errors import UserError, reason_of
 from decoding.answers import STOPPED, Answer, Failure
 from decoding.engines import ENGINES
-from decoding.fast_engine import Live, Tuning
+from decoding.fast_engine import Live
+from decoding.fast_sizes import Tuning
 from decoding.laid import takes_more
 from prediction.opening import Opening
 from prediction.predicting import choose_drafts, size_for_engine

@@ -116,23 +116,27 @@ def choose_batch_size(model, task: Task, settings: dict, ranks: Ranks) -> Decisi
     """Records at a time: those asked for or begun with, else what the engine would take; None: it decides itself."""
     if settings["batch_size"] is not None:
         return Decision(settings["batch_size"], "as asked" if task.plan.serving.batch_size else "as the run began")
-    lengths = [len(question.ids) for question in task.questions if question.ids]
-    size = size_for_engine(model, task.plan, lengths)
+    prompts = [question.ids for question in task.questions if question.ids]
+    size = size_for_engine(model, task.plan, list(map(len, prompts)), prompts)
     if size is None:
         return Decision(None, f"{task.plan.engine} decides it")
     size = min(ranks.gather(size))
-    some = size < len(lengths)
+    some = size < len(prompts)
     return decide(
         "batch_size", size, "what the memory holds, or the most that the engine takes" if some else "all of them"
     )
 
 
-def size_for_engine(model, plan: Opening, lengths: list[int]) -> int | None:
-    """Prompts of so many tokens each that the engine would take at a time; None: it decides itself."""
-    choose, rules = ENGINES[plan.engine].batch_size, plan.serving.rules
-    if choose is None:
+def size_for_engine(model, plan: Opening, lengths: list[int], prompts=()) -> int | None:
+    """Prompts of so many tokens each that the engine would take at a time; None: it decides itself. `prompts`: they
+    themselves, where none will come later: what all begin with may be kept once.
+    """
+    engine, rules = ENGINES[plan.engine], plan.serving.rules
+    if engine.batch_size is None:
         return None
-    return choose(model.config, lengths or [1], rules.max_new_tokens, rules.num_beams, model.device, rules.fp8)
+    common = engine.common(model, plan.codec, prompts, plan.serving.drafts or 0) if engine.common and prompts else 0
+    how = rules.max_new_tokens, rules.num_beams, model.device, rules.fp8, common
+    return engine.batch_size(model.config, lengths or [1], *how)
 
 
 def choose_drafts(model, plan: Opening, rows: int) -> Decision:

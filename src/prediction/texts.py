@@ -13,7 +13,7 @@ from data.topics import Topics, pick_topic
 from data.windows import window_places
 from decoding.answers import Rules
 from decoding.engines import ENGINES
-from decoding.fast_engine import MEASURED
+from decoding.fast_sizes import MEASURED
 from kg.schema import read_schema
 from kg.triples import parse
 from loading.shape import check_vocabulary
@@ -106,7 +106,7 @@ def answer_silently(
 ) -> Share:
     """`predicting.answer_questions` by the plan, but only what is wrong is said; `batch_size`: None: as it pays."""
     model, plan = opened.model, opened.plan
-    rules = choose_rules(opened, [len(question.ids) for question in asked.values()], batch_size)
+    rules = choose_rules(opened, [question.ids for question in asked.values()], batch_size)
     limits = limit(plan, asked, silent=True) if rules.constrain else None
     answers = opened.feed and opened.feed.answers
     told = []
@@ -121,19 +121,20 @@ def answer_silently(
                 say(line)
 
 
-def choose_rules(opened: Opened, lengths: list[int], batch_size: int | None) -> Rules:
-    """How a shard with prompts of so many tokens each is answered; `batch_size`: as of answer_silently.
+def choose_rules(opened: Opened, prompts: list, batch_size: int | None) -> Rules:
+    """How a shard with these prompts is answered; `batch_size`: as of answer_silently.
 
     Shards that share a run go by what the first of them chose, for the run has the memory by then. Drafts are those of
     the first in any case.
     """
     model, plan, feed = opened.model, opened.plan, opened.feed
+    lengths = [len(ids) for ids in prompts]
     if feed:  # more will come
-        lengths = [feed.guess_length(lengths)] * MEASURED.most
+        lengths, prompts = [feed.guess_length(lengths)] * MEASURED.most, ()
     with opened.first:
         if feed and feed.rules:
             return feed.rules
-        size, said = choose_size(opened, lengths, batch_size)
+        size, said = choose_size(opened, lengths, prompts, batch_size)
         if "drafts" not in opened.decided:
             drafts = say_drafts(choose_drafts(model, plan, min(size, len(lengths))), plan)
             opened.decided.update(batch_size=said, drafts=drafts)
@@ -143,9 +144,9 @@ def choose_rules(opened: Opened, lengths: list[int], batch_size: int | None) -> 
         return rules
 
 
-def choose_size(opened: Opened, lengths: list[int], begun: int | None) -> tuple[int, Decision]:
-    """Prompts at a time, and what run.json says of that, which is about all shards; `begun`: of the unfinished run that
-    this one goes on with.
+def choose_size(opened: Opened, lengths: list[int], prompts, begun: int | None) -> tuple[int, Decision]:
+    """Prompts at a time, and what run.json says of that, which is about all shards; `prompts`: as of size_for_engine;
+    `begun`: of the unfinished run that this one goes on with.
     """
     plan, asked = opened.plan, opened.plan.serving.batch_size
     given = begun or asked
@@ -153,7 +154,7 @@ def choose_size(opened: Opened, lengths: list[int], begun: int | None) -> tuple[
         return given or 1, Decision(given, f"{plan.engine} decides it")
     if given:
         return given, Decision(given, "as asked" if asked else "as the run began")
-    size = size_for_engine(opened.model, plan, lengths)
+    size = size_for_engine(opened.model, plan, lengths, prompts)
     if opened.feed:
         return size, Decision(size, SHARED)
     return size, Decision(None, "for each shard what its worker's memory holds")

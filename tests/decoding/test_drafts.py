@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import inference
 from common.errors import UserError
-from decoding import constrained, fast_engine, passes
+from decoding import constrained, fast_engine, fast_sizes, passes
 from decoding.answers import Failure, Rules, cut_answer
 from decoding.constrained import make_limits
 from decoding.fast_engine import Live, Tuning
@@ -255,5 +255,5 @@ def test_the_script_says_what_was_drafted_and_writes_the_same(tmp_path, capsys):
 
 
 def test_a_card_drafts_as_much_as_its_step_has_room_for():
-    most = [fast_engine.choose_drafts(torch.device("cuda"), rows)[0] for rows in (1, 16, 17, 64, 128, 129, 512)]
+    most = [fast_sizes.choose_drafts(torch.device("cuda"), rows)[0] for rows in (1, 16, 17, 64, 128, 129, 512)]
     assert most == [15, 15, 14, 3, 1, 0, 0]

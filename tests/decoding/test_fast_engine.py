@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import inference
 from checkpoints.family import find_family
 from common.errors import UserError
-from decoding import fast_engine, fast_limits, passes
+from decoding import fast_engine, fast_limits, fast_sizes, passes
 from decoding.answers import ALONE, Failure, Rules
 from decoding.batch_engine import generate
 from decoding.fast_engine import Tuning
@@ -131,8 +131,11 @@ def test_a_beginning_in_common_with_a_prompt_that_is_kept_is_copied(tiny, monkey
 def test_rows_are_those_of_whole_answers_or_where_few_fit_of_their_beginnings(monkeypatch):
     card = torch.device("cuda")
     for room, rows in ((10**6, 400), (90_000, 100), (27_000, 53), (2_700, 5), (10, 1)):
-        monkeypatch.setattr(fast_engine, "room", lambda *_, room=room: room)
-        assert fast_engine.choose_rows(None, [350, 410] * 200, 512, 1, card) == rows, room
+        monkeypatch.setattr(fast_sizes, "room", lambda *_, room=room: room)
+        assert fast_sizes.choose_rows(None, [350, 410] * 200, 512, 1, card) == rows, room
+    for room, rows in ((10**6, 400), (90_000, 146), (27_000, 64), (2_700, 10), (10, 1)):  # of 280 tokens kept once
+        monkeypatch.setattr(fast_sizes, "room", lambda *_, room=room: room)
+        assert fast_sizes.choose_rows(None, [350, 410] * 200, 512, 1, card, common=280) == rows, room
 
 
 def test_a_loop_ends_its_row_at_once(tiny, monkeypatch):
