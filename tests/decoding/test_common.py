@@ -262,6 +262,14 @@ def test_attention_sees_what_is_common_and_then_its_own(window):
     torch.testing.assert_close(padded, _attend_each(query[newest], key, value, _records_of(spans), 0.3, None))
 
 
+def test_where_what_a_prompt_sees_is_copied_from_on_a_card(tiny):
+    kept = Places(tiny[0], 2, 30, shared=1, common=3).kept
+    counts, starts, seen = (torch.tensor(numbers) for numbers in ([2, 1], [10, 0], [6, 4]))
+    spans = passes._spans(counts, starts, seen, kept, 3)
+    assert [part.tolist() for part in spans.copied] == [[0, 1, 2, 13, 14, 15, 0, 1, 2, 3], [0, 6, 10]]
+    assert passes._spans(counts, starts, seen, kept).copied is None
+
+
 def test_so_many_tokens_are_common(asked):
     model, codec, prompts = asked
     once = Tuning(common=10)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,10 @@ from data.prompts import load_template, make_prompt
 from decoding import batch_engine
 from decoding.answers import Answer, Rules, cut_answer, plan_batches
 from decoding.batch_engine import choose_batch_size, generate
+from decoding.engines import ENGINES
+from decoding.fast_sizes import Tuning, count_common
 from prediction import partial, settings
+from prediction.predicting import size_for_engine
 from utils.args_predict import parse_inference
 
 EXPECTED = json.loads((GOLDEN / "golden.json").read_text(encoding="utf-8"))["predictions"]
@@ -190,6 +194,19 @@ def test_batch_size_follows_memory(monkeypatch):
         sizes.append(choose_batch_size(model.config, [300] * 1000, 200, 1, torch.device("cpu")))
     assert sizes[0] == 1
     assert sizes[0] < sizes[1] < sizes[2] == 32
+
+
+def test_batch_size_counts_once_what_the_engine_keeps_once(monkeypatch):
+    """`fast` does on a card; on a CPU only as it is told."""
+    model, codec = loaded(BASE)
+    engine = ENGINES["fast"]._replace(
+        batch_size=lambda *given: given, common=lambda *given: count_common(*given, Tuning(common=1))
+    )
+    monkeypatch.setitem(ENGINES, "fast", engine)
+    plan = SimpleNamespace(engine="fast", codec=codec, serving=SimpleNamespace(rules=Rules(8), drafts=None))
+    prompts = [[5, 6, 7, 8], [5, 6, 9]]
+    for given, common in ((prompts, 2), ((), 0)):
+        assert size_for_engine(model, plan, [4, 3], given) == (model.config, [4, 3], 8, 1, model.device, False, common)
 
 
 def test_the_script_reports_errors_without_a_traceback(tmp_path):
