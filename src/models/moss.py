@@ -61,7 +61,8 @@ class MossForCausalLM(CodeGenForCausalLM):
         super().__init__(config)
         for block in self.transformer.h:
             block.attn.__class__ = MossAttention  # made anew, it would draw its first values again
-            block.mlp.act = nn.GELU(approximate="tanh")  # CodeGen's gelu_new in one pass, not in eight
+            if config.activation_function == "gelu_new":  # as every published one has it
+                block.mlp.act = nn.GELU(approximate="tanh")  # the same in one pass, not in eight
 
 
 AutoConfig.register("moss", MossConfig, exist_ok=True)

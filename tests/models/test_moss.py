@@ -13,6 +13,7 @@ from helpers import ROOT
 from overfit import EIGHT, overfit, tiny_base
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
+from transformers.activations import ACT2FN
 
 import inference
 import test_finetune as finetuning
@@ -23,6 +24,7 @@ from decoding.batch_engine import answer
 from decoding.answers import Rules
 from loading.base import load_base
 from loading.precision import Precision
+from models.moss import MossConfig, MossForCausalLM
 from tokens.batches import IGNORED
 from tokens.readers import load_codec
 from tokens.rows import Limits, encode_row
@@ -67,6 +69,14 @@ def test_logits_states_loss_and_gradient(model):
     torch.testing.assert_close(states, ARRAYS["fwd_hidden_states_seq0"], **near)
     gradient = model.transformer.h[0].attn.qkv_proj.weight.grad
     torch.testing.assert_close(gradient[::4], ARRAYS["grad_qkv_proj_layer0"], **near)
+
+
+def test_a_base_keeps_the_activation_of_its_config():
+    sizes = {"vocab_size": 8, "n_embd": 32, "n_layer": 1, "n_head": 4, "rotary_dim": 4}
+    numbers = torch.linspace(-4, 4, 99)
+    for name in ("gelu_new", "relu"):
+        (block,) = MossForCausalLM(MossConfig(**sizes, activation_function=name)).transformer.h
+        torch.testing.assert_close(block.mlp.act(numbers), ACT2FN[name](numbers))
 
 
 def test_greedy_answers_alone_in_a_batch_and_in_beams(model):
