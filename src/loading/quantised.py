@@ -97,11 +97,15 @@ def _give(model, kind, forward, module: str, otherwise: str) -> int:
 
 
 def weight_of(codes, state):
-    """bitsandbytes' 4-bit codes and their QuantState as ops.nf4_product reads them (its `Weight`); None: it cannot."""
+    """bitsandbytes' 4-bit codes and their QuantState as ops.nf4_product reads them (its `Weight`); None: it cannot, as
+    where two rows share a scale.
+    """
     from ops.nf4_product import BLOCK, COARSE, Nested, Weight
 
     more = state.state2
     if state.blocksize != BLOCK or (more and more.blocksize != COARSE) or len(state.shape) != 2:
+        return None
+    if state.shape[1] % BLOCK:
         return None
     nested = Nested(more.code, more.absmax, state.offset) if more else None
     return Weight(*state.shape, codes.detach().view(-1).view(torch.int32), state.code, state.absmax, nested)

@@ -85,11 +85,11 @@ FEW = max(TILES)  # for many more, it is as well
 
 
 def serves(inputs, weight: Weight) -> bool:
-    """Whether `multiply` is for these inputs (count, width) and this weight: they are few but not one, no scale is
-    shared by two rows, and the card multiplies by its tensor cores, which Triton has from Ampere's generation on.
+    """Whether `multiply` is for these inputs (count, width) and this weight: they are few but not one, and the card
+    multiplies by its tensor cores, which Triton has from Ampere's generation on.
     """
     count, width = inputs.shape
-    if not LEAST <= count <= FEW or width != weight.width or width % BLOCK:
+    if not LEAST <= count <= FEW or width != weight.width:
         return False
     return torch.cuda.get_device_capability(inputs.device) >= (8, 0)
 

@@ -98,6 +98,13 @@ def test_products_with_4_bit_weights_by_every_tile():
                 assert_near(out, exact, 5e-3 * exact.norm().item(), tile, programs, count)
 
 
+@pytest.mark.parametrize("width", [130, 200])  # of 130 the codes are no whole words of 4 bytes
+def test_rows_that_share_a_scale_are_left_to_bitsandbytes(width):
+    from bitsandbytes.functional import quantize_4bit
+
+    assert weight_of(*quantize_4bit(torch.ones(5, width), blocksize=64, quant_type="nf4")) is None
+
+
 def test_gradients_and_inputs_in_32_bits_go_through_4_bit_weights(counted):
     layer = make_four_bits(640, torch.bfloat16)
     weight = exact_weight(layer)
