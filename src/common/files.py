@@ -46,7 +46,7 @@ def read_json(path: str | Path, advice: str):
     try:
         return json.loads(Path(path).read_bytes().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
+        raise UserError(f"{path}: not UTF-8 (byte {error.start}); save it as UTF-8; {advice}") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg}); {advice}") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets in thousands of brackets

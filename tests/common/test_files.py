@@ -64,7 +64,9 @@ def test_what_is_no_number_in_json_is_written_as_null():
 )
 def test_json_that_cannot_be_read_is_one_clear_line(tmp_path, content, message):
     (tmp_path / "x.json").write_bytes(content)
-    assert message in error_of(read_json, tmp_path / "x.json", "do this")
+    said = error_of(read_json, tmp_path / "x.json", "do this")
+    assert message in said
+    assert said.endswith("; do this")
 
 
 def test_json_may_begin_with_a_byte_order_mark(tmp_path):
