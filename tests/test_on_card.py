@@ -172,7 +172,7 @@ def said_by_fast(model, codec, prompts: dict, size: int, tuning: Tuning = MEASUR
 def check_taken(logits, said: list[int], refused=()) -> None:
     """Tokens are the likeliest by exact logits (tokens, vocabulary), but for near ties, which rounding decides."""
     taken = logits.gather(1, torch.tensor(said, device="cuda")[:, None])[:, 0]
-    near = 0.5 * torch.maximum(logits.std(-1), logits.topk(30).values.std(-1))  # of all, or of the few that may be said
+    near = 0.7 * torch.maximum(logits.std(-1), logits.topk(30).values.std(-1))  # of all, or of the few that may be said
     logits[:, list(refused)] = -torch.inf
     assert ((logits.max(-1).values - taken).abs() < near).all()
 
@@ -388,7 +388,7 @@ def test_rows_are_rounded_to_eight_bits_as_on_a_cpu(kind, width):
         codes, scales = fp8_product.round_rows(rows.cuda(), kind, None if more is None else more.cuda())
         expected, sizes = fp8_product.round_rows(rows, kind, more)
         torch.testing.assert_close(scales.cpu(), sizes, rtol=1e-6, atol=0)
-        assert (codes.cpu().float() != expected.float()).float().mean() < 1e-3  # a quotient's last bit
+        assert (codes.cpu().float() != expected.float()).float().mean() < 2e-3  # a quotient's last bit
 
 
 @pytest.mark.parametrize("count", [1, 7, 300])

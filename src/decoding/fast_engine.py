@@ -158,6 +158,8 @@ def _answers(run: Run, waiting: dict, left: dict, count: Counter):
     said, sure = ({number: [] for number in waiting} for _ in range(2))  # new tokens, and their probabilities
     busy, finished = {}, {}  # row -> number; number -> its tokens, or Failure
     coming = live is not None
+    # A card decodes on behind tokens that may still be refused, for looking at them takes longer than a step of it.
+    later, unseen = walks and beside and not (live and live.read_along), {}  # number -> tokens before, and new ones
     while queue or busy or coming:
         if finished and not beside:
             yield _cut(laid, finished, sure, rules, walks)
@@ -167,6 +169,7 @@ def _answers(run: Run, waiting: dict, left: dict, count: Counter):
             if max(busy) >= size:
                 busy = places.gather(busy)
             made = decode(places, size, steps[size], every, walks and walks.mend(busy, places))
+        wrong = _look_at(unseen, walks, said, sure)
         if finished:  # a card is not waited for: it decodes while answers are put on disk, and new prompts computed
             yield _cut(laid, finished, sure, rules, walks)
         refused = {}
@@ -194,8 +197,16 @@ def _answers(run: Run, waiting: dict, left: dict, count: Counter):
         for (row, number), (new, chances, ends) in zip(busy.items(), made.of(list(busy)) if busy else (), strict=True):
             before, prompt = len(said[number]), waiting[number]
             most = needs[number] - len(prompt) + 1  # that it has room for: the newest token is not kept yet
-            new = new[: min(budgets[number], most) - before]
-            said[number] = ids = said[number] + (walks.take(number, new) if walks else new)
+            limit = min(budgets[number], most)
+            new = new[: limit - before]
+            if number in wrong:
+                new = []
+            elif later and not _may_end(codec, new, before, limit, tuning.block):
+                unseen[number] = before, new
+                walks.refused.discard(number)  # what was refused before has been said otherwise
+            elif walks:
+                new = walks.take(number, new)
+            said[number] = ids = said[number] + new
             sure[number] = [*sure[number], *chances][: len(ids)]
             how = laid.reader(number), ids, before, rules, tuning.block
             count["said"] += len(ids) - before
@@ -227,6 +238,29 @@ def _answers(run: Run, waiting: dict, left: dict, count: Counter):
         if walks and walks.refused:
             places.set_back({row: waiting[n] + said[n] for row, n in busy.items() if n in walks.refused})
     yield _cut(laid, finished, sure, rules, walks)
+
+
+def _look_at(unseen: dict, walks: Walks | None, said: dict, sure: dict) -> set[int]:
+    """Take of the tokens that were `unseen` those that may be said; the numbers of answers of which some may not: what
+    is being made behind them counts for nothing.
+    """
+    wrong = set()
+    for number, (before, new) in unseen.items():
+        taken = walks.take(number, new)
+        if taken != new:
+            wrong.add(number)
+            said[number] = said[number][:before] + taken
+            sure[number] = sure[number][: len(said[number])]
+    unseen.clear()
+    return wrong
+
+
+def _may_end(codec, new: list[int], before: int, limit: int, block: int) -> bool:
+    """Whether an answer of so many tokens may end with the new ones: by eos, at its limit, or where it is looked at for
+    loops.
+    """
+    after = before + len(new)
+    return codec.eos_id in new or after == limit or before // block != after // block
 
 
 def _is_broken(codec, ids: list[int]) -> bool:

@@ -2,6 +2,7 @@
 is never touched.
 """
 
+from contextlib import nullcontext
 from itertools import product
 from types import SimpleNamespace
 
@@ -77,6 +78,31 @@ def test_both_engines_say_the_likeliest_that_may_be_said(tiny, bound):
             assert relation in asked.relations
             assert not heads or head in record["input"]
             assert not tails or tail in record["input"]
+
+
+@pytest.mark.parametrize("drafts", [0, 2])
+def test_a_card_decodes_on_while_tokens_are_looked_at(tiny, drafts, monkeypatch):
+    model, codec, prompts = tiny
+    limits, waiting, seen = limit(codec, "text"), dict(enumerate(prompts[:4])), []
+    expected = {n: one_by_one(model, codec, ids, limits, n) for n, ids in waiting.items()}
+    alone = {}  # with confidences, as on a CPU
+    for group in fast_engine.answers(model, codec, waiting, Rules(NEW, batch_size=2, confidence=True), limits=limits):
+        alone |= group
+    monkeypatch.setattr(fast_engine, "_stream_beside", lambda _: SimpleNamespace())  # as on a card
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(wait_stream=lambda _: None))
+    look_at = fast_engine._look_at
+    monkeypatch.setattr(fast_engine, "_look_at", lambda unseen, *more: seen.extend(unseen) or look_at(unseen, *more))
+    for size, steps, block in ((1, 1, 64), (3, 2, 4), (2, 3, 64), (4, 5, 64)):
+        rules, made = Rules(NEW, batch_size=size, drafts=drafts, max_repeats=9, confidence=True), {}
+        for group in fast_engine.answers(model, codec, waiting, rules, Tuning(steps=steps, block=block), limits):
+            made |= group
+        assert {n: answer._replace(sure=None) for n, answer in made.items()} == expected, (size, steps)
+        for number, answer in made.items():
+            ends, chances = zip(*answer.sure, strict=True)
+            assert (ends, pytest.approx(chances, abs=2e-4)) == tuple(zip(*alone[number].sure, strict=True))
+        assert seen
+        seen.clear()
 
 
 def test_of_answers_that_were_handed_over_nothing_is_kept_while_more_come(tiny, monkeypatch):
