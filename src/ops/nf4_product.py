@@ -109,8 +109,8 @@ def try_out(device: torch.device, dtype: torch.dtype) -> None:
 
 def multiply(inputs, weight: Weight, bias=None, tile: Tile | None = None):
     """(count, outs) = inputs (count, width; in 16 bits) that it `serves`, or one, · weightᵀ + bias (outs; None: 0).
-    Weights are rounded to the dtype of the inputs, as bitsandbytes does it; sums are in 32 bits. `tile`: not that of
-    TILES.
+    Weights are rounded to the dtype of the inputs, as bitsandbytes does it, but their table to float16 before, so that
+    some differ in their last bit; sums are in 32 bits. `tile`: not that of TILES.
     """
     count, outs, width = len(inputs), weight.outs, weight.width
     tile = tile or TILES[min(most for most in TILES if most >= count)]

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from decoding import fast_engine, fast_sizes
 from decoding.answers import Rules
 from decoding.fast_sizes import COMMON, MEASURED, Tuning
+from models import moss  # noqa: F401 - which makes it known to transformers
 from ops import fp8_product
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card and TEST_ON_CARD=1")
