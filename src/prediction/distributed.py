@@ -226,7 +226,8 @@ def spread(cluster, longest: int, jobs: Iterable[tuple], look: float = LOOK) -> 
 
     Jobs are taken when a worker is free for them, so that few are held; `longest`: tokens of the longest prompt.
     UserError where a worker returns one or fails in another way, where a job has lost TIMES workers, or where so many
-    end before one has opened its model.
+    end before one has opened its model. Whatever the error, that of `jobs` too: the jobs that workers have are yielded
+    before it is raised, and no others are begun.
     """
     ray, jobs = cluster.ray, iter(jobs)
     losses = ray.exceptions.RayActorError, ray.exceptions.ObjectLostError, ray.exceptions.NodeDiedError
@@ -235,7 +236,14 @@ def spread(cluster, longest: int, jobs: Iterable[tuple], look: float = LOOK) -> 
     running: dict = {}  # what Ray will give -> (worker, job; None: it opens its model)
     begun: dict = {}  # worker -> when it was told to open its model
     busy: dict = {}  # worker that has opened -> jobs it has
+    failed: list[Exception] = []  # the first of them ends the run, when no worker has a job any more
     looked = -look
+
+    def fail(error: Exception) -> None:
+        failed.append(error)
+        left = sum(one is not None for _, one in running.values())
+        if left and len(failed) == 1:
+            say(f"ray: an error ends this run; shards that workers have are finished first: {left}")
 
     def count_ahead() -> int:
         """Shards that a worker may have: one, while another that will want one opens its model; it may be the last."""
@@ -243,7 +251,10 @@ def spread(cluster, longest: int, jobs: Iterable[tuple], look: float = LOOK) -> 
         return 1 if any(done is None and begun[worker] > since for worker, done in running.values()) else AHEAD
 
     def next_job():
-        return again.popleft() if again else next(jobs, None)
+        try:
+            return None if failed else again.popleft() if again else next(jobs, None)
+        except Exception as error:  # noqa: BLE001 - of reading documents; it is raised at the end
+            fail(error)
 
     def give_up(worker, job, error) -> None:
         busy.pop(worker, None)
@@ -252,13 +263,13 @@ def spread(cluster, longest: int, jobs: Iterable[tuple], look: float = LOOK) -> 
         number, why = (job[0] if job else None), _first_line(error)
         lost[number] += 1
         if job:
-            say(f"ray: a worker was lost ({why}); shard {number} is asked again elsewhere")
+            say(f"ray: a worker was lost ({why}); shard {number} is asked again{'' if failed else ' elsewhere'}")
             again.append(job)
         if lost[number] >= TIMES and (job or not busy):
             what = (
                 f"shard {number} has lost {TIMES} workers" if job else f"{TIMES} workers ended as they opened the model"
             )
-            raise UserError(f"--ray: {what} ({why}); look at memory, and at Ray's logs on their machine")
+            fail(UserError(f"--ray: {what} ({why}); look at memory, and at Ray's logs on their machine"))
 
     job = next_job()
     while job is not None or any(one for _, one in running.values()):
@@ -281,21 +292,25 @@ def spread(cluster, longest: int, jobs: Iterable[tuple], look: float = LOOK) -> 
             worker, done = running.pop(ref)
             try:
                 reply = ray.get(ref)
+                result = read_reply(cluster, reply)
             except losses as error:
                 give_up(worker, done, error)
-                job = job or next_job()
-                continue
+            except UserError as error:
+                fail(error)
             except ray.exceptions.RayError as error:
-                what = f"shard {done[0]}" if done else "a worker, as it opened its model"
-                raise UserError(_say_failed(what, error)) from None
-            result = read_reply(cluster, reply)
-            if done is None:
-                busy[worker], lost[None] = 0, 0
+                fail(UserError(_say_failed(f"shard {done[0]}" if done else "a worker, as it opened its model", error)))
+            else:
+                if done is None:
+                    busy[worker], lost[None] = 0, 0
+                    continue
+                cluster.decided = cluster.decided or reply.decided
+                if worker in busy:
+                    busy[worker] -= 1
+                yield done[0], result
                 continue
-            cluster.decided = cluster.decided or reply.decided
-            if worker in busy:
-                busy[worker] -= 1
-            yield done[0], result
+            job = None if failed else job or next_job()
+    if failed:
+        raise failed[0]
 
 
 def _first_line(error: Exception) -> str:

@@ -167,18 +167,19 @@ def test_workers_with_a_model_make_the_same_files_as_one_process_and_say_the_sam
     assert {"dtype", "engine", "batch_size", "drafts", "workers"} <= set(decided)
 
 
-@pytest.mark.parametrize(("seconds", "error"), [(0.1, "ValueError: no such"), (0.2, "Odd: no such layer")])
-def test_an_error_of_a_worker_is_one_line_with_the_shard_and_the_others_are_kept(
-    cluster, nodes, tmp_path, seconds, error
+@pytest.mark.parametrize(("seconds", "error"), [(0.1, "ValueError: no such"), (0.5, "Odd: no such layer")])
+def test_an_error_of_a_worker_is_one_line_with_the_shard_and_those_that_were_begun_are_kept(
+    cluster, nodes, tmp_path, capsys, seconds, error
 ):
     out = tmp_path / "out.jsonl"
     with pytest.raises(UserError, match=f"shard 2 failed .*{error}.* Finished shards are kept: the same") as found:
-        run_spread(out, cluster.address, 12, seconds, answer_or_fail)
+        run_spread(out, cluster.address, 24, seconds, answer_or_fail)
     assert "\n" not in str(found.value)
-    kept = len(list((tmp_path / "out.jsonl.parts").glob("*.jsonl")))
-    assert kept >= 1
-    assert len(run_spread(out, cluster.address, 12, seconds)) == 12
-    assert len(noted(out, "done")) <= 4 + 4 - kept
+    assert "shards that workers have are finished first: 3\n" in capsys.readouterr().err
+    kept = [path.name for path in sorted((tmp_path / "out.jsonl.parts").glob("*.jsonl"))]
+    assert kept == ["000000.jsonl", "000001.jsonl", "000003.jsonl"]
+    assert len(run_spread(out, cluster.address, 24, 0)) == 24
+    assert len(noted(out, "begun")) == len(noted(out, "done")) == 24 // SHARD  # none was asked twice
 
 
 def test_an_address_without_a_cluster_is_an_error(tmp_path):
