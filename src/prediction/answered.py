@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from common import manifest
-from common.errors import UserError
+from common.errors import UserError, say
 from common.files import read_json, to_line
 from data.documents import Document
 from prediction import partial
@@ -70,26 +70,37 @@ def count_failed(found: dict) -> int:
     return sum("reason" in window for window in found["windows"])
 
 
-def read_made(output: str | Path) -> dict | None:
+def read_made(output: str | Path, replaces: bool) -> dict | None:
     """What stands beside an output file about how it was made; None where there is no such file, or where it is about
-    another one, for out.json and out.jsonl share it.
+    another one, for out.json and out.jsonl share it. Damaged, it is a UserError, or, where the run `replaces` the
+    output (--overwrite_output_file), None and a line.
     """
     file = manifest.run_file_of(output)
     if not Path(output).is_file() or not file.is_file():
         return None
-    made = read_json(
-        file, f"it says how {output} was made: restore it, give another --output_file, or delete both to begin anew"
-    )
+    told = f"it says how {output} was made"
+    if replaces:
+        advice = f"{told}: no answer in that file is reused, and it is replaced (--overwrite_output_file)"
+    else:
+        advice = f"{told}: restore it, give another --output_file, or --overwrite_output_file to replace {output}"
+    try:
+        made = read_json(file, advice)
+    except UserError as error:
+        if not replaces:
+            raise
+        say(f"warning: {error}")
+        return None
     if not isinstance(made, dict) or not isinstance(made.get("settings"), dict):
         return None
     return made if made.get("output", Path(output).name) == Path(output).name else None
 
 
-def check_made(output: str | Path, settings: dict) -> None:
-    """UserError for an output file that was not made with these settings: it may have taken a night."""
+def check_made(output: str | Path, settings: dict, made: dict | None) -> None:
+    """UserError for an output file that was not made with these settings: it may have taken a night. `made`: of
+    `read_made`.
+    """
     if not Path(output).is_file() or not Path(output).stat().st_size:
         return
-    made = read_made(output)
     if made is None:
         what = f"there is nothing beside it, as {manifest.run_file_of(output).name}, about how it was made"
     else:
@@ -102,12 +113,13 @@ def check_made(output: str | Path, settings: dict) -> None:
 
 
 @contextmanager
-def recall(output: str | Path, settings: dict, folder: Path):
+def recall(output: str | Path, settings: dict, made: dict | None, folder: Path):
     """Text -> what an output file that is whole has found in it, if it was made with the same settings; else None.
+    `made`: of `read_made`.
 
     Where in it each text stands is listed on disk in `folder`, when the first is asked for.
     """
-    made = (read_made(output) or {}).get("settings", {})
+    made = made["settings"] if made else {}
     now = json.loads(to_line(settings))
     other = any(made.get(name) != now.get(name) for name in {*made, *now} - {*PLACES})
     opened = []

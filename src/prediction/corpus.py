@@ -28,7 +28,7 @@ from common.errors import UserError, say
 from common.files import to_line, write_lines
 from data.documents import Document
 from prediction import partial
-from prediction.answered import add_text, count_failed, find_known, find_text, open_table, read_made, read_row
+from prediction.answered import add_text, count_failed, find_known, find_text, open_table, read_row
 from prediction.feeding import TOGETHER, side_by_side
 from prediction.predicting import NOTHING_DONE, Share
 from prediction.texts import Opened, Wanted, answer_documents
@@ -263,9 +263,10 @@ def answer_corpus(
     return digests
 
 
-def is_whole(corpus: Corpus, settings: dict) -> bool:
-    """Whether the output is there already, made of the same documents with the same settings, and no window failed."""
-    made = read_made(corpus.output)
+def is_whole(corpus: Corpus, settings: dict, made: dict | None) -> bool:
+    """Whether the output is there already, made of the same documents with the same settings, and no window failed.
+    `made`: of prediction.answered.read_made.
+    """
     if made is None or partial.recorded_settings(corpus.output) is not None:
         return False
     results = made.get("results")

@@ -13,7 +13,7 @@ from data.documents import read_documents, size_of
 from data.sources import find_run, read_corpus
 from kg import graph
 from prediction import partial
-from prediction.answered import check_made, recall
+from prediction.answered import check_made, read_made, recall
 from prediction.corpus import Corpus, answer_corpus, answer_here, drop_parts, gather, is_whole, parts_folder
 from prediction.opening import Opening, plan_adapter
 from prediction.predicting import describe_plan
@@ -36,16 +36,17 @@ def extract_corpus(model_args, args, wanted: tuple, started: float) -> None:
         corpus = Corpus(documents, size_of(args.input), args.output_file, Wanted(*wanted), most, args.shard_size)
         settings = corpus_settings(plan, corpus, args)
         with partial.hold_partial(args.output_file), keeping(lambda: kept(args.output_file)):
-            if is_whole(corpus, settings):
+            made = read_made(args.output_file, args.overwrite_output_file)
+            if is_whole(corpus, settings, made):
                 say(f"{args.output_file}: whole already, of these documents and settings; nothing is asked again")
             else:
                 partial.check_partial(args.output_file, settings)
                 if partial.recorded_settings(args.output_file) is None:
                     if not args.overwrite_output_file:
-                        check_made(args.output_file, settings)
+                        check_made(args.output_file, settings, made)
                     drop_parts(args.output_file)  # of a run whose file was finished
                     partial.resume_partial(args.output_file, settings)
-                with recall(args.output_file, settings, parts_folder(args.output_file)) as recalled:
+                with recall(args.output_file, settings, made, parts_folder(args.output_file)) as recalled:
                     digests = answer_corpus(corpus, answer_with(corpus), skipped, recalled)
                 if not digests:
                     drop_all(args.output_file)

@@ -2,6 +2,8 @@
 answer taken for another's.
 """
 
+import json
+import re
 import shutil
 
 import pytest
@@ -105,14 +107,22 @@ def test_killed_while_rows_are_replaced_no_older_run_stands_beside_them(three, t
     assert out.read_bytes() == (made / "out.jsonl").read_bytes()
 
 
-def test_what_to_do_about_half_a_run_json_is_about_its_file(three, tmp_path):
+def test_what_to_do_about_half_a_run_json_is_about_its_file(three, tmp_path, capsys):
     docs, made = three
     out, run = tmp_path / "out.jsonl", tmp_path / "out.run.json"
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     run.write_bytes(run.read_bytes()[:200])
-    with pytest.raises(UserError, match=r"out.run.json:\d+: not JSON .*how .*out.jsonl was made: .* or delete both"):
+    said = r"out.run.json:\d+: not JSON .*how .*out.jsonl was made: .*"
+    with pytest.raises(UserError, match=rf"{said} give another --output_file, or --overwrite_output_file to replace"):
         extract.main(flags(docs, out))
     assert out.read_bytes() == (made / "out.jsonl").read_bytes()
+    out.write_bytes(b"{}\n")
+    capsys.readouterr()
+    extract.main([*flags(docs, out), "--overwrite_output_file"])
+    assert len(re.findall(rf"warning: .*{said} is replaced .--overwrite_output_file.\n", capsys.readouterr().err)) == 1
+    assert out.read_bytes() == (made / "out.jsonl").read_bytes()
+    assert json.loads(run.read_text())["output"] == "out.jsonl"
+    run.write_bytes(run.read_bytes()[:200])
     out.unlink()
     extract.main(flags(docs, out))  # it is about nothing
     assert out.read_bytes() == (made / "out.jsonl").read_bytes()
