@@ -6,7 +6,7 @@ Nothing here, nor in args_predict.py, imports torch or transformers: --help and 
 import argparse
 import importlib.util
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from common.errors import UserError
@@ -71,6 +71,7 @@ def make_parser(types, hidden: type | None = None, lists_all: bool = False) -> a
     only if it `lists_all`."""
     parser = _parser_kind()(types, allow_abbrev=False, formatter_class=_Formatter)
     parser.usage = "%(prog)s [flags]"
+    _accept_bare(parser, types)
     if hidden:
         parser.add_argument("--help_all", action="store_true", help="list every other argument of the Trainer too")
         if not lists_all:
@@ -121,6 +122,16 @@ class _Formatter(argparse.HelpFormatter):
     def _format_action_invocation(self, action):
         # One spelling a flag: transformers adds each one again with hyphens.
         return "  ".join(flag for flag in action.option_strings if "-" not in flag.lstrip("-"))
+
+
+def _accept_bare(parser, types) -> None:
+    """Let a flag that is True, False or left out (`bool | None`) be True without a value, as transformers lets `bool`
+    alone.
+    """
+    names = {one.name for kind in types for one in fields(kind) if one.type == bool | None}
+    for action in parser._actions:
+        if action.dest in names and action.nargs is None:
+            action.nargs, action.const = "?", True
 
 
 def _hide(parser, types, hidden: type) -> None:

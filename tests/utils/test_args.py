@@ -123,6 +123,23 @@ def test_each_documented_flag_fills_its_field(flag, value, field, right):
     assert found[field] == right
 
 
+@pytest.mark.parametrize("flag", ["packing", "cuda_graphs", "gradient_checkpointing", "bf16"])
+def test_a_flag_that_is_true_or_false_is_true_without_a_value(flag):
+    for words in ([f"--{flag}"], [f"--{flag}", "--seed", "7"], [f"--{flag}", "True"], [f"--{flag}=true"]):
+        assert finetune(*words)[flag] is True
+    assert finetune(f"--{flag}", "False")[flag] is False
+    assert error_of(finetune, f"--{flag}", "maybe").startswith(f"--{flag}: Truthy value expected: got maybe")
+
+
+@pytest.mark.parametrize("flag", ["packing", "cuda_graphs", "use_liger_kernel"])
+def test_a_flag_that_may_be_left_out_is_then_neither_true_nor_false(flag):
+    assert finetune()[flag] is None
+
+
+def test_p_tuning_takes_gradient_checkpointing_without_a_value():
+    assert ptuning("--gradient_checkpointing")[1].gradient_checkpointing is True
+
+
 @pytest.mark.parametrize("flag", ALIASES)
 def test_an_old_spelling_means_the_new_one(flag):
     _, value, field, right = next(row for row in DOCUMENTED if row[0] == flag)
