@@ -16,7 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from common.errors import UserError, run_script
+from common.errors import UserError, run_script, say
 from common.flags import command, parse_flags
 from loading.quantised import dequantise_by_torch, weight_of
 from ops import available
@@ -67,7 +67,7 @@ def four_bits() -> Kind:
     import bitsandbytes
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
-    from ops.nf4_product import FEW, multiply
+    from ops.nf4_product import FEW, Tile, multiply
 
     def make(outs, width):
         weight = torch.randn(outs, width, dtype=BF16, device="cuda") / 64
@@ -81,7 +81,7 @@ def four_bits() -> Kind:
     }
 
     def from_codes(inputs, codes, state, ours, weight, tile=None):
-        return multiply(inputs, ours, None, tile)
+        return multiply(inputs, ours, None, tile and Tile(*tile))
 
     return Kind(COPIES // 4, "nf4_product", FEW, make, ways, from_codes)
 
@@ -93,8 +93,12 @@ def main(argv=None) -> None:
     parser = command(__doc__)
     parser.add_argument("--bits", type=int, choices=KINDS, default=8, help="of a weight")
     parser.add_argument("--counts", type=int, nargs="+", default=COUNTS, help="numbers of inputs")
-    parser.add_argument("--tiles", nargs="*", help="4 bits: tiles to try, their six numbers by commas; none: many")
+    parser.add_argument(
+        "--tiles", type=read_tile, nargs="*", help="4 bits: tiles to try, their six numbers by commas; none: many"
+    )
     flags = parse_flags(parser, argv)
+    if min(flags.counts) < 1:
+        raise UserError(f"--counts {min(flags.counts)}: expected at least 1")
     if not torch.cuda.is_available():
         raise UserError("a card is needed: the CPU multiplies in one way only")
     if flags.tiles is not None and flags.bits != 4:
@@ -103,7 +107,8 @@ def main(argv=None) -> None:
     if reason := available.why_not(kind.module, torch.device("cuda"), BF16):
         raise UserError(f"Triton is needed: {reason}")
     if flags.tiles is not None:
-        return compare_tiles(kind, flags.counts, flags.tiles)
+        counts = choose_counts(flags.counts, kind.few)
+        return compare_tiles(counts, lambda count: flags.tiles or many_tiles(count), tile_timer(kind))
     ways = kind.ways | {"from codes": kind.from_codes}
     print(f"{'inputs':>6}", *(f"{name:>12}" for name in ways))
     for count in flags.counts:
@@ -145,35 +150,71 @@ def product_time(inputs, weights, way) -> float:
     return start.elapsed_time(end) / REPEATS / len(weights) * 1000
 
 
-def many_tiles(count: int):
-    """Tiles that may serve `count` inputs."""
-    from ops.nf4_product import Tile
+def read_tile(text: str) -> tuple[int, ...]:
+    """The numbers of an ops.nf4_product.Tile, which only a machine with Triton has."""
+    numbers = tuple(int(one) for one in text.split(",") if one.isascii() and one.isdigit() and int(one))
+    if len(numbers) != 6 or text.count(",") != 5 or numbers[2] % 64:
+        raise UserError(
+            f"--tiles {text}: expected six whole numbers above 0 with commas between them: inputs, outs, inner (a "
+            "multiple of 64), warps, stages, programs, as 64,64,64,4,3,512"
+        )
+    return numbers
 
+
+def many_tiles(count: int):
+    """Tiles that may serve `count` inputs, as `read_tile` gives them."""
     most = max(16, 1 << (count - 1).bit_length())
     for outs, inner, warps in itertools.product((32, 64, 128), (64, 128), (4, 8)):
         read, added = outs * inner, outs * most
         fits = read <= 1024 * warps and added <= 2048 * warps  # more takes the registers of blocks beside it
         if fits and (warps == 4 or max(read, added) >= 1024 * warps):  # smaller ones leave 8 warps too little
-            yield from (Tile(most, outs, inner, warps, 3, programs) for programs in (1, 256, 512, 1024))
+            yield from ((most, outs, inner, warps, 3, programs) for programs in (1, 256, 512, 1024))
 
 
 @torch.inference_mode()
-def compare_tiles(kind: Kind, counts, asked: list[str]) -> None:
-    """Say the best tiles for each number of inputs, and of each shape the best."""
-    from ops.nf4_product import Tile
-
+def tile_timer(kind: Kind) -> Callable:
+    """(number of inputs, tile) -> microseconds of all products of a layer, by shape."""
     weights = {shape: [kind.make(*shape) for _ in range(kind.copies)] for shape in SHAPES}
-    for count in (count for count in counts if count <= kind.few):
+
+    @torch.inference_mode()
+    def time_tile(count: int, tile: tuple) -> list[float]:
+        def way(*given):
+            return kind.from_codes(*given, tile=tile)
+
         inputs = {width: torch.randn(count, width, dtype=BF16, device="cuda") for _, width in SHAPES}
+        return [layers * product_time(inputs[shape[1]], weights[shape], way) for shape, layers in SHAPES.items()]
+
+    return time_tile
+
+
+def choose_counts(counts, most: int) -> list[int]:
+    """The numbers of inputs that are `most` at most; what is left out is said, UserError where that is all."""
+    above = [count for count in counts if count > most]
+    said = f"--counts {' '.join(map(str, above))}: the kernel serves {most} inputs at most"
+    if len(above) == len(counts):
+        raise UserError(f"{said}; give smaller ones")
+    if above:
+        say(f"{said}; left out")
+    return [count for count in counts if count <= most]
+
+
+def compare_tiles(counts: list[int], tiles_of: Callable, time_tile: Callable) -> None:
+    """Say the best tiles for each number of inputs, and of each shape the best; UserError where none ran at all.
+
+    `tiles_of(count)`: those to try; `time_tile`: of `tile_timer`.
+    """
+    ran = False
+    for count in counts:
         times = {}
-        for tile in [Tile(*map(int, one.split(","))) for one in asked] or many_tiles(count):
-            way = lambda *given, tile=tile: kind.from_codes(*given, tile=tile)  # noqa: E731
+        for tile in tiles_of(count):
             try:
-                each = [product_time(inputs[width], weights[outs, width], way) for outs, width in SHAPES]
+                times[tile] = time_tile(count, tile)
             except Exception as error:  # noqa: BLE001 - more shared memory or registers than there are
-                print(f"{count:6} {','.join(map(str, tile))}: {type(error).__name__}", file=sys.stderr)
-                continue
-            times[tile] = [layers * time for layers, time in zip(SHAPES.values(), each, strict=True)]
+                say(f"{count:6} {','.join(map(str, tile))}: {type(error).__name__}")
+        if not times:
+            say(f"{count:6} none of the tiles ran")
+            continue
+        ran = True
         for tile in sorted(times, key=lambda tile: sum(times[tile]))[:BEST]:
             print(
                 f"{count:6} {','.join(map(str, tile)):>24} {sum(times[tile]):8.0f}",
@@ -183,6 +224,8 @@ def compare_tiles(kind: Kind, counts, asked: list[str]) -> None:
         for at, shape in enumerate(SHAPES):
             tile = min(times, key=lambda tile: times[tile][at])
             print(f"{count:6} best for {shape}: {','.join(map(str, tile))} {times[tile][at]:.1f}", flush=True)
+    if not ran:
+        raise UserError("--tiles: none of them ran on this card, each for the error above; try smaller ones")
 
 
 if __name__ == "__main__":
