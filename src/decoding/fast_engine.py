@@ -256,11 +256,11 @@ def _look_at(unseen: dict, walks: Walks | None, said: dict, sure: dict) -> set[i
 
 
 def _may_end(codec, new: list[int], before: int, limit: int, block: int) -> bool:
-    """Whether an answer of so many tokens may end with the new ones: by eos, at its limit, or where it is looked at for
-    loops.
+    """Whether an answer of so many tokens may end with the new ones: by eos, by logits that are not finite, at its
+    limit, or where it is looked at for loops.
     """
     after = before + len(new)
-    return codec.eos_id in new or after == limit or before // block != after // block
+    return codec.eos_id in new or BROKEN in new or after == limit or before // block != after // block
 
 
 def _is_broken(codec, ids: list[int]) -> bool:

@@ -1,6 +1,6 @@
 """Products with 4-bit weights in bitsandbytes' layout on a card, in Triton: for few inputs, as in decoding, straight
 from the codes, which are read once, half a byte each. bitsandbytes writes many weights to memory in 16 bits first, and
-reads them again, but for a single input, which its own kernel is the fastest for.
+reads them again, but for one or two inputs, which its own kernels are the fastest for.
 
 A card reads 4-bit weights faster than it can work on them, so instructions count. A code is looked up in its table of
 16 numbers by permuting bytes: one instruction takes four bytes out of eight, as four codes say it. The table is kept in
@@ -85,7 +85,7 @@ FEW = max(TILES)  # for many more, it is as well
 
 
 def serves(inputs, weight: Weight) -> bool:
-    """Whether `multiply` is for these inputs (count, width) and this weight: they are few but not one, and the card
+    """Whether `multiply` is for these inputs (count, width) and this weight: they are LEAST to FEW, and the card
     multiplies by its tensor cores, which Triton has from Ampere's generation on.
     """
     count, width = inputs.shape
@@ -108,7 +108,7 @@ def try_out(device: torch.device, dtype: torch.dtype) -> None:
 
 
 def multiply(inputs, weight: Weight, bias=None, tile: Tile | None = None):
-    """(count, outs) = inputs (count, width; in 16 bits) that it `serves`, or one, · weightᵀ + bias (outs; None: 0).
+    """(count, outs) = inputs (count, width; in 16 bits) that it `serves`, or fewer, · weightᵀ + bias (outs; None: 0).
     Weights are rounded to the dtype of the inputs, as bitsandbytes does it, but their table to float16 before, so that
     some differ in their last bit; sums are in 32 bits. `tile`: not that of TILES.
     """

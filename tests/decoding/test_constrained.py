@@ -13,7 +13,7 @@ from helpers_prediction import RECORDS
 
 from checkpoints.family import find_family
 from common.errors import UserError
-from decoding import batch_engine, constrained, fast_engine
+from decoding import batch_engine, constrained, fast_engine, passes
 from decoding.answers import Answer, Rules, cut_answer
 from decoding.constrained import Walks, list_permitted, make_limits
 from decoding.fast_engine import Live, Tuning
@@ -80,17 +80,23 @@ def test_both_engines_say_the_likeliest_that_may_be_said(tiny, bound):
             assert not tails or tail in record["input"]
 
 
+@pytest.fixture
+def as_on_a_card(monkeypatch):
+    """`fast` goes on while tokens are looked at."""
+    monkeypatch.setattr(fast_engine, "_stream_beside", lambda _: SimpleNamespace())
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(wait_stream=lambda _: None))
+
+
 @pytest.mark.parametrize("drafts", [0, 2])
-def test_a_card_decodes_on_while_tokens_are_looked_at(tiny, drafts, monkeypatch):
+def test_a_card_decodes_on_while_tokens_are_looked_at(tiny, drafts, monkeypatch, request):
     model, codec, prompts = tiny
     limits, waiting, seen = limit(codec, "text"), dict(enumerate(prompts[:4])), []
     expected = {n: one_by_one(model, codec, ids, limits, n) for n, ids in waiting.items()}
     alone = {}  # with confidences, as on a CPU
     for group in fast_engine.answers(model, codec, waiting, Rules(NEW, batch_size=2, confidence=True), limits=limits):
         alone |= group
-    monkeypatch.setattr(fast_engine, "_stream_beside", lambda _: SimpleNamespace())  # as on a card
-    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(wait_stream=lambda _: None))
+    request.getfixturevalue("as_on_a_card")
     look_at = fast_engine._look_at
     monkeypatch.setattr(fast_engine, "_look_at", lambda unseen, *more: seen.extend(unseen) or look_at(unseen, *more))
     for size, steps, block in ((1, 1, 64), (3, 2, 4), (2, 3, 64), (4, 5, 64)):
@@ -103,6 +109,32 @@ def test_a_card_decodes_on_while_tokens_are_looked_at(tiny, drafts, monkeypatch)
             assert (ends, pytest.approx(chances, abs=2e-4)) == tuple(zip(*alone[number].sure, strict=True))
         assert seen
         seen.clear()
+
+
+def test_what_breaks_behind_a_token_that_is_refused_does_not_count(tiny, monkeypatch, request):
+    model, codec, prompts = tiny
+    limits, waiting, chosen, broken = limit(codec, "text"), dict(enumerate(prompts[:4])), set(), set()
+
+    def are_broken(logits, tokens):
+        chosen.update(tokens.tolist())
+        return torch.isin(tokens, torch.tensor(sorted(broken)))
+
+    def answers(tuning):
+        chosen.clear()
+        made = {}
+        for group in fast_engine.answers(model, codec, waiting, Rules(NEW, batch_size=1), tuning, limits):
+            made |= group
+        return made, set(chosen)
+
+    monkeypatch.setattr(passes, "_are_broken", are_broken)
+    expected, known = answers(Tuning(watched=1))
+    request.getfixturevalue("as_on_a_card")
+    made, more = answers(Tuning(steps=5))
+    assert made == expected
+    broken |= more - known  # stood behind what was refused, and nowhere else
+    assert broken
+    made, _ = answers(Tuning(steps=5))
+    assert made == expected
 
 
 def test_of_answers_that_were_handed_over_nothing_is_kept_while_more_come(tiny, monkeypatch):
