@@ -24,8 +24,8 @@ def check_processes(use_cpu: bool = False) -> None:
     local = this_process().local_count
     if has_cuda(use_cpu) and local > torch.cuda.device_count():
         raise UserError(
-            f"--nproc_per_node {local}: this machine shows {torch.cuda.device_count()} cards; start as many "
-            "processes as cards (CUDA_VISIBLE_DEVICES limits what is shown)"
+            f"--nproc_per_node {local}: this machine shows {torch.cuda.device_count()} GPUs; start as many "
+            "processes as GPUs (CUDA_VISIBLE_DEVICES limits what is shown)"
         )
 
 
@@ -69,7 +69,7 @@ def choose_device(asked: str | None, fall_back: bool = False) -> torch.device:
     if asked is None:
         return torch.device(f"cuda:{process.local_rank if process.count > 1 else 0}" if has_cuda() else "cpu")
     if process.count > 1 and asked != "cpu" and has_cuda():
-        raise UserError(f"--device {asked} and torchrun: each process takes the card of its number; drop --device")
+        raise UserError(f"--device {asked} and torchrun: each process takes the GPU of its number; drop --device")
     try:
         device = torch.device({"cuda": "cuda:0"}.get(asked, f"cuda:{asked}" if asked.isdigit() else asked))
     except RuntimeError:
@@ -81,7 +81,7 @@ def choose_device(asked: str | None, fall_back: bool = False) -> torch.device:
         return torch.device("cpu")
     if device.type == "cuda" and device.index >= torch.cuda.device_count():
         raise UserError(
-            f"--device {asked}: this machine shows {torch.cuda.device_count()} cards; drop it, or use --device cpu"
+            f"--device {asked}: this machine shows {torch.cuda.device_count()} GPUs; drop it, or use --device cpu"
         )
     return device
 

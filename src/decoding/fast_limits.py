@@ -18,7 +18,7 @@ def why_not(serving: Serving) -> str | None:
     asked = {"num_beams": rules.num_beams > 1, "do_sample": rules.do_sample, "device_map": bool(serving.device_map)}
     asked["repetition_penalty"] = rules.repetition_penalty != 1
     if wrong := [f"--{name}" for name, there in asked.items() if there]:
-        return f"it answers greedily, on one card, without {', '.join(wrong)}"
+        return f"it answers greedily, on one GPU, without {', '.join(wrong)}"
     if serving.adapter and (reason := _why_not_with(read_adapter_config(serving.adapter), serving.merge)):
         return reason
     try:

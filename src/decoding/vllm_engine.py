@@ -72,13 +72,13 @@ def check(serving: Serving) -> None:
     if serving.data_parallel_size not in (None, serving.processes):
         raise UserError(
             f"--data_parallel_size {serving.data_parallel_size}: vLLM starts one model a process; start as many with "
-            f"torchrun --nproc_per_node={serving.data_parallel_size}, and --tensor_parallel_size cards for each"
+            f"torchrun --nproc_per_node={serving.data_parallel_size}, and --tensor_parallel_size GPUs for each"
         )
     size, local = serving.tensor_parallel_size, this_process().local_count
     first, where = (0, "for all processes together") if local > 1 else (device.index or 0, f"from {device} on")
     cards = torch.cuda.device_count() - first
     if device.type == "cuda" and size * local > cards:
-        raise UserError(f"--tensor_parallel_size {size}: this machine shows {cards} cards {where}")
+        raise UserError(f"--tensor_parallel_size {size}: this machine shows {cards} GPUs {where}")
 
 
 def module(name: str) -> ModuleType:
@@ -130,7 +130,7 @@ def open_model(serving: Serving, codec, longest: int) -> Served:
         except (ValueError, RuntimeError) as error:  # of architectures and settings; of its process
             reason = str(error).strip().split("\n")[-1][:500]
             raise UserError(f"--engine vllm: vLLM cannot serve {serving.base} ({reason}); drop the flag") from error
-    where = f"cards a process: {serving.tensor_parallel_size}" if device.type == "cuda" else "on the CPU"
+    where = f"GPUs a process: {serving.tensor_parallel_size}" if device.type == "cuda" else "on the CPU"
     say(f"vLLM: at most {room} tokens of prompt and answer, {where}")
     request = None
     if serving.adapter:

@@ -126,7 +126,7 @@ def say_places(model) -> None:
     """Say on which cards the parts of a spread base lie."""
     places = Counter(str(place) for place in getattr(model, "hf_device_map", {"": model.device}).values())
     slow = (
-        " (what is not on a card makes every token slow)" if {"cpu", "disk"} & set(places) and len(places) > 1 else ""
+        " (what is not on a GPU makes every token slow)" if {"cpu", "disk"} & set(places) and len(places) > 1 else ""
     )
     say("device_map: " + ", ".join(f"{count} parts on {place}" for place, count in sorted(places.items())) + slow)
 

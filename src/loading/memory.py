@@ -130,4 +130,4 @@ def limit_memory(max_memory_mb: int | None, device: torch.device) -> None:
         return
     total = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, max_memory_mb * 2**20 / total), device)
-    say(f"memory: at most {max_memory_mb} MB of the card's {total // 2**20} MB (--max_memory_MB)")
+    say(f"memory: at most {max_memory_mb} MB of the GPU's {total // 2**20} MB (--max_memory_MB)")

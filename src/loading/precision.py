@@ -38,11 +38,11 @@ def choose_dtype(asked: str | None, use_cpu: bool = False) -> Decision:
     elif asked:
         name, why = asked, "as asked"
         if name == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
-            raise UserError("bfloat16: this card has none (it needs Ampere or newer); use --fp16")
+            raise UserError("bfloat16: this GPU has none (it needs Ampere or newer); use --fp16")
     elif torch.cuda.is_bf16_supported(including_emulation=False):
-        name, why = "bfloat16", "the card supports it"
+        name, why = "bfloat16", "the GPU supports it"
     else:
-        name, why = "float16", "the card has no bfloat16"
+        name, why = "float16", "the GPU has no bfloat16"
     return decide("dtype", name, why)
 
 

@@ -48,7 +48,7 @@ def choose_liger(asked: bool | None, device: torch.device, dtype: torch.dtype, m
 
 def _why_no_liger(device: torch.device, dtype: torch.dtype, model_type: str) -> str | None:
     if device.type != "cuda":
-        return "its kernels need a card"
+        return "its kernels need a GPU"
     if not has_liger():
         return "it is not installed"
     if reason := why_not("decode_attention", device, dtype):

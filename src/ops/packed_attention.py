@@ -37,7 +37,7 @@ def why_not(config, known: tuple[str, ...], device: torch.device, dtype: torch.d
     if device.type == "cuda" and dtype == torch.float32:
         return "torch's fused attention needs 16-bit floats"
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
-        return "torch's fused attention needs a card of Ampere's generation or newer"
+        return "torch's fused attention needs a GPU of Ampere's generation or newer"
     return None
 
 

@@ -182,7 +182,7 @@ def choose_needs(ray, args) -> dict[str, int]:
 
 
 def _say_needs(needs: dict[str, int]) -> str:
-    return "one card" if "num_gpus" in needs else f"{needs['num_cpus']} cores"
+    return "one GPU" if "num_gpus" in needs else f"{needs['num_cpus']} cores"
 
 
 def count_places(cluster) -> int:

@@ -350,7 +350,7 @@ def say_result(task: Task, results: dict) -> None:
     if results["new_tokens"]:
         pace = f"{results['answers_per_second']:.2f} answers/s, "
         pace += f"{results['tokens_per_second']:.1f} new tokens/s while predicting"
-    peak = f", peak {results['peak_gib']:.1f} GiB of a card" if results["peak_gib"] else ""
+    peak = f", peak {results['peak_gib']:.1f} GiB of a GPU" if results["peak_gib"] else ""
     say(
         f"\n{task.output_file}: {results['records']} records, {results['eos']} ended by the model, "
         f"{results['length']} stopped at {most}, {results['loop']} repeating a triple (--max_repeats)"

@@ -27,7 +27,7 @@ def why_no_graphs(args, packed: bool, recompute: bool, device: torch.device) -> 
     bits, optimizer = args.precision.bits, getattr(args.optim, "value", args.optim)
     reasons = {
         NO_CARD: device.type != "cuda",
-        "the model is split over cards": args.fsdp,
+        "the model is split over GPUs": args.fsdp,
         f"{args.world_size} processes exchange gradients in every step": args.world_size > 1,
         "batches are padded, to many sizes": not packed,
         "gradient checkpointing is on": recompute,
@@ -54,7 +54,7 @@ def choose_graphs(asked: bool | None, reason: str | None, weights: int | None, f
     if reason == NO_CARD:
         return Decision(False, reason)
     if reason is None and (weights is None or weights >= SMALL):
-        reason = "the card, not the CPU, is what a large base waits for"
+        reason = "the GPU, not the CPU, is what a large base waits for"
     if reason is None and not fits:
         reason = "the memory does not hold all activations twice"
     return decide("cuda graphs", reason is None, reason or "a small base waits for the CPU")

@@ -256,7 +256,7 @@ def piece_of(shape: Shape | None, device) -> int | None:
 
 def choose_split_checkpointing(args) -> Decision:
     """Gradient checkpointing of a model that is split over cards, whose memory is not estimated."""
-    say("memory: not estimated (the model is split over cards)")
+    say("memory: not estimated (the model is split over GPUs)")
     if args.may_skip_checkpointing:
         return decide("gradient checkpointing", True, "what a split model needs is not known")
     return Decision(args.gradient_checkpointing, "as asked")

@@ -120,6 +120,6 @@ def finish_run(out: Path, run: dict, history: list[dict], results: dict, pace: s
     manifest.write_run(out, {**run, "status": "finished", "results": {**results, "peak_gib": peak}})
     say(
         f"\ntrained {results['steps']} steps ({results['epochs']:.2f} epochs), from step {results['resumed_at_step']} "
-        f"in {results['seconds']:.0f} s{f', peak {peak} GiB of the card' if peak else ''}"
+        f"in {results['seconds']:.0f} s{f', peak {peak} GiB of the GPU' if peak else ''}"
         f"\n{pace}\nloss {results['train_loss']} on average, {results['last_loss']} at the end{best}\n{made}"
     )

@@ -138,7 +138,7 @@ DECIDED = {
     "remove_unused_columns": "the rows hold only what is used",
     "length_column_name": "the rows' lengths are known",
     "push_to_hub": "what was trained stays in --output_dir; upload the folder by hand",
-    "deepspeed": "--fsdp splits a model over cards; DeepSpeed would read its checkpoints by plain pickle",
+    "deepspeed": "--fsdp splits a model over GPUs; DeepSpeed would read its checkpoints by plain pickle",
     "fsdp_config": "--fsdp alone splits all that can be",
     "accelerator_config": "batches and gradients are shared as --fsdp, or torchrun without it, needs it",
     "dataloader_drop_last": "every record of an epoch is learnt",
@@ -263,7 +263,7 @@ class FinetuneArguments(NarrowFlags, GraphFlags, TrainingArguments):
         if self.fsdp and self.bf16:
             self.fsdp_plugin_args["mixed_precision_policy"] = choose_policy(self.precision.dtype)
         if self.n_gpu > 1:  # one process, several cards: the Trainer would split every batch over threads, slowly
-            say(f"cards: 1 of {self.n_gpu} (torchrun --nproc_per_node={self.n_gpu} uses them all)")
+            say(f"GPUs: 1 of {self.n_gpu} (torchrun --nproc_per_node={self.n_gpu} uses them all)")
             self._n_gpu = 1
 
 

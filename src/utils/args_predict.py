@@ -210,6 +210,6 @@ def parse_adapter(kind: type[AdapterArguments], argv=None):
     if args.device_map and model.max_memory_MB:
         raise UserError(
             f"--device_map {args.device_map} and --max_memory_MB {model.max_memory_MB} contradict each other: the "
-            "cards are filled as far as the base needs; drop one of them"
+            "GPUs are filled as far as the base needs; drop one of them"
         )
     return model, args

@@ -39,6 +39,6 @@ class RayFlags:
             ("torchrun", this_process().count > 1),
         ):
             if given:
-                raise UserError(f"--ray {self.ray} and {flag} do not go together: Ray hands out the cards; drop one")
+                raise UserError(f"--ray {self.ray} and {flag} do not go together: Ray hands out the GPUs; drop one")
         if self.device not in (None, "cpu"):
-            raise UserError(f"--ray {self.ray} and --device {self.device}: Ray hands out the cards; drop --device")
+            raise UserError(f"--ray {self.ray} and --device {self.device}: Ray hands out the GPUs; drop --device")

@@ -294,7 +294,7 @@ def test_over_8_bits_no_answer_depends_on_the_records_beside_it(tmp_path, more):
 
 
 def test_what_it_cannot_do_is_refused_and_auto_takes_the_other(tmp_path, capsys):
-    why = "it answers greedily, on one card, without --num_beams"
+    why = "it answers greedily, on one GPU, without --num_beams"
     with pytest.raises(UserError, match=f"--engine fast: {why}; use --engine batch"):
         inference.main(flags(tmp_path / "x.json", engine="fast", num_beams=2))
     inference.main(flags(tmp_path / "x.json", engine="auto", num_beams=2))

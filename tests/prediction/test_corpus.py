@@ -317,7 +317,7 @@ def test_a_topic_is_chosen_for_each_window_and_decides_what_is_asked(tmp_path):
         ({"relations": None, "cate": "菜谱"}, "--cate 菜谱: no topic of .*expected auto, 建筑"),
         ({"workers": 2}, "--workers without --ray"),
         ({"text": "钟楼位于旧城。"}, "--text and --input do not go together"),
-        ({"ray": "auto", "device": "cuda:1"}, "Ray hands out the cards"),
+        ({"ray": "auto", "device": "cuda:1"}, "Ray hands out the GPUs"),
     ],
 )
 def test_flags_that_do_not_go_together_are_named(folder, tmp_path, more, message):

@@ -276,7 +276,7 @@ def test_more_processes_than_cards_is_an_error(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     monkeypatch.setattr(machine, "has_cuda", lambda use_cpu=False: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(UserError, match="--nproc_per_node 3: this machine shows 2 cards"):
+    with pytest.raises(UserError, match="--nproc_per_node 3: this machine shows 2 GPUs"):
         machine.check_processes()
 
 
