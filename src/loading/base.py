@@ -125,9 +125,7 @@ def _finish(model, codec, device, split: bool, quantised: Quantisation):
 def say_places(model) -> None:
     """Say on which cards the parts of a spread base lie."""
     places = Counter(str(place) for place in getattr(model, "hf_device_map", {"": model.device}).values())
-    slow = (
-        " (what is not on a GPU makes every token slow)" if {"cpu", "disk"} & set(places) and len(places) > 1 else ""
-    )
+    slow = " (what is not on a GPU makes every token slow)" if {"cpu", "disk"} & set(places) and len(places) > 1 else ""
     say("device_map: " + ", ".join(f"{count} parts on {place}" for place, count in sorted(places.items())) + slow)
 
 
