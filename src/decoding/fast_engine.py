@@ -169,7 +169,7 @@ def _answers(run: Run, waiting: dict, left: dict, count: Counter):
             if max(busy) >= size:
                 busy = places.gather(busy)
             made = decode(places, size, steps[size], every, walks and walks.mend(busy, places))
-        wrong = _look_at(unseen, walks, said, sure)
+        wrong = _look_at(unseen, walks, said)
         if finished:  # a card is not waited for: it decodes while answers are put on disk, and new prompts computed
             yield _cut(laid, finished, sure, rules, walks)
         refused = {}
@@ -240,7 +240,7 @@ def _answers(run: Run, waiting: dict, left: dict, count: Counter):
     yield _cut(laid, finished, sure, rules, walks)
 
 
-def _look_at(unseen: dict, walks: Walks | None, said: dict, sure: dict) -> set[int]:
+def _look_at(unseen: dict, walks: Walks | None, said: dict) -> set[int]:
     """Take of the tokens that were `unseen` those that may be said; the numbers of answers of which some may not: what
     is being made behind them counts for nothing.
     """
@@ -250,7 +250,6 @@ def _look_at(unseen: dict, walks: Walks | None, said: dict, sure: dict) -> set[i
         if taken != new:
             wrong.add(number)
             said[number] = said[number][:before] + taken
-            sure[number] = sure[number][: len(said[number])]
     unseen.clear()
     return wrong
 

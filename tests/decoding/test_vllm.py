@@ -236,8 +236,8 @@ def serving(args, bits, device):
         ("--num_beams 2", 16, "--engine vllm and --num_beams 2 do not go together"),
         ("--lora_weights x --merge_lora", 16, "--engine vllm and --merge_lora do not go together"),
         ("", 8, "--engine vllm and --bits 8 do not go together: vLLM quantises to 4 bits only"),
-        ("--data_parallel_size 2", 16, "torchrun --nproc_per_node=2, and --tensor_parallel_size cards for each"),
-        ("--tensor_parallel_size 2", 16, "--tensor_parallel_size 2: this machine shows 1 cards from cuda:1 on"),
+        ("--data_parallel_size 2", 16, "torchrun --nproc_per_node=2, and --tensor_parallel_size GPUs for each"),
+        ("--tensor_parallel_size 2", 16, "--tensor_parallel_size 2: this machine shows 1 GPUs from cuda:1 on"),
     ],
 )
 def test_what_vllm_cannot_do_is_refused_before_anything_is_loaded(monkeypatch, typed, bits, message):

@@ -160,7 +160,7 @@ def test_a_base_without_an_adapter_predicts(tmp_path):
         ({"lora_weights": GOLDEN}, r"the newest adapter near it is .*adapter"),
         ({"input_file": GOLDEN / "no.json"}, "no such file"),
         ({"model_name_or_path": None}, "--model_name_or_path is missing, and no run.json"),
-        ({"device": "cuda:7"}, r"--device cuda:7: this machine shows \d+ cards"),
+        ({"device": "cuda:7"}, r"--device cuda:7: this machine shows \d+ GPUs"),
         ({"device": "gpu"}, "--device gpu: expected cpu, cuda"),
         ({"device": "mps"}, "--device mps: expected cpu, cuda"),
         ({"output_file": VALID}, "is an input of this command"),
