@@ -6,8 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import ROOT
-from helpers_prediction import loaded
-from transformers import AutoConfig, AutoModelForCausalLM
+from helpers_prediction import loaded, windowed
 
 from decoding import constrained, fast_engine, passes
 from decoding.answers import Failure, Rules
@@ -70,16 +69,7 @@ def test_answers_are_those_of_one_at_a_time_and_rows_are_filled_anew(asked, caps
 @pytest.mark.parametrize("drafts", [0, 3])
 def test_layers_that_see_only_the_last_tokens(tiny, model_type, window, drafts):
     base, codec, _ = tiny
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    sizes |= {"vocab_size": base.config.vocab_size, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}
-    if model_type == "gemma3_text":
-        sizes |= {"layer_types": ["sliding_attention", "full_attention"], "use_sliding_window": True}
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes, sliding_window=window))
-    for parameter in model.eval().parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.3)
-    model.generation_config.eos_token_id, model.config._attn_implementation = codec.eos_id, "sdpa"
+    model = windowed(tiny, model_type, window, layers=2)
     prompts = alike(codec, base.config.vocab_size, LENGTHS[:3])
     alone = [generate(model, codec, [ids], Rules(12))[0] for ids in prompts]
     assert len({answer.text for answer in alone}) > 1

@@ -2,7 +2,6 @@
 is never touched.
 """
 
-from contextlib import nullcontext
 from itertools import product
 from types import SimpleNamespace
 
@@ -78,14 +77,6 @@ def test_both_engines_say_the_likeliest_that_may_be_said(tiny, bound):
             assert relation in asked.relations
             assert not heads or head in record["input"]
             assert not tails or tail in record["input"]
-
-
-@pytest.fixture
-def as_on_a_card(monkeypatch):
-    """`fast` goes on while tokens are looked at."""
-    monkeypatch.setattr(fast_engine, "_stream_beside", lambda _: SimpleNamespace())
-    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(wait_stream=lambda _: None))
 
 
 @pytest.mark.parametrize("drafts", [0, 2])

@@ -8,8 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers_prediction import flags
-from transformers import AutoConfig, AutoModelForCausalLM
+from helpers_prediction import flags, windowed
 
 import inference
 from common.errors import UserError
@@ -134,17 +133,8 @@ def test_answers_to_prompts_that_come_later_are_those_without_and_grow_as_they_a
 @pytest.mark.parametrize("model_type", ["mistral", "gemma3_text"])
 @pytest.mark.parametrize("window", [3, 20])
 def test_layers_that_see_only_the_last_tokens(tiny, model_type, window, propose, capsys):
-    base, codec, prompts = tiny
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    sizes |= {"vocab_size": base.config.vocab_size, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}
-    if model_type == "gemma3_text":
-        sizes |= {"layer_types": ["sliding_attention", "full_attention"], "use_sliding_window": True}
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes, sliding_window=window))
-    for parameter in model.eval().parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.3)
-    model.generation_config.eos_token_id, model.config._attn_implementation = codec.eos_id, "sdpa"
+    _, codec, prompts = tiny
+    model = windowed(tiny, model_type, window, layers=2)
     prompts = prompts[:3]
     known = greedy(model, prompts, 16)
     propose(known)

@@ -1,13 +1,11 @@
 """The engine `fast`: the answers of one record at a time, whoever shares the places; one that fails fails alone."""
 
 import json
-from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers_prediction import BASE, flags
-from transformers import AutoConfig, AutoModelForCausalLM
+from helpers_prediction import BASE, flags, windowed
 
 import inference
 from checkpoints.family import find_family
@@ -69,22 +67,11 @@ def test_rows_are_filled_before_the_first_step(tiny):
     assert passes_of[-8:] == [len(prompts)] * 8
 
 
-LAYERS = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "use_sliding_window": True}
-
-
 @pytest.mark.parametrize("window", [3, 40])  # tokens; the prompts have more
 @pytest.mark.parametrize("model_type", ["mistral", "gemma3_text"])
 def test_layers_that_see_only_the_last_tokens_answer_as_one_at_a_time(tiny, model_type, window):
-    base, codec, prompts = tiny
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
-    sizes |= {"vocab_size": base.config.vocab_size, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}
-    torch.manual_seed(0)
-    more = {} if model_type == "mistral" else LAYERS
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes, **more, sliding_window=window))
-    for parameter in model.eval().parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.3)
-    model.generation_config.eos_token_id, model.config._attn_implementation = codec.eos_id, "sdpa"
+    _, codec, prompts = tiny
+    model = windowed(tiny, model_type, window, layers=3)
     prompts = prompts[:4]
     alone = [generate(model, codec, [ids], Rules(8))[0] for ids in prompts]
     assert len({answer.text for answer in alone}) > 1 or window == 3  # the last three are the template's
@@ -196,7 +183,7 @@ def test_out_of_memory_halves_the_rows_says_so_and_goes_on(
 
 
 @pytest.mark.parametrize("failing", range(1, 12, 2))
-def test_answers_kept_back_while_a_card_works_are_not_lost_or_said_twice(tiny, failing, monkeypatch):
+def test_answers_kept_back_while_a_card_works_are_not_lost_or_said_twice(tiny, failing, monkeypatch, as_on_a_card):
     model, codec, prompts = tiny
     calls, real = [], fast_engine.decode
 
@@ -206,9 +193,6 @@ def test_answers_kept_back_while_a_card_works_are_not_lost_or_said_twice(tiny, f
             raise torch.OutOfMemoryError("no room")
         return real(*given)
 
-    monkeypatch.setattr(fast_engine, "_stream_beside", lambda _: SimpleNamespace())  # as on a card
-    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(wait_stream=lambda _: None))
     monkeypatch.setattr(fast_engine, "decode", short_of_memory)
     made = fast(model, codec, prompts, Rules(20, batch_size=3), pass_tokens=1, steps=4)
     assert len(calls) > failing
