@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import ROOT
+from helpers_card import NUMBERS, check_answers, check_taken, said_by_fast
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from data.prompts import Piece
@@ -43,6 +44,7 @@ KINDS = [
     ("gemma3_text", 1),
     ("glm4", 2),
 ]
+TIES = 0.7  # what bfloat16 on a CPU takes for one, too
 WINDOW = 100  # of two layers of three, where the model has windows
 
 
@@ -144,40 +146,17 @@ def compare_with_whole_passes(exact, model, size: int, tuning: Tuning = MEASURED
     """What `fast` takes, `size` records at a time, by the logits of `exact`, which sees each answer in one pass; of all
     tokens but those that are `refused`.
     """
-    codec = SimpleNamespace(decode=lambda ids: " ".join(map(str, ids)), eos_id=-1)
     prompts = {}
     for ids in [row["input_ids"] for row in make_rows()] * max(4, size // 6):
         half = len(ids) // 2  # a beginning that is copied, and an end that differs, or the last token alone
         prompts[len(prompts)] = ids[:half] + [10 + (token + len(prompts) // 18) % 990 for token in ids[half:]]
     prompts = dict(sorted(prompts.items(), key=lambda item: -len(item[1])))
     asked = dict.fromkeys(prompts)
-    limits = make_limits([b"%d " % token for token in range(1000)], codec.eos_id, asked) if refused else None
-    said = said_by_fast(model, codec, prompts, size, tuning, limits, drafts)
-    for number, ids in prompts.items():
-        with torch.inference_mode():
-            logits = exact(torch.tensor([ids + said[number]], device="cuda")).logits[0, len(ids) - 1 : -1]
-        check_taken(logits.clone(), said[number], refused)  # no longer one of inference mode
+    limits = make_limits([b"%d " % token for token in range(1000)], NUMBERS.eos_id, asked) if refused else None
+    said = said_by_fast(model, NUMBERS, prompts, tuning, limits, batch_size=size, drafts=drafts)
+    check_answers(exact, prompts, said, TIES, refused)
 
 
-def said_by_fast(model, codec, prompts: dict, size: int, tuning: Tuning = MEASURED, limits=None, drafts=0) -> dict:
-    """The 40 tokens that `fast` answers each prompt with; `codec` writes them as numbers."""
-    said = {}
-    fast_engine.use_kernels(model)
-    for made in fast_engine.answers(model, codec, prompts, Rules(40, batch_size=size, drafts=drafts), tuning, limits):
-        said |= {number: [int(token) for token in answer.text.split()] for number, answer in made.items()}
-    assert {len(ids) for ids in said.values()} == {40}
-    return said
-
-
-def check_taken(logits, said: list[int], refused=()) -> None:
-    """Tokens are the likeliest by exact logits (tokens, vocabulary), but for near ties, which rounding decides."""
-    taken = logits.gather(1, torch.tensor(said, device="cuda")[:, None])[:, 0]
-    near = 0.7 * torch.maximum(logits.std(-1), logits.topk(30).values.std(-1))  # of all, or of the few that may be said
-    logits[:, list(refused)] = -torch.inf
-    assert ((logits.max(-1).values - taken).abs() < near).all()
-
-
-NUMBERS = SimpleNamespace(decode=lambda ids: " ".join(map(str, ids)), eos_id=-1)  # a codec that writes ids
 OWN = {  # this project's own models, in small; ids below 10 are in no prompt
     "chatglm": {"inner_hidden_size": 1024, "num_layers": 3, "num_attention_heads": 4, "bos_token_id": 5},
     "moss": {"n_embd": 1024, "n_layer": 3, "n_head": 4, "rotary_dim": 64, "n_positions": 2048},  # heads of 256
@@ -199,11 +178,8 @@ def test_fast_takes_the_likeliest_tokens_of_own_models(model_type, size, most):
     rows = sorted((row["input_ids"] + end for row in make_rows() * 4), key=len, reverse=True)
     prompts = dict(enumerate(rows))
     model = make_own(model_type).to(torch.bfloat16)
-    said = said_by_fast(model, NUMBERS, prompts, size, Tuning(pass_tokens=most, enough=1))
-    for number, ids in prompts.items():
-        with torch.inference_mode():
-            logits = exact(torch.tensor([ids + said[number]], device="cuda")).logits[0, len(ids) - 1 : -1]
-        check_taken(logits.clone(), said[number])
+    said = said_by_fast(model, NUMBERS, prompts, Tuning(pass_tokens=most, enough=1), batch_size=size)
+    check_answers(exact, prompts, said, TIES)
 
 
 @pytest.mark.parametrize("size", [1, 4, 24])
@@ -217,7 +193,7 @@ def test_fast_takes_the_likeliest_tokens_of_trees(size, most):
     asked = sorted(map(codec.encode, pieces), key=len, reverse=True)
     exact, model = make_trees(codec), make_trees(codec).to(torch.bfloat16)
     own = SimpleNamespace(lay_out=codec.lay_out, naming=lambda names: NUMBERS, eos_id=-1)
-    said = said_by_fast(model, own, dict(enumerate(asked)), size, Tuning(pass_tokens=most, enough=1))
+    said = said_by_fast(model, own, dict(enumerate(asked)), Tuning(pass_tokens=most, enough=1), batch_size=size)
     given = prefill(codec.tokenizer, [one.data for one in asked])
     columns, _ = name_columns(codec.tokenizer, [convert(codec.tokenizer, one.data) for one in asked])
     for number in range(len(asked)):
@@ -230,7 +206,7 @@ def test_fast_takes_the_likeliest_tokens_of_trees(size, most):
                 logits.append(adjust(reader.read([read]), [])[0])
                 pair = (token, 0) if token < len(codec.tokenizer) else columns[token - len(codec.tokenizer)]
                 read = Feed(*pair, read.position + 1, read.segment)
-        check_taken(torch.stack(logits).clone(), said[number])
+        check_taken(torch.stack(logits).clone(), said[number], TIES)
 
 
 def make_trees(codec):
@@ -244,10 +220,9 @@ def test_a_record_whose_logits_are_not_finite_fails_alone():
     model = make("llama", 8).to(torch.bfloat16)
     prompts = {number: [10 + (7 * number + at) % 500 for at in range(60)] for number in range(6)}
     prompts[4] = [*prompts[4][:30], 999, *prompts[4][30:]]
-    codec = SimpleNamespace(decode=lambda ids: " ".join(map(str, ids)), eos_id=-1)
 
     def answered() -> dict:
-        made = fast_engine.answers(model, codec, prompts, Rules(20, batch_size=6))
+        made = fast_engine.answers(model, NUMBERS, prompts, Rules(20, batch_size=6))
         return {number: one for group in made for number, one in group.items()}
 
     expected = answered()

@@ -3,20 +3,17 @@
 TEST_ON_CARD=1 python -m pytest tests/decoding/test_common_on_card.py
 """
 
-from types import SimpleNamespace
-
 import pytest
 import torch
+from helpers_card import NUMBERS, check_answers, said_by_fast
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from decoding import fast_engine, fast_sizes
-from decoding.answers import Rules
+from decoding import fast_sizes
 from decoding.fast_sizes import COMMON, MEASURED, Tuning
 from models import moss  # noqa: F401 - which makes it known to transformers
 from ops import fp8_product
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card and TEST_ON_CARD=1")
-NUMBERS = SimpleNamespace(decode=lambda ids: " ".join(map(str, ids)), eos_id=-1)  # a codec that writes ids
 
 
 @pytest.mark.parametrize("narrow", [False, True])  # keys and values in 8-bit floats
@@ -80,25 +77,6 @@ def make_prompts(common: int) -> dict[int, list[int]]:
     return dict(enumerate(sorted(prompts, key=len, reverse=True)))
 
 
-def answer(model, prompts, tuning: Tuning, **rules) -> dict[int, list[int]]:
-    said = {}
-    fast_engine.use_kernels(model)
-    for made in fast_engine.answers(model, NUMBERS, prompts, Rules(40, **rules), tuning):
-        said |= {number: [int(token) for token in answer.text.split()] for number, answer in made.items()}
-    assert {len(ids) for ids in said.values()} == {40}
-    return said
-
-
-def check_taken(exact, prompts, said) -> None:
-    """Tokens are the likeliest by the logits of `exact`, but for near ties, which rounding decides."""
-    for number, ids in prompts.items():
-        with torch.inference_mode():
-            logits = exact(torch.tensor([ids + said[number]], device="cuda")).logits[0, len(ids) - 1 : -1]
-        taken = logits.gather(1, torch.tensor(said[number], device="cuda")[:, None])[:, 0]
-        near = 0.5 * torch.maximum(logits.std(-1), logits.topk(30).values.std(-1))
-        assert ((logits.max(-1).values - taken).abs() < near).all()
-
-
 @pytest.mark.parametrize(("model_type", "kept_heads"), [("llama", 8), ("llama", 2), ("gemma3_text", 1), ("moss", 4)])
 @pytest.mark.parametrize("size", [1, 5, 24])  # records at a time
 @pytest.mark.parametrize("most", [1, Tuning().pass_tokens])  # tokens of a pass: 1 computes each prompt by itself
@@ -106,9 +84,9 @@ def check_taken(exact, prompts, said) -> None:
 def test_fast_takes_the_likeliest_tokens(model_type, kept_heads, size, most, drafts, capsys):
     prompts, tuning = make_prompts(150), Tuning(pass_tokens=most, enough=1)
     model = make(model_type, kept_heads).to(torch.bfloat16)
-    said = answer(model, prompts, tuning, batch_size=size, drafts=drafts)
+    said = said_by_fast(model, NUMBERS, prompts, tuning, batch_size=size, drafts=drafts)
     assert "; 150 with which all begin are kept once" in capsys.readouterr().err
-    check_taken(make(model_type, kept_heads), prompts, said)
+    check_answers(make(model_type, kept_heads), prompts, said, ties=0.5)
 
 
 @pytest.mark.parametrize("kept_heads", [8, 2])
@@ -116,7 +94,8 @@ def test_keys_in_eight_bits_answer_alike_kept_once_or_for_each(kept_heads, capsy
     """In 8 bits most tokens are those that are taken without what is common, which is read from the same numbers."""
     model, prompts = make("llama", kept_heads).to(torch.bfloat16), make_prompts(150)
     once, each = (
-        answer(model, prompts, MEASURED._replace(common=common), batch_size=24, fp8=True) for common in (None, 10**6)
+        said_by_fast(model, NUMBERS, prompts, MEASURED._replace(common=common), batch_size=24, fp8=True)
+        for common in (None, 10**6)
     )
     assert capsys.readouterr().err.count("with which all begin are kept once") == 1
     firsts = [one[:8] == each[number][:8] for number, one in once.items()]
