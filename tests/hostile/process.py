@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import hashlib
 import os
+import re
 import resource
 import runpy
 import shutil
@@ -83,7 +84,7 @@ def run(command: Command, argv: list[str], place: Path, limit: float, around=NOR
         if ended:
             code = os.waitstatus_to_exitcode(status)
             break
-        if not sent and time.time() - began >= stop_at:
+        if not sent and time.time() - began >= stop_at and (around.stop == signal.SIGKILL or _catches_signals(pid)):
             os.kill(pid, around.stop)
             sent = True
         time.sleep(0.005)
@@ -94,6 +95,15 @@ def run(command: Command, argv: list[str], place: Path, limit: float, around=NOR
     for end, _ in pipes:
         os.close(end)
     return Run(code, *(text.decode(errors="replace") for text in texts), seconds, alone)
+
+
+def _catches_signals(pid: int) -> bool:
+    """Whether a command has taken over what stops it. Before its first lines, Ctrl-C is Python's own affair; behind its
+    last, all is done. Of the two signals, SIGTERM tells: Python itself catches SIGINT. (Elsewhere than on Linux: True.)
+    """
+    status = Path(f"/proc/{pid}/status")
+    caught = re.search(r"^SigCgt:\s*(\w+)", status.read_text(), re.MULTILINE) if status.exists() else None
+    return caught is None or bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def _start(command: Command, argv: list[str], place: Path, around: Around, real: bool, ends: tuple) -> int:
