@@ -22,7 +22,8 @@ from decoding.constrained import Limits, Walks
 from decoding.fast_sizes import MEASURED, Tuning, count_common, room
 from decoding.kept import use_kept_attention
 from decoding.laid import Laid, lay_out
-from decoding.passes import compute, compute_common, decode, make_steps
+from decoding.lookup import NONE
+from decoding.passes import Made, compute, compute_common, decode, make_steps
 from decoding.places import BROKEN, Places, Started
 from decoding.serving import Serving
 from kg.loops import loops
@@ -158,8 +159,6 @@ def _answers(run: Run, waiting: dict, left: dict, count: Counter):
     said, sure = ({number: [] for number in waiting} for _ in range(2))  # new tokens, and their probabilities
     busy, finished = {}, {}  # row -> number; number -> its tokens, or Failure
     coming = live is not None
-    # A card decodes on behind tokens that may still be refused, for looking at them takes longer than a step of it.
-    later, unseen = walks and beside and not (live and live.read_along), {}  # number -> tokens before, and new ones
     while queue or busy or coming:
         if finished and not beside:
             yield _cut(laid, finished, sure, rules, walks)
@@ -168,8 +167,7 @@ def _answers(run: Run, waiting: dict, left: dict, count: Counter):
             size = next(size for size in steps if size >= len(busy))
             if max(busy) >= size:
                 busy = places.gather(busy)
-            made = decode(places, size, steps[size], every, walks and walks.mend(busy, places))
-        wrong = _look_at(unseen, walks, said)
+            made = decode(places, size, steps[size], every, walks and walks.mend(busy, places), bool(walks))
         if finished:  # a card is not waited for: it decodes while answers are put on disk, and new prompts computed
             yield _cut(laid, finished, sure, rules, walks)
         refused = {}
@@ -193,19 +191,13 @@ def _answers(run: Run, waiting: dict, left: dict, count: Counter):
         with torch.cuda.stream(beside):  # None: no other one
             more = ({}, []) if wait else _fill(run, prompts, queue, places, needs)
         finished, started = refused | more[0], more[1]
+        # New tokens that there is room for; the newest is not kept yet.
+        rest = {n: min(budgets[n], needs[n] - len(waiting[n]) + 1) - len(said[n]) for n in busy.values()}
+        permitted = _take_permitted(walks, made, busy, rest) if walks and busy else {}
         free = []
         for (row, number), (new, chances, ends) in zip(busy.items(), made.of(list(busy)) if busy else (), strict=True):
             before, prompt = len(said[number]), waiting[number]
-            most = needs[number] - len(prompt) + 1  # that it has room for: the newest token is not kept yet
-            limit = min(budgets[number], most)
-            new = new[: limit - before]
-            if number in wrong:
-                new = []
-            elif later and not _may_end(codec, new, before, limit, tuning.block):
-                unseen[number] = before, new
-                walks.refused.discard(number)  # what was refused before has been said otherwise
-            elif walks:
-                new = walks.take(number, new)
+            new = permitted[number] if walks else new[: rest[number]]
             said[number] = ids = said[number] + new
             sure[number] = [*sure[number], *chances][: len(ids)]
             how = laid.reader(number), ids, before, rules, tuning.block
@@ -217,7 +209,7 @@ def _answers(run: Run, waiting: dict, left: dict, count: Counter):
                 finished[number] = ids
             elif live and not live.took(number, ids):
                 finished[number] = Failure(STOPPED)
-            elif len(ids) == most:  # it goes on, with all the room that it may need, when its turn comes again
+            elif len(new) == rest[number]:  # it goes on, with all the room that it may need, when its turn comes again
                 prompts[number], needs[number] = prompt + ids, len(prompt) + budgets[number]
                 queue.append(number)
             else:
@@ -240,26 +232,20 @@ def _answers(run: Run, waiting: dict, left: dict, count: Counter):
     yield _cut(laid, finished, sure, rules, walks)
 
 
-def _look_at(unseen: dict, walks: Walks | None, said: dict) -> set[int]:
-    """Take of the tokens that were `unseen` those that may be said; the numbers of answers of which some may not: what
-    is being made behind them counts for nothing.
+def _take_permitted(walks: Walks, made: Made, busy: dict[int, int], rest: dict[int, int]) -> dict[int, list[int]]:
+    """The new tokens of rows (busy: row -> number) that may be said, as many as there is room for (number -> rest);
+    while they are looked at, a card makes those behind them.
     """
-    wrong = set()
-    for number, (before, new) in unseen.items():
-        taken = walks.take(number, new)
-        if taken != new:
-            wrong.add(number)
-            said[number] = said[number][:before] + taken
-    unseen.clear()
-    return wrong
-
-
-def _may_end(codec, new: list[int], before: int, limit: int, block: int) -> bool:
-    """Whether an answer of so many tokens may end with the new ones: by eos, by logits that are not finite, at its
-    limit, or where it is looked at for loops.
-    """
-    after = before + len(new)
-    return codec.eos_id in new or BROKEN in new or after == limit or before // block != after // block
+    taken, going_on = {number: [] for number in busy.values()}, dict(busy)
+    for steps in made.arriving():
+        rows = list(going_on.items())
+        for (row, number), said in zip(rows, steps[list(going_on)].flatten(1).tolist(), strict=True):
+            new = [token for token in said if token != NONE][: rest[number] - len(taken[number])]
+            permitted = walks.take(number, new)
+            taken[number] += permitted
+            if permitted != new or BROKEN in new or len(taken[number]) == rest[number]:
+                del going_on[row]
+    return taken
 
 
 def _is_broken(codec, ids: list[int]) -> bool:

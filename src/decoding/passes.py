@@ -3,8 +3,8 @@
 Each gives the likeliest tokens and, where the places ask for it, how likely they are.
 """
 
-from collections.abc import Callable
-from itertools import compress
+from collections.abc import Callable, Iterator
+from itertools import compress, takewhile
 from typing import NamedTuple
 
 import torch
@@ -26,11 +26,25 @@ class Drafting(NamedTuple):
 
 class Made(NamedTuple):
     """New tokens of rows and their probabilities, (rows, steps, most of a step) each; a step that says fewer has NONE
-    behind them. The second is None where nobody asked.
+    behind them. The second is None where nobody asked. `coming`: of each step of a card, where they are looked at one
+    by one, its tokens on the CPU and when they are there.
     """
 
     tokens: torch.Tensor
     chances: torch.Tensor | None
+    coming: list[tuple[torch.Tensor, torch.cuda.Event]]
+
+    def arriving(self) -> Iterator[torch.Tensor]:
+        """The tokens on the CPU, some steps at a time: those that a card has ended since."""
+        if not self.coming:
+            yield self.tokens.cpu()
+        first = 0
+        while first < len(self.coming):
+            self.coming[first][1].synchronize()
+            ended = takewhile(lambda step: step[1].query(), self.coming[first + 1 :])
+            steps = [self.coming[first][0], *(said for said, _ in ended)]
+            yield torch.stack(steps, 1)
+            first += len(steps)
 
     def of(self, rows: list[int]) -> list[tuple[list[int], list[float], list[int]]]:
         """For each of the rows its tokens, their probabilities, if any, and how many there were after each step."""
@@ -159,12 +173,15 @@ def make_steps(model, places: Places, enough: int) -> dict[int, Callable]:
 
 
 @torch.inference_mode()
-def decode(places: Places, rows: int, step: Callable, steps: int, mend: Callable | None = None) -> Made:
+def decode(
+    places: Places, rows: int, step: Callable, steps: int, mend: Callable | None = None, watched: bool = False
+) -> Made:
     """`steps` times one more token of the first `rows`, or more, that `step` makes; no record's mean nothing.
 
-    `mend(logits, firsts)` may change what the first of them says.
+    `mend(logits, firsts)` may change what the first of them says. `watched`: somebody looks at the tokens of a card
+    while it makes those behind them.
     """
-    tokens, chances = [], []
+    tokens, chances, coming = [], [], []
     for number in range(steps):
         made = step()
         if mend and number == 0:
@@ -172,7 +189,11 @@ def decode(places: Places, rows: int, step: Callable, steps: int, mend: Callable
         tokens.append(places.said[:rows].clone())
         if places.sure is not None:
             chances.append(places.sure[:rows].clone())
-    return Made(torch.stack(tokens, 1), torch.stack(chances, 1) if chances else None)
+        if watched and places.tokens.device.type == "cuda":
+            said, there = tokens[-1].to("cpu", non_blocking=True), torch.cuda.Event()
+            there.record()
+            coming.append((said, there))
+    return Made(torch.stack(tokens, 1), torch.stack(chances, 1) if chances else None, coming)
 
 
 # On a CPU: in steps of so many rows (None: more) the tokens of a draft where one last token stood before, and where

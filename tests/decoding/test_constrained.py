@@ -80,16 +80,14 @@ def test_both_engines_say_the_likeliest_that_may_be_said(tiny, bound):
 
 
 @pytest.mark.parametrize("drafts", [0, 2])
-def test_a_card_decodes_on_while_tokens_are_looked_at(tiny, drafts, monkeypatch, request):
+def test_tokens_of_a_card_are_looked_at_while_it_makes_those_behind_them(tiny, drafts, request):
     model, codec, prompts = tiny
-    limits, waiting, seen = limit(codec, "text"), dict(enumerate(prompts[:4])), []
+    limits, waiting = limit(codec, "text"), dict(enumerate(prompts[:4]))
     expected = {n: one_by_one(model, codec, ids, limits, n) for n, ids in waiting.items()}
     alone = {}  # with confidences, as on a CPU
     for group in fast_engine.answers(model, codec, waiting, Rules(NEW, batch_size=2, confidence=True), limits=limits):
         alone |= group
-    request.getfixturevalue("as_on_a_card")
-    look_at = fast_engine._look_at
-    monkeypatch.setattr(fast_engine, "_look_at", lambda unseen, *more: seen.extend(unseen) or look_at(unseen, *more))
+    found = request.getfixturevalue("as_on_a_card")
     for size, steps, block in ((1, 1, 64), (3, 2, 4), (2, 3, 64), (4, 5, 64)):
         rules, made = Rules(NEW, batch_size=size, drafts=drafts, max_repeats=9, confidence=True), {}
         for group in fast_engine.answers(model, codec, waiting, rules, Tuning(steps=steps, block=block), limits):
@@ -98,8 +96,7 @@ def test_a_card_decodes_on_while_tokens_are_looked_at(tiny, drafts, monkeypatch,
         for number, answer in made.items():
             ends, chances = zip(*answer.sure, strict=True)
             assert (ends, pytest.approx(chances, abs=2e-4)) == tuple(zip(*alone[number].sure, strict=True))
-        assert seen
-        seen.clear()
+    assert {1, 2, 3} <= set(found)
 
 
 def test_what_breaks_behind_a_token_that_is_refused_does_not_count(tiny, monkeypatch, request):
