@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from common.errors import UserError
@@ -13,9 +14,9 @@ CHECKPOINTS = ("checkpoint-", "global_step-")  # how the names of a training's o
 BESIDE = (".tmp", ".partial", ".partial.9999", ".run.json.tmp")  # what is added to an output's name while it is written
 
 
-def write_rows(path: str | Path, rows) -> None:
-    """JSON lines: `path` is whole or not there."""
-    write_lines(path, map(to_line, rows))
+def write_rows(path: str | Path, rows, ready: Callable[[Path], None] | None = None) -> None:
+    """JSON lines: `path` is whole or not there. `ready`: as of `write_lines`."""
+    write_lines(path, map(to_line, rows), ready)
 
 
 def to_line(row: dict, indent: int | None = None) -> str:
@@ -53,8 +54,11 @@ def read_json(path: str | Path, advice: str):
         raise UserError(f"{path}: not JSON ({error}); {advice}") from None
 
 
-def write_lines(path: str | Path, lines) -> None:
-    """Write the lines to a temporary file beside `path`, on disk, and then rename it. A link keeps pointing to it."""
+def write_lines(path: str | Path, lines, ready: Callable[[Path], None] | None = None) -> None:
+    """Write the lines to a temporary file beside `path`, on disk, and then rename it. A link keeps pointing to it.
+
+    `ready(file)` is called with the temporary file when it is whole, before it takes the place of what is there.
+    """
     check_output(path, beside=(".tmp",))
     path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,6 +69,8 @@ def write_lines(path: str | Path, lines) -> None:
                 file.writelines(line + "\n" for line in lines)
                 file.flush()
                 os.fsync(file.fileno())
+            if ready:
+                ready(partial)
             os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)

@@ -40,10 +40,10 @@ from prediction.predicting import (
     finish_file,
     hold_partial,
     in_order,
+    make_task,
     resume_answers,
     warn_context,
 )
-from prediction.questions import ask_all
 from prediction.texts import Opened, answer_documents, answer_silently, open_planned
 
 SOURCE = Path(__file__).resolve().parents[1]
@@ -358,9 +358,8 @@ def answer_file_spread(model_args, args, started: float) -> None:
     with join_cluster(args, model_args) as cluster:
         plan = plan_on_worker(cluster)
         records = load_records(args.input_file, needs=("instruction", "input"))
-        questions = ask_all(plan, records, args.window)
-        task = Task(plan, records, questions, args.input_file, args.output_file, args.window, args.skip_failed)
-        asked = {number: question for number, question in enumerate(questions) if question.ids}
+        task = make_task(plan, records, args, args.input_file)
+        asked = {number: question for number, question in enumerate(task.questions) if question.ids}
         check_vocabulary(plan.serving.shape, [question.ids for question in asked.values()])
         with hold_partial(task, 0) as settings, keeping(lambda: partial.kept_answers(args.output_file, len(asked))):
             if asked:
@@ -376,7 +375,7 @@ def answer_file_spread(model_args, args, started: float) -> None:
                     shares.append((time.time(), share))
                     bar.update(share.count)
             decided = decided_by(cluster, plan)
-            finish_file(task, [sum_up(shares)], decided, started)
+            finish_file(task, settings, [sum_up(shares)], decided, started)
 
 
 def sum_up(shares: list[tuple[float, Share]]) -> Share:

@@ -56,7 +56,7 @@ def run_job(
         task = Task(plan, records, questions, str(folder / RECORDS), str(output), window, skip_failed=True)
         with hold_partial(task, 0) as settings:
             share = _answer(server, task, settings | {"batch_size": 1}, told, stop)
-            finish_file(task, [share], plan.decided, started)
+            finish_file(task, settings, [share], plan.decided, started)
     return _write_others(folder)
 
 

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from pathlib import Path
 
 from checkpoints.adapters import count_whole, find_adapter
@@ -11,7 +12,7 @@ from checkpoints.hub_cache import find_snapshot
 from checkpoints.prefixes import find_prefix, nearby_steps
 from checkpoints.stored import whole_files
 from common import manifest
-from common.decisions import Decision
+from common.decisions import Decision, as_json
 from common.errors import UserError
 from common.machine import choose_device
 from data.asking import Asking
@@ -28,6 +29,8 @@ from tokens.codec import Codec
 from tokens.lengths import MAX_LEN, MAX_SRC_LEN, check_lengths
 from tokens.pieces import token_bytes
 from tokens.readers import load_prompting
+
+DECIDED = ("batch_size", "drafts")  # rules that stand among what the run decided
 
 
 @dataclass(frozen=True)
@@ -183,3 +186,23 @@ def _plan(serving: Serving, template: dict, name: str, args, decided: dict, aski
     context = codec.context or read_context(serving.base, serving.family)
     decided = {**decided, "engine": engine}
     return Opening(serving, template, codec, engine.value, name, decided, context, asking, limits)
+
+
+def describe_plan(plan: Opening, decided: dict[str, Decision]) -> dict:
+    """With what answers are made, for run.json."""
+    serving = plan.serving
+    return {
+        "status": "finished",
+        "method": "prediction",
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "family": serving.family.name,
+        "model_name": plan.name,
+        "base": serving.base,
+        "adapter": str(serving.adapter.resolve()) if serving.adapter else None,
+        "prefix": str(serving.prefix.folder.resolve()) if serving.prefix else None,
+        "template": plan.template,
+        "precision": serving.precision._asdict(),
+        "rules": {name: value for name, value in serving.rules._asdict().items() if name not in DECIDED},
+        "asking": plan.asking.settings,
+        "decided": as_json(decided),
+    }

@@ -8,6 +8,7 @@ process is at work, its file is locked: a second run, or one that left its proce
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from common import locks
@@ -15,6 +16,7 @@ from common.errors import UserError
 from common.files import to_line, write_rows
 from common.refusals import advice_for
 
+FREE = ("batch_size",)  # settings that decide when an answer is made, not what it is
 SHOWN = 80  # characters of a setting that a message shows
 SAID = {"documents": "--input", "instructions": "what is asked"}  # settings that messages call otherwise
 
@@ -69,7 +71,7 @@ def check_partial(output: str | Path, settings: dict) -> None:
         there = _settings_of(path)
         if there is None:
             continue
-        other = tell_differences(there, settings, ("batch_size",))  # which decides when an answer is made, not what
+        other = tell_differences(there, settings, FREE)
         if other:
             raise UserError(
                 f"{path} holds the unfinished predictions of another command ({other}); repeat that command to finish "
@@ -156,10 +158,10 @@ def _write(path: Path, mode: str, line: str) -> None:
         ) from error
 
 
-def finish_file(output: str | Path, rows: list[dict]) -> None:
-    """Write the whole file, then drop the partial ones."""
+def finish_file(output: str | Path, rows: list[dict], ready: Callable[[Path], None] | None = None) -> None:
+    """Write the whole file, then drop the partial ones. `ready`: as of common.files.write_lines."""
     try:
-        write_rows(output, rows)
+        write_rows(output, rows, ready)
     except OSError as error:
         raise UserError(
             f"{output}: cannot be written ({error.strerror}); every answer is kept in {partial_path(output)}. To go "

@@ -4,14 +4,14 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
 from common import manifest
-from common.decisions import Decision, as_json, decide
+from common.decisions import Decision, decide
 from common.errors import UserError, keeping, say
 from common.machine import Ranks, join
 from common.startup import quick_startup
@@ -24,11 +24,11 @@ from kg.schema import read_schema
 from kg.triples import parse
 from kg.votes import mean_probabilities
 from prediction import partial
-from prediction.opening import Opening, open_model
+from prediction.earlier import place_results
+from prediction.opening import Opening, describe_plan, open_model
 from prediction.questions import Question, ask_all, make_rows, permit
 from prediction.settings import settings_of
 
-DECIDED = ("batch_size", "drafts")  # rules that stand among what the run decided
 FAILED_SHOWN = 20  # records that failed, of which the reason is printed
 
 
@@ -43,6 +43,7 @@ class Task:
     output_file: str
     window: int | None  # --window
     skip_failed: bool  # write the file although some records failed
+    overwrite: bool = False  # --overwrite_output_file
 
 
 class Share(NamedTuple):
@@ -65,10 +66,13 @@ def predict_file(make_plan: Callable, model_args, args, input_file: str, started
         # Everything that can be wrong is found before the base is loaded.
         plan = make_plan(model_args, args, ranks.count)
     records = load_records(input_file, needs=("instruction", "input"))
-    questions = ask_all(plan, records, args.window)
-    answer_file(
-        Task(plan, records, questions, input_file, args.output_file, args.window, args.skip_failed), ranks, started
-    )
+    answer_file(make_task(plan, records, args, input_file), ranks, started)
+
+
+def make_task(plan: Opening, records: list[dict], args, input_file: str) -> Task:
+    """The task of a command with these flags."""
+    questions, how = ask_all(plan, records, args.window), (args.skip_failed, args.overwrite_output_file)
+    return Task(plan, records, questions, input_file, args.output_file, args.window, *how)
 
 
 def answer_file(task: Task, ranks: Ranks, started: float) -> None:
@@ -83,7 +87,7 @@ def answer_file(task: Task, ranks: Ranks, started: float) -> None:
     with hold_partial(task, ranks.rank) as settings, keeping(lambda: partial.kept_answers(task.output_file, asked)):
         if not asked:  # every record has failed before a model was needed
             if ranks.rank == 0:
-                finish_file(task, [NOTHING_DONE], plan.decided, started)
+                finish_file(task, settings, [NOTHING_DONE], plan.decided, started)
             return
         model = open_model(plan, prompts)
         warn_context(task)
@@ -93,7 +97,7 @@ def answer_file(task: Task, ranks: Ranks, started: float) -> None:
         share = answer_share(model, task, settings | {"batch_size": batch_size.value}, rules, ranks)
         shares = ranks.gather(share)
         if ranks.rank == 0:
-            finish_file(task, shares, {**plan.decided, "batch_size": batch_size, "drafts": drafts}, started)
+            finish_file(task, settings, shares, {**plan.decided, "batch_size": batch_size, "drafts": drafts}, started)
 
 
 @contextmanager
@@ -277,8 +281,9 @@ def cut_short(row: dict | None, ids: list[int], codec, rules: Rules) -> bool:
     return bool(row) and row["finish_reason"] == "length" and row["budget"] == rules.max_new_tokens and room
 
 
-def finish_file(task: Task, shares: list[Share], decided: dict[str, Decision], started: float) -> None:
-    """Write the answered records, and beside them how they were made; say what the file holds.
+def finish_file(task: Task, settings: dict, shares: list[Share], decided: dict[str, Decision], started: float) -> None:
+    """Write the answered records, and beside them how they were made; say what the file holds. `settings`: as
+    `hold_partial` gives them.
 
     UserError when some record failed (unless it may), or answers that were made are gone.
     """
@@ -294,19 +299,22 @@ def finish_file(task: Task, shares: list[Share], decided: dict[str, Decision], s
             "else changed it. Repeat the command, which makes them again"
         )
     rows = make_rows(task.records, task.questions, answers, task.plan.asking)
-    run = describe_run(task, rows, shares, decided, time.time() - started)
-    manifest.write_run_of(task.output_file, run)
-    partial.finish_file(task.output_file, rows)  # the last: only then are the partial files gone
+    run = describe_run(task, settings, rows, shares, decided, time.time() - started)
+    place_results(task.output_file, rows, run, task.overwrite)
     say_result(task, run["results"])
 
 
-def describe_run(task: Task, rows: list[dict], shares: list[Share], decided: dict, seconds: float) -> dict:
+def describe_run(
+    task: Task, settings: dict, rows: list[dict], shares: list[Share], decided: dict, seconds: float
+) -> dict:
     """What run.json of a results file says: with what it was made, and what came of it."""
     reasons = ("eos", "length", "loop", "error")
     count, tokens, busy = sum(s.count for s in shares), sum(s.tokens for s in shares), max(s.seconds for s in shares)
     return {
         **describe_plan(task.plan, decided),
         "input": str(task.input_file),
+        "output": Path(task.output_file).name,
+        "settings": settings,
         "results": {
             "records": len(rows),
             **{reason: sum(row["finish_reason"] == reason for row in rows) for reason in reasons},
@@ -318,26 +326,6 @@ def describe_run(task: Task, rows: list[dict], shares: list[Share], decided: dic
             "seconds": round(seconds, 1),
         },
         "versions": manifest.versions(),
-    }
-
-
-def describe_plan(plan: Opening, decided: dict[str, Decision]) -> dict:
-    """With what answers are made, for run.json."""
-    serving = plan.serving
-    return {
-        "status": "finished",
-        "method": "prediction",
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "family": serving.family.name,
-        "model_name": plan.name,
-        "base": serving.base,
-        "adapter": str(serving.adapter.resolve()) if serving.adapter else None,
-        "prefix": str(serving.prefix.folder.resolve()) if serving.prefix else None,
-        "template": plan.template,
-        "precision": serving.precision._asdict(),
-        "rules": {name: value for name, value in serving.rules._asdict().items() if name not in DECIDED},
-        "asking": plan.asking.settings,
-        "decided": as_json(decided),
     }
 
 

@@ -15,8 +15,7 @@ from kg import graph
 from prediction import partial
 from prediction.answered import check_made, read_made, recall
 from prediction.corpus import Corpus, answer_corpus, answer_here, drop_parts, gather, is_whole, parts_folder
-from prediction.opening import Opening, plan_adapter
-from prediction.predicting import describe_plan
+from prediction.opening import Opening, describe_plan, plan_adapter
 from prediction.questions import choose_window
 from prediction.settings import settings_of
 from prediction.texts import Opened, Wanted, open_planned

@@ -180,7 +180,18 @@ class AdapterArguments(NarrowFlags, AnswerArguments):
 
 
 @dataclass
-class InferenceArguments(RayFlags, AdapterArguments):
+class ReplaceFlags:
+    """What becomes of a finished file that stands where the results go."""
+
+    overwrite_output_file: bool = option(
+        False,
+        "replace a finished --output_file of another input, adapter or other settings; default: it is kept, "
+        "results.json as results.before.json",
+    )
+
+
+@dataclass
+class InferenceArguments(ReplaceFlags, RayFlags, AdapterArguments):
     """Prediction."""
 
     input_file: str = option("data/valid.json", "records to predict: JSON lines or a JSON list")

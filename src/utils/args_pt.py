@@ -11,7 +11,7 @@ from common.flags import MOST_COUNT, MOST_SEED, Range, check_ranges, option
 from models.families import NAMES
 from tokens.lengths import MAX_LEN, MAX_SRC_LEN, check_lengths
 from utils.args_base import FEW, ModelArguments, PrecisionFlags, check_max_steps, parse
-from utils.args_predict import AnswerArguments, check_outputs
+from utils.args_predict import AnswerArguments, ReplaceFlags, check_outputs
 from utils.args_schema import PromptFlags, refuse_drawn_flags
 
 RANGES = {
@@ -117,7 +117,7 @@ class PtuningArguments(PromptFlags, PrecisionFlags):
 
 
 @dataclass
-class PtuningInferenceArguments(AnswerArguments):
+class PtuningInferenceArguments(ReplaceFlags, AnswerArguments):
     """Prediction with what P-Tuning v2 trained."""
 
     test_path: str = option("data/valid.json", "records to predict: JSON lines or a JSON list", "--input_file")
