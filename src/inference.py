@@ -22,7 +22,7 @@ def main(argv=None) -> None:
     model_args, args = parse_inference(argv)
     # Imported behind the flags, since torch takes seconds: --help and a wrong flag are answered at once.
     if args.ray:
-        from prediction.distributed import answer_file_spread
+        from prediction.spread_file import answer_file_spread
 
         answer_file_spread(model_args, args, started)
         return
