@@ -1,4 +1,4 @@
-"""Times of the products of one layer of LLaMA-7B's shape with quantised weights, in microseconds, on a card.
+"""Times of the products of one layer of LLaMA-7B's shape with quantised weights, in microseconds, on a GPU.
 
 python scripts/bench_8bit.py
 python scripts/bench_8bit.py --bits 4
@@ -100,7 +100,7 @@ def main(argv=None) -> None:
     if min(flags.counts) < 1:
         raise UserError(f"--counts {min(flags.counts)}: expected at least 1")
     if not torch.cuda.is_available():
-        raise UserError("a card is needed: the CPU multiplies in one way only")
+        raise UserError("a GPU is needed: the CPU multiplies in one way only")
     if flags.tiles is not None and flags.bits != 4:
         raise UserError(f"--tiles and --bits {flags.bits} contradict each other: only 4 bits have tiles to try")
     kind = KINDS[flags.bits]()
@@ -225,7 +225,7 @@ def compare_tiles(counts: list[int], tiles_of: Callable, time_tile: Callable) ->
             tile = min(times, key=lambda tile: times[tile][at])
             print(f"{count:6} best for {shape}: {','.join(map(str, tile))} {times[tile][at]:.1f}", flush=True)
     if not ran:
-        raise UserError("--tiles: none of them ran on this card, each for the error above; try smaller ones")
+        raise UserError("--tiles: none of them ran on this GPU, each for the error above; try smaller ones")
 
 
 if __name__ == "__main__":

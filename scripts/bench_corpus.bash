@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # A file of records in one process, and by Ray with one worker and with two, side by side: what Ray costs, and what the
-# second worker gains. On cards a worker has a card each; without one a core each: CPUS=1.
+# second worker gains. On GPUs a worker has one each; without one a core each: CPUS=1.
 # "s in all" is the whole command: start, weights, answers, the file. "s predicting" is from the first question to the
 # last answer, start-up apart, and records/s is by it; "x one" is that pace as a multiple of the row `one`.
 # "equal" counts the records whose answer is that of the row `one`: all of them in 32 bits, up to rounding in 16.
-# Enough records for a minute a row keep the end of a shard, where a card runs empty, out of the figures.
+# Enough records for a minute a row keep the end of a shard, where a GPU runs empty, out of the figures.
 # RECORDS=40000 BASE=models/… ADAPTER=lora/… MORE="--max_new_tokens 128" bash scripts/bench_corpus.bash
 # ROWS="one ray-1 ray-2 ray-2-4000 torchrun-2": which rows; ray-WORKERS-SHARD is with another --shard_size than 1000.
 set -euo pipefail
@@ -15,9 +15,9 @@ RECORDS=${RECORDS:-2000}
 BASE=${BASE-tests/golden/llama/checkpoint}
 ADAPTER=${ADAPTER-tests/golden/llama/adapter}
 OUT=results/bench-corpus
-cards=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
+gpus=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
 worker=()
-if [ "$cards" = 0 ]; then
+if [ "$gpus" = 0 ]; then
     export OMP_NUM_THREADS=${CPUS:-1}
     worker+=(--cpus_per_worker "$OMP_NUM_THREADS")
 fi

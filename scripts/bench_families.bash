@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Speed and memory of prediction with the shapes of ChatGLM-6B, MOSS-16B and CPM-Bee-10B, random weights: the 108 records
 # of data/sample/valid.json, 128 new tokens each, the engines `fast` and `batch` side by side. Rows `-8bit`, `-4bit`:
-# quantised; `cap-`: within 24 GB of the card. Needs a card; MODELS="chatglm-tiny moss-tiny cpmbee-tiny" RECORDS=16 tries
+# quantised; `cap-`: within 24 GB of the GPU. Needs a GPU; MODELS="chatglm-tiny moss-tiny cpmbee-tiny" RECORDS=16 tries
 # it without one. ROWS="batch fast" runs some of the rows only. What each run printed stands in results/bench/*.log.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Speed and memory of prediction, side by side: LLaMA-7B's shape with random weights, a LoRA adapter, prompts of 120 to
 # 512 tokens, answers of exactly 128 tokens. Rows `ragged-`: answers of 20 to 400 tokens; `alike-`: prompts with one of
-# twelve instructions, not of their own; `cap-`: within 24 GB of the card; `-8bit`, `-4bit`: quantised;
-# `-fp8`: products in 8-bit floats. Needs a card;
+# twelve instructions, not of their own; `cap-`: within 24 GB of the GPU; `-8bit`, `-4bit`: quantised;
+# `-fp8`: products in 8-bit floats. Needs a GPU;
 # `drafts`: the sample's right answers, replayed one at a time and many, with and without drafts; with
 # ADAPTER=lora/… what that adapter answers instead (scripts/bench_drafts.py).
 # MODEL=llama-tiny RECORDS=16 tries it without one. ROWS="batch-64 fast" runs some of the rows only. What each run
@@ -19,7 +19,7 @@ ROWS=${ROWS-one batch-16 batch-64 batch-128 fast fast-merged fast-fp8 fast-merge
     cap-fast-8bit cap-fast-4bit alike-fast ragged-batch-64 ragged-fast ragged-vllm two-cards drafts}
 
 declare -A most=([one]=8 [batch-16]=128 [batch-64]=512 [batch-128]=512 [cap-batch-16-8bit]=64 [ragged-batch-64]=256) # records of the rows that are slow
-cards=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
+gpus=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
 quit() { echo "failed, see $1: $(tail -n 1 "$1")" >&2 && exit 1; }
 mkdir -p "$OUT"
 printf '{"description": "", "prompt_input": "{instruction}\\n{input}", "prompt_no_input": "{instruction}", "response_split": "\\n"}' \
@@ -69,8 +69,8 @@ for row in $ROWS; do
     if [ "$engine" = vllm ] && ! python -c "import vllm" 2>/dev/null; then
         printf '%-16s skipped: vllm is not installed (requirements-vllm.txt)\n' "$row"
         continue
-    elif [ "$row" = two-cards ] && [ "$cards" -lt 2 ]; then
-        printf '%-16s skipped: needs two cards, found %s\n' "$row" "$cards"
+    elif [ "$row" = two-cards ] && [ "$gpus" -lt 2 ]; then
+        printf '%-16s skipped: needs two GPUs, found %s\n' "$row" "$gpus"
         continue
     fi
     head -n "${most[$row]:-$RECORDS}" "$records.json" >"$OUT/asked-$row.json"

@@ -23,8 +23,8 @@ def main(argv=None) -> None:
     shape = read_shape(base)
     if shape is None:
         raise UserError(f"--base {base}: the number of its weights cannot be told from its config.json")
-    card = torch.cuda.is_available()
-    rate = product_rate(torch.device("cuda" if card else "cpu"), torch.bfloat16 if card else torch.float32)
+    on_gpu = torch.cuda.is_available()
+    rate = product_rate(torch.device("cuda" if on_gpu else "cpu"), torch.bfloat16 if on_gpu else torch.float32)
     print(rate / 2 / (shape.linear + shape.other))
 
 

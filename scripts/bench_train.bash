@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Speed and memory of training, the original recipe and ours side by side: LLaMA-7B's shape with random weights, LoRA
-# r 8 on q_proj and v_proj, rows of 120 to 512 tokens. Needs a card; MODEL=llama-tiny tries it without one.
+# r 8 on q_proj and v_proj, rows of 120 to 512 tokens. Needs a GPU; MODEL=llama-tiny tries it without one.
 # ROWS="ours two-cards" runs some of the rows only. What each run printed stands in results/bench/*.log.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -31,7 +31,7 @@ declare -A more=(
     [cap-16bit-16]="--max_memory_MB 24000 $sixteen"
     [two-cards]="" # the records of a step of `ours`, shared by two
 )
-cards=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
+gpus=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
 mkdir -p "$OUT"
 [ -d "$BASE" ] || python scripts/random_base.py --model "$MODEL" --out "$BASE" --tokenizer tests/golden/llama/checkpoint
 [ -f "$OUT/train.json" ] || python scripts/bench_records.py --base "$BASE" --out "$OUT/train.json"
@@ -42,8 +42,8 @@ for row in $ROWS; do
     case $row in original*) script=scripts/bench_original.py accumulation=1 ;; esac # as fast, and slow enough
     if [ "$row" = two-cards ]; then
         accumulation=4 start="torchrun --nproc_per_node=2 --master_port=${PORT:-1331}"
-        if [ "$cards" -lt 2 ]; then
-            printf '%-15s skipped: needs two cards, found %s\n' "$row" "$cards"
+        if [ "$gpus" -lt 2 ]; then
+            printf '%-15s skipped: needs two GPUs, found %s\n' "$row" "$gpus"
             continue
         fi
     fi

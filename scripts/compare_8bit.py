@@ -6,7 +6,7 @@ python scripts/compare_8bit.py --model_name_or_path models/smollm2-135m-instruct
 
 Takes the flags of src/test_finetune.py. All runs see the same records in the same order, and start from the same
 adapter. Training on a CPU, bitsandbytes turns the weights back as this project does; a third run there multiplies as
-bitsandbytes does on a card, in 8 bits, with the inputs rounded too.
+bitsandbytes does on a GPU, in 8 bits, with the inputs rounded too.
 """
 
 import argparse

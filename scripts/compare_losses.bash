@@ -3,7 +3,7 @@
 #
 #     FLAG=--fp8 BASE=models/gemma3-270m STEPS=50 bash scripts/compare_losses.bash --learning_rate 5e-4
 #
-# Further flags go to both trainings. With a card FLAG=--fp8 tells what 8-bit floats cost; FLAG="--packing False"
+# Further flags go to both trainings. With a GPU FLAG=--fp8 tells what 8-bit floats cost; FLAG="--packing False"
 # tries the script without one.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Train ChatGLM-6B by P-Tuning v2 under DeepSpeed; the log is in $output_dir/train.log.
-# CARDS=0,1 takes two cards. DRY_RUN=1 prints the command. Further flags of src/finetuning_pt.py can follow.
+# CARDS=0,1 takes two GPUs. DRY_RUN=1 prints the command. Further flags of src/finetuning_pt.py can follow.
 set -euo pipefail
 model_path=${MODEL:-models/chatglm-6b}
 train_path=${TRAIN:-data/train.json}
@@ -10,7 +10,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 cards=${CARDS:-0}
 if [[ ! "$cards" =~ ^[0-9]+(,[0-9]+)*$ ]]; then
-    echo "error: CARDS=$cards: expected the numbers of cards, like 0 or 0,1" >&2
+    echo "error: CARDS=$cards: expected the numbers of GPUs, like 0 or 0,1" >&2
     exit 2
 fi
 start=(python)

@@ -1,5 +1,5 @@
 # Sourced by fine_*.bash, which set the variables: one training run, its log in $output_dir/train.log.
-# `numbers` may be empty: bfloat16 then, where the card has it. DRY_RUN=1 prints the command. Further flags of src/test_finetune.py can follow the script's name.
+# `numbers` may be empty: bfloat16 then, where the GPU has it. DRY_RUN=1 prints the command. Further flags of src/test_finetune.py can follow the script's name.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [ -d .venv ] && export PATH="$PWD/.venv/bin:$PATH"
 cards=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)

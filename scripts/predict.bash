@@ -1,5 +1,5 @@
 # Sourced by infer_*.bash, which set the variables: one prediction. DRY_RUN=1 prints the command; NPROC=2 shares the
-# records between two processes, each on its card, that talk over PORT.
+# records between two processes, each on its GPU, that talk over PORT.
 # Further flags of src/inference.py can follow the script's name.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [ -d .venv ] && export PATH="$PWD/.venv/bin:$PATH"

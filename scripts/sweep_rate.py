@@ -52,7 +52,7 @@ ALLOWED = {
 SETTING = ("rate", "rank", "steps")  # what makes a row of the table
 SHOWN = ("precision", "recall", "rouge2")
 KEPT = ("run.json", "log.jsonl", "curve.png")  # of a training, once its job is done
-SHARE = 0.9  # of a card's memory that its jobs share; the rest is what the driver needs for each
+SHARE = 0.9  # of a GPU's memory that its jobs share; the rest is what the driver needs for each
 
 
 def main(argv=None, how=None) -> None:
@@ -89,7 +89,7 @@ def read_flags(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--ranks", default="32", help="ranks of the adapter, whose alpha is twice as much")
     parser.add_argument("--steps", default="200", help="optimizer steps")
     parser.add_argument("--seeds", default="1,2,3", help="seeds: the spread is that between them")
-    parser.add_argument("--jobs", type=int, default=1, help="jobs at once; several cards share them")
+    parser.add_argument("--jobs", type=int, default=1, help="jobs at once; several GPUs share them")
     parser.add_argument("--valid_share", type=float, default=0.15, help="share of the records to score on")
     parser.add_argument("--split_seed", type=int, default=42, help="draws these records, the same for all jobs")
     parser.add_argument("--max_new_tokens", type=int, default=256, help="most tokens of an answer")
@@ -226,7 +226,7 @@ def make_places(at_once: int, cards: list[tuple[str, float]]) -> list[tuple[dict
 
 
 def list_cards() -> list[tuple[str, float]]:
-    """(number, MB) of the cards that may be used."""
+    """(number, MB) of the GPUs that may be used."""
     ask = ["nvidia-smi", "--query-gpu=index,memory.total", "--format=csv,noheader,nounits"]
     if not shutil.which(ask[0]):
         return []
@@ -249,7 +249,7 @@ def do_job(job: dict, out: Path, place: tuple[dict[str, str], list[str]], starte
     model, answers = folder / "model", folder / "valid.json"
     full = "--full_finetune" in job["flags"]
     adapter = [] if full else ["--lora_r", job["rank"], "--lora_alpha", 2 * job["rank"], *ADAPTER]
-    numbers = [] if "CUDA_VISIBLE_DEVICES" in environment else ["--bf16"]  # a card chooses by itself
+    numbers = [] if "CUDA_VISIBLE_DEVICES" in environment else ["--bf16"]  # a GPU chooses by itself
     train = ["src/test_finetune.py", *TRAINING, *numbers, *adapter, "--model_name_or_path", job["model"]]
     train += ["--train_file", out / "train.json", "--output_dir", model, "--resume_from_checkpoint", "auto"]
     train += ["--learning_rate", job["rate"], "--max_steps", job["steps"], "--seed", job["seed"], *flags, *job["flags"]]
