@@ -47,7 +47,7 @@ def predict(rows: list[str], records: list[dict], flags: list[str], out: Path, p
             ask, part = (out / f"{row}-{what}-{rank}.json" for what in ("ask", "answers"))
             write_rows(ask, records[rank::count])
             parts[row].append(part)
-            files = ["--input_file", str(ask), "--output_file", str(part)]
+            files = ["--input_file", str(ask), "--output_file", str(part), "--overwrite_output_file"]
             commands.append([sys.executable, PREDICT, *ROWS[row].split(), *flags, *files])
     threads = {"OMP_NUM_THREADS": "1"} if processes > 1 else {}  # as torchrun does
     with ThreadPoolExecutor(processes) as pool:

@@ -90,7 +90,7 @@ def main(argv=None) -> None:
 
     run = run_file_of(arguments.pred_path)
     if run.is_file() and run != run_file_of(target):  # how the answers were made, beside the submission too
-        write_lines(run_file_of(target), run.read_text(encoding="utf-8").splitlines())
+        write_lines(run_file_of(target), [run.read_text(encoding="utf-8").rstrip("\n")])
 
     if again and not arguments.dedupe:
         say(f"warning: {again} rows have an id that came before; --dedupe keeps the last row of each id")

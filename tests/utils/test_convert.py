@@ -224,6 +224,14 @@ def test_dedupe_keeps_the_last_row_of_an_id(tmp_path, capsys):
     assert "warning" not in said
 
 
+def test_how_the_answers_were_made_is_copied_whatever_its_texts_hold(tmp_path):
+    made = {"template": "one\u2028two\x85three"}  # which Python's splitlines takes for ends of lines
+    save(tmp_path / "valid.json", [predicted(1, "(甲,位于,乙)")])
+    save(tmp_path / "valid.run.json", [made])
+    convert.main(["--pred_path", str(tmp_path / "valid.json"), "--tgt_path", str(tmp_path / "made.json")])
+    assert json.loads((tmp_path / "made.run.json").read_text(encoding="utf-8")) == made
+
+
 def test_without_dedupe_every_row_stays_and_the_repetition_is_told(tmp_path, capsys):
     assert [row["id"] for row in run(tmp_path, REPEATED)] == [0, 1, 1, "1"]
     assert "warning: 1 rows have an id that came before; --dedupe keeps the last" in capsys.readouterr().err
