@@ -1,6 +1,7 @@
 """What a script leaves out while it imports and opens a model, and what it does again behind that."""
 
 import gc
+import logging
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from contextlib import suppress
 import pytest
 from helpers import ROOT
 
-from common.startup import NO_COMPILER, quick_startup, without_compiler
+from common.startup import NO_COMPILER, hush_deepspeed, quick_startup, without_compiler
 
 
 @pytest.mark.parametrize("before", [None, "0"])
@@ -43,3 +44,19 @@ assert hasattr(torch.compile(torch.nn.Identity()), "_orig_mod")  # who wants it 
     pytest.importorskip("bitsandbytes")
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT / "src", capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_of_deepspeeds_lines_the_one_about_a_cpu_is_left_out():
+    logger = logging.getLogger("DeepSpeed")
+    before, said = list(logger.filters), []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logger.addHandler(handler)
+    try:
+        hush_deepspeed()
+        logger.warning("Setting accelerator to CPU. If you have GPU or other accelerator, we were unable to detect it.")
+        logger.error("%s is broken", "a file")
+    finally:
+        logger.removeHandler(handler)
+        logger.filters[:] = before
+    assert said == ["a file is broken"]
