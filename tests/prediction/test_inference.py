@@ -223,6 +223,7 @@ def test_the_script_reports_errors_without_a_traceback(tmp_path):
         ({}, {"name": "bfloat16", "bits": 8}, ("bfloat16", 8), False),
         ({"bf16": True}, {"name": "float16"}, ("bfloat16", 16), True),
         ({"fp16": True}, {"name": "float16"}, ("float32", 16), False),
+        ({"fp16": True}, {"name": "float32"}, ("float32", 16), False),
         ({"fp32": True}, {"name": "bfloat16"}, ("float32", 16), True),
     ],
 )
