@@ -40,7 +40,7 @@ def choose_precision(model_args, args, recorded: dict, on_cpu: bool) -> tuple[Pr
     """What the flags say, else what was trained with (run.json), else what the machine does best; and the reasons."""
     typed = asked_dtype(args)
     trained = recorded.get("name")
-    dtype = choose_dtype(typed or trained, on_cpu)
+    dtype = choose_dtype(typed or trained, on_cpu, "as asked" if typed else "as trained, by run.json")
     if typed and trained not in (None, typed, dtype.value):  # the last: a CPU makes both float32
         flag = next(flag for flag, name in FLAGS.items() if name == typed)
         say(f"warning: --{flag} contradicts run.json, which says {trained}; using {dtype.value}")

@@ -229,7 +229,9 @@ def test_the_script_reports_errors_without_a_traceback(tmp_path):
 )
 def test_dtype_and_bits_come_from_the_flags_else_from_the_run(typed, recorded, expected, warned, capsys):
     model_args, args = parse_inference([word for name in typed for word in (f"--{name}",)])
-    assert settings.choose_precision(model_args, args, recorded, on_cpu=True)[0] == expected
+    precision, decided = settings.choose_precision(model_args, args, recorded, on_cpu=True)
+    assert precision == expected
+    assert (decided["dtype"].why == "as trained, by run.json") == (not typed and bool(recorded))
     assert ("contradicts run.json" in capsys.readouterr().err) == warned
 
 
