@@ -10,7 +10,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 cards=${CARDS:-0}
 if [[ ! "$cards" =~ ^[0-9]+(,[0-9]+)*$ ]]; then
-    echo "error: CARDS=$cards: expected the numbers of cards, like 0 or 0,1" >&2
+    echo "error: CARDS=$cards: expected the numbers of GPUs, like 0 or 0,1" >&2
     exit 2
 fi
 start=(python)

@@ -143,7 +143,7 @@ def test_engines_are_compared_on_the_records_of_gold_alone(tmp_path, asked):
         ("fine_llama", {"NPROC": "x"}, "NPROC=x: expected how many processes"),
         ("fine_llama", {"NPROC": "2", "MODEL": "nowhere"}, "nowhere: no such folder"),
         ("infer_llama", {"NPROC": "0"}, "NPROC=0: expected how many processes"),
-        ("fine_ptuning", {"CARDS": "x"}, "CARDS=x: expected the numbers of cards"),
+        ("fine_ptuning", {"CARDS": "x"}, "CARDS=x: expected the numbers of GPUs"),
     ],
 )
 def test_what_a_script_cannot_start_is_one_line(project, script, more, why):
