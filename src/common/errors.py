@@ -11,7 +11,6 @@ from contextlib import contextmanager, suppress
 from common import stopping, threads
 from common.processes import this_process, why_odd
 from common.refusals import NOWHERE, naming, shorten, stands_somewhere, why_refused
-from common.startup import hush_deepspeed
 
 KEPT = "what was finished before is kept"
 _HEARD = threading.local()  # .blocks of `hearing` that are open in a thread: (the lines, whether they are printed)
@@ -23,12 +22,11 @@ class UserError(Exception):
 
 
 def begin_script() -> None:
-    """What scripts do before they import what takes seconds: from here on Ctrl-C is one line, threads that wait for
-    each other leave the cores to others, and DeepSpeed does not warn of a CPU.
+    """What scripts do before they import what takes seconds: from here on Ctrl-C is one line, and threads that wait
+    for each other leave the cores to others.
     """
     stopping.watch_signals()
     threads.bound_waiting()
-    hush_deepspeed()
     if wrong := (None if stands_somewhere() else NOWHERE) or why_odd():
         _say_error(wrong)
         sys.exit(2)

@@ -1,20 +1,12 @@
 """What a script does before its own work - imports, and what it decides - without what only costs time there."""
 
 import gc
-import logging
 import os
 from contextlib import contextmanager
 
 from common import stopping
 
 NO_COMPILER = "TORCHDYNAMO_DISABLE"  # torch reads it whenever torch.compile is called
-
-
-def hush_deepspeed() -> None:
-    """Leave out DeepSpeed's warning that it found no GPU: accelerate imports it wherever it is installed, and on a CPU
-    it says so, on stdout, of every base that is made and every adapter that is trained. Our own lines name the device.
-    """
-    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
 
 
 @contextmanager
