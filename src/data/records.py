@@ -103,7 +103,10 @@ def _lines(path, file):
             if line.strip():
                 yield number, DECODER.decode(line)
         except UnicodeDecodeError as error:
-            yield number, UserError(f"{path}:{number}: not UTF-8 (byte {error.start} of the line); save it as UTF-8")
+            advice = "save it as UTF-8"
+            if error.reason == "unexpected end of data":
+                advice = "the file ends within a character: copy it again, or remove the line"
+            yield number, UserError(f"{path}:{number}: not UTF-8 (byte {error.start} of the line); {advice}")
         except (ValueError, RecursionError) as error:
             where = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
             message = f"{path}:{number}: not JSON ({where}): {line[:60]!r}"
