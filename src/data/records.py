@@ -224,7 +224,7 @@ def split_records(records: list[dict], held_out: int, seed: int) -> tuple[list[d
     if held_out >= len(records):
         raise UserError(
             f"--val_set_size {held_out}: there are only {len(records)} records, and some must remain for training; "
-            "give a smaller number, 0 for no split, or --valid_file"
+            "give a smaller number (left out, it is 1000 with --do_eval), 0 for no split, or --valid_file"
         )
     chosen = set(random.Random(seed).sample(range(len(records)), held_out))
     train = [record for index, record in enumerate(records) if index not in chosen]
