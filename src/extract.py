@@ -1,7 +1,7 @@
 """Documents, or one sentence -> triples.
 
 python src/extract.py --lora_weights lora/quickstart-400 --text "东方明珠位于上海，高468米。" --relations 位于,高度
-python src/extract.py --lora_weights lora/quickstart-400 --input docs/ --cate auto \
+python src/extract.py --lora_weights lora/quickstart-400 --input my_texts/ --cate auto \
     --output_file results/corpus.jsonl --store graphs/corpus
 
 One sentence's triples are a table on a terminal, JSON lines in a pipe. A corpus becomes a file, and a graph;

@@ -4,6 +4,7 @@ import json
 import math
 import pickle
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -52,18 +53,20 @@ def has_adapter(folder: Path) -> bool:
 
 
 def _nearest_adapter(folder: Path) -> Path | None:
-    """The newest sound adapter of the same run: in the folder, or beside and above a `checkpoint-N`."""
+    """The newest sound adapter of the same run: in the folder, or beside and above a `checkpoint-N`; of a folder that
+    is not there, which may be misspelt, the newest beside it.
+    """
     near = [folder, *folder.glob("*"), *folder.glob("snapshots/*")]  # the last: of a hub's cache
     if folder.name.startswith("checkpoint-"):
         near += [folder.parent, *folder.parent.glob("*")]
-    sound = []
-    for other in near:
-        try:
-            if other != folder and has_adapter(other) and check_weights(other):
-                sound.append(other)
-        except UserError:
-            continue
-    return max(sound, key=lambda path: (path / "adapter_config.json").stat().st_mtime, default=None)
+    elif not folder.exists():
+        near += folder.parent.glob("*")
+    there = [other for other in near if other != folder and has_adapter(other)]
+    for other in sorted(there, key=lambda path: (path / "adapter_config.json").stat().st_mtime, reverse=True):
+        with suppress(UserError):
+            if check_weights(other):
+                return other
+    return None
 
 
 def _is_whole(value) -> bool:

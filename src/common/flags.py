@@ -67,11 +67,21 @@ def option(default, text: str, *aliases: str, **more):
     return field(default=default, metadata={"help": text, "aliases": list(aliases), **more})
 
 
+def help_of(action: argparse.Action) -> str | None:
+    """What --help says of a flag: its words, and its default where it has one that they do not name."""
+    default = action.default
+    has_none = action.nargs == 0 or default is None or default is False or default == argparse.SUPPRESS
+    return action.help if has_none or "default" in (action.help or "") else f"{action.help} (default: %(default)s)"
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    def _get_help_string(self, action):
+        return help_of(action)
+
+
 def command(description: str) -> argparse.ArgumentParser:
     """A parser for a small command whose help is its module's docstring."""
-    return argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    return argparse.ArgumentParser(description=description, formatter_class=_Formatter, allow_abbrev=False)
 
 
 def parse_flags(parser: argparse.ArgumentParser, argv=None, nearest=None) -> argparse.Namespace:

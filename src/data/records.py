@@ -103,7 +103,10 @@ def _lines(path, file):
             if line.strip():
                 yield number, DECODER.decode(line)
         except UnicodeDecodeError as error:
-            yield number, UserError(f"{path}:{number}: not UTF-8 (byte {error.start} of the line); save it as UTF-8")
+            advice = "save it as UTF-8"
+            if error.reason == "unexpected end of data":
+                advice = "the file ends within a character: copy it again, or remove the line"
+            yield number, UserError(f"{path}:{number}: not UTF-8 (byte {error.start} of the line); {advice}")
         except (ValueError, RecursionError) as error:
             where = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
             message = f"{path}:{number}: not JSON ({where}): {line[:60]!r}"
@@ -221,7 +224,7 @@ def split_records(records: list[dict], held_out: int, seed: int) -> tuple[list[d
     if held_out >= len(records):
         raise UserError(
             f"--val_set_size {held_out}: there are only {len(records)} records, and some must remain for training; "
-            "give a smaller number, 0 for no split, or --valid_file"
+            "give a smaller number (left out, it is 1000 with --do_eval), 0 for no split, or --valid_file"
         )
     chosen = set(random.Random(seed).sample(range(len(records)), held_out))
     train = [record for index, record in enumerate(records) if index not in chosen]

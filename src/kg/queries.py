@@ -36,7 +36,8 @@ def query(store, sparql: str, as_iris: bool = False) -> Answer:
     try:
         found = store.query(sparql, prefixes=PREFIXES | common)
     except SyntaxError as error:
-        raise UserError(f"--sparql: not a SPARQL query ({error.msg or error}): {sparql.strip()[:60]!r}") from None
+        why = str(error.msg or error).split(": expected one of")[0]  # the rest is a screen of grammar
+        raise UserError(f"--sparql: not a SPARQL query ({why}): {sparql.strip()[:60]!r}") from None
     if isinstance(found, ox.QueryBoolean):
         return Answer(["answer"], iter([[bool(found)]]))
     if isinstance(found, ox.QueryTriples):

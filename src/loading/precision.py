@@ -29,14 +29,14 @@ def asked_dtype(arguments) -> str | None:
     return FLAGS[given[0]] if given else None
 
 
-def choose_dtype(asked: str | None, use_cpu: bool = False) -> Decision:
+def choose_dtype(asked: str | None, use_cpu: bool = False, asked_by: str = "as asked") -> Decision:
     """The asked dtype as far as the machine can do it, else what suits it; the decision is said with its reason."""
     if not has_cuda(use_cpu):
-        name, why = (asked, "as asked") if asked else ("float32", "no GPU")
+        name, why = (asked, asked_by) if asked else ("float32", "no GPU")
         if asked == "float16":
             name, why = "float32", "float16 needs a GPU"
     elif asked:
-        name, why = asked, "as asked"
+        name, why = asked, asked_by
         if name == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
             raise UserError("bfloat16: this GPU has none (it needs Ampere or newer); use --fp16")
     elif torch.cuda.is_bf16_supported(including_emulation=False):

@@ -88,12 +88,20 @@ def tell_differences(there: dict, now: dict, free: tuple[str, ...]) -> str:
 
 def _show_apart(*values) -> list[str]:
     """Two values, long ones from a little before they begin to differ. Of a fingerprint its beginning says enough."""
-    texts = [f"{one[:12]}…" if isinstance(one, str) and len(one) == 64 else str(one) for one in values]
+    texts = [_show(one) for one in values]
     if max(map(len, texts)) <= SHOWN:
         return texts
     same = next((at for at, pair in enumerate(zip(*texts, strict=False)) if len({*pair}) > 1), min(map(len, texts)))
     start = max(0, same - SHOWN // 4)
     return [f"{'…' if start else ''}{text[start : start + SHOWN]}" for text in texts]
+
+
+def _show(value) -> str:
+    if isinstance(value, dict):  # instructions by their topics; "": for texts of every topic
+        return ", ".join(f"{name}: {one}" if name else str(one) for name, one in value.items())
+    if isinstance(value, str) and len(value) == 64:
+        return f"{value[:12]}…"
+    return str(value)
 
 
 def read_finished(output: str | Path) -> dict[int, dict]:

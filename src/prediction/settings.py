@@ -39,8 +39,11 @@ def choose_template(typed: str | None, run: dict, default: str, where: str = man
 def choose_precision(model_args, args, recorded: dict, on_cpu: bool) -> tuple[Precision, dict[str, Decision]]:
     """What the flags say, else what was trained with (run.json), else what the machine does best; and the reasons."""
     typed = asked_dtype(args)
-    flag = next((flag for flag, dtype in FLAGS.items() if dtype == typed), "")
-    dtype = choose_dtype(manifest.prefer(flag, typed, recorded.get("name")), on_cpu)
+    trained = recorded.get("name")
+    dtype = choose_dtype(typed or trained, on_cpu, "as asked" if typed else "as trained, by run.json")
+    if typed and trained not in (None, typed, dtype.value):  # the last: a CPU makes both float32
+        flag = next(flag for flag, name in FLAGS.items() if name == typed)
+        say(f"warning: --{flag} contradicts run.json, which says {trained}; using {dtype.value}")
     bits = choose_bits(manifest.prefer("bits", model_args.bits, recorded.get("bits"), 16), on_cpu)
     return Precision(dtype.value, bits.value), {"dtype": dtype, "bits": bits}
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from common.errors import UserError
-from common.flags import Range, check_flags, check_ranges, option
+from common.flags import Range, check_flags, check_ranges, help_of, option
 from models.families import NAMES
 
 FEW = Range(1, 2**16)  # of what is laid out in memory, one by one
@@ -116,8 +116,7 @@ class _Formatter(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=34, width=120)
 
     def _get_help_string(self, action):
-        shown = action.default not in (None, False, "==SUPPRESS==") and "default" not in (action.help or "")
-        return f"{action.help} (default: %(default)s)" if shown else action.help
+        return help_of(action)
 
     def _format_action_invocation(self, action):
         # One spelling a flag: transformers adds each one again with hyphens.
@@ -126,12 +125,14 @@ class _Formatter(argparse.HelpFormatter):
 
 def _accept_bare(parser, types) -> None:
     """Let a flag that is True, False or left out (`bool | None`) be True without a value, as transformers lets `bool`
-    alone.
+    alone. The flag --no_NAME, which transformers adds to what is True, gets words of its own.
     """
     names = {one.name for kind in types for one in fields(kind) if one.type == bool | None}
     for action in parser._actions:
         if action.dest in names and action.nargs is None:
             action.nargs, action.const = "?", True
+        if action.nargs == 0 and action.const is False:
+            action.help = f"as --{action.dest} False"
 
 
 def _hide(parser, types, hidden: type) -> None:

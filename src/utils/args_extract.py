@@ -41,7 +41,7 @@ class CorpusArguments(RayFlags, AdapterArguments):
     )
     store: str | None = option(None, "folder of the graph that is made of them; default: none")
     relations: str | None = option(None, "the relations to ask for, separated by commas")
-    wording: str = option("contest", "of the question: one of the contest's two", choices=list(WORDINGS))
+    wording: str = option("contest", "of the question: contest or older, both the contest's", choices=list(WORDINGS))
     cate: str | None = option(None, "ask for the relations of this topic; auto: of the topic that each text has")
     topics: str = option(str(RELATIONS), "with --cate: topics and their relations; default: data/sample/relations.json")
     topic_records: str = option(

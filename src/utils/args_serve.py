@@ -81,7 +81,7 @@ class ExtractArguments(TextArguments):
 
     text: str | None = option(None, "the text to find triples in")
     relations: str | None = option(None, "the relations to look for, with commas between them: 位于,类型")
-    wording: str = option("contest", "of the question: one of the contest's two", choices=list(WORDINGS))
+    wording: str = option("contest", "of the question: contest or older, both the contest's", choices=list(WORDINGS))
 
     def __post_init__(self):
         super().__post_init__()

@@ -24,7 +24,7 @@ if __name__ == "__main__":
 from common.files import check_output, write_lines, write_rows
 from common.flags import Range, check_flags, check_ranges, command
 from common.manifest import run_file_of
-from data.formats import READ, TABLES, WRITTEN, choose_form, read_as, say_turned, write_as
+from data.formats import READ, TABLES, WRITTEN, choose_form, read_as, recognise, say_turned, write_as
 from data.records import check_records, read_with_lines
 from data.submission import check_submission, last_of_each, listed, sort_key, spool
 from data.tables import read_table
@@ -118,7 +118,11 @@ def turn_file(arguments) -> None:
     check_output(target, "--tgt_path", path, arguments.relations)
     known = read_topics(arguments.relations, "--relations") if arguments.relations else None
     pairs = list(read_table(path, name)) if name in TABLES else read_with_lines(path)
-    name = choose_form(path, pairs[0][1]) if name in (None, *TABLES) else name
+    first = pairs[0][1]
+    if name in (None, *TABLES):
+        name = choose_form(path, first)
+    elif "instruction" in first and "input" in first and name not in recognise(first):
+        raise UserError(f"--from {name}: the records of {path} have instruction and input, as this project's; drop it")
     if name:
         turned = read_as(name, path, pairs, known)
         say_turned(f"{path}: read as --from {name}", turned)

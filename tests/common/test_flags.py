@@ -93,3 +93,18 @@ def test_a_value_that_is_missing_or_very_long_is_said_shortly():
     message = error_of(check_flags, parser(), ["--path", "x", "--size", "9" * 5000])
     assert message.startswith("--size: invalid int value: '999")
     assert len(message) < 200
+
+
+def test_help_says_each_default_that_its_words_do_not_name():
+    parser = command("x")
+    parser.add_argument("--rows", type=int, default=0, help="how many")
+    parser.add_argument("--where", default="out", help="a folder; default: out")
+    parser.add_argument("--name", help="of it")
+    parser.add_argument("--quick", action="store_true", help="soon")
+    said = [" ".join(line.split()) for line in parser.format_help().splitlines()[-4:]]
+    assert said == [
+        "--rows ROWS how many (default: 0)",
+        "--where WHERE a folder; default: out",
+        "--name NAME of it",
+        "--quick soon",
+    ]

@@ -1,6 +1,7 @@
 """What a script leaves out while it imports and opens a model, and what it does again behind that."""
 
 import gc
+import logging
 import os
 import subprocess
 import sys
@@ -43,3 +44,24 @@ assert hasattr(torch.compile(torch.nn.Identity()), "_orig_mod")  # who wants it 
     pytest.importorskip("bitsandbytes")
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT / "src", capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "heard"),
+    [
+        ("DeepSpeed", "Setting accelerator to CPU. If you have GPU or other accelerator, …", False),
+        ("DeepSpeed", "%s is broken", True),
+        ("transformers.configuration_utils", "Model config: pad_token_id must be `None` or …, got -1.", False),
+        ("transformers.configuration_utils", "Model config: eos_token_id must be `None` or …, got -1.", True),
+        ("transformers.generation.configuration_utils", "The following generation flags are not valid …: ['x']", True),
+    ],
+)
+def test_of_what_libraries_say_only_what_nobody_can_do_anything_about_is_left_out(name, message, heard):
+    logger, said, handler = logging.getLogger(name), [], logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logger.addHandler(handler)
+    try:
+        logger.error(message, *(["a file"] if "%s" in message else []))
+    finally:
+        logger.removeHandler(handler)
+    assert bool(said) == heard

@@ -278,7 +278,13 @@ def test_what_is_no_number_in_json_is_named_with_its_line(tmp_path, number, form
 def test_the_line_that_is_not_utf8_is_named(tmp_path):
     path = tmp_path / "rows.json"
     path.write_bytes('{"a": "一"}\n{"a": "'.encode() + "文".encode("gbk") + b'"}\n')
-    assert f"{path}:2: not UTF-8 (byte 7 of the line)" in error_of(read_records, path)
+    assert f"{path}:2: not UTF-8 (byte 7 of the line); save it as UTF-8" in error_of(read_records, path)
+
+
+def test_a_file_that_ends_within_a_character_is_called_so(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_bytes('{"a": "一"}\n{"a": "二'.encode()[:-1])
+    assert f"{path}:2: not UTF-8 (byte 7 of the line); the file ends within a character" in error_of(read_records, path)
 
 
 def test_half_a_surrogate_pair_is_escaped_and_other_text_is_not():

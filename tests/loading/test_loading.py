@@ -130,6 +130,14 @@ def test_a_run_folder_whose_adapter_lies_in_its_checkpoints_names_the_newest(tmp
     assert find_adapter(tmp_path / "run" / "checkpoint-4").name == "checkpoint-4"
 
 
+def test_a_misspelt_folder_names_the_newest_adapter_beside_it(tmp_path):
+    for step, name in enumerate(("mine", "yours")):
+        os.utime(copied_adapter(tmp_path / name) / "adapter_config.json", (step, step))
+    copied_adapter(tmp_path / "broken", adapter_model__bin=b"")
+    with pytest.raises(UserError, match="found no such folder; the newest adapter near it is .*yours$"):
+        find_adapter(tmp_path / "your")
+
+
 def test_an_adapter_of_another_run_is_never_suggested(tmp_path):
     copied_adapter(tmp_path / "other")
     broken = copied_adapter(tmp_path / "run", adapter_model__bin=b"")

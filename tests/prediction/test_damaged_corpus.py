@@ -130,7 +130,7 @@ def test_what_to_do_about_half_a_run_json_is_about_its_file(three, tmp_path, cap
 
 OTHERS = {  # what differs -> what is said of it
     "max_new_tokens": (6, "max_new_tokens: 4 there, 6 now"),
-    "relations": ("位于,别名", "what is asked: .* there, .* now"),
+    "relations": ("位于,别名", "what is asked: 已知候选的关系列表.* there, 已知候选的关系列表.* now"),
     "input": ("moved", "--input: .*docs there, .*moved now"),
     "encoding": ("gb18030", "encoding: None there, gb18030 now"),
 }

@@ -223,12 +223,15 @@ def test_the_script_reports_errors_without_a_traceback(tmp_path):
         ({}, {"name": "bfloat16", "bits": 8}, ("bfloat16", 8), False),
         ({"bf16": True}, {"name": "float16"}, ("bfloat16", 16), True),
         ({"fp16": True}, {"name": "float16"}, ("float32", 16), False),
+        ({"fp16": True}, {"name": "float32"}, ("float32", 16), False),
         ({"fp32": True}, {"name": "bfloat16"}, ("float32", 16), True),
     ],
 )
 def test_dtype_and_bits_come_from_the_flags_else_from_the_run(typed, recorded, expected, warned, capsys):
     model_args, args = parse_inference([word for name in typed for word in (f"--{name}",)])
-    assert settings.choose_precision(model_args, args, recorded, on_cpu=True)[0] == expected
+    precision, decided = settings.choose_precision(model_args, args, recorded, on_cpu=True)
+    assert precision == expected
+    assert (decided["dtype"].why == "as trained, by run.json") == (not typed and bool(recorded))
     assert ("contradicts run.json" in capsys.readouterr().err) == warned
 
 

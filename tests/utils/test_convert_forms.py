@@ -70,6 +70,11 @@ def test_flags_of_submissions_do_not_go_with_it(turn, flag):
         turn(DUIE, "--from", "duie", flag)
 
 
+def test_records_of_this_project_are_not_taken_for_another_form(turn):
+    with pytest.raises(UserError, match="^--from duie: the records of .*in.json have instruction and input, .*drop it"):
+        turn([{"instruction": "抽取", "input": "甲在乙"}], "--from", "duie")
+
+
 def test_a_file_of_no_known_form_is_said_to_lack_its_fields(turn):
     with pytest.raises(UserError, match="in.json:1: expected records with instruction, input, found text; rename text"):
         turn([{"text": "甲"}], "--to", "messages")
