@@ -14,23 +14,25 @@ if __name__ == "__main__":
     begin_script()
 
 from common.startup import quick_startup, without_compiler
+from data.records import load_records
 from utils.args_predict import parse_inference
 
 
 def main(argv=None) -> None:
     started = time.time()
     model_args, args = parse_inference(argv)
-    # Imported behind the flags, since torch takes seconds: --help and a wrong flag are answered at once.
+    # Imported later, since torch takes seconds: --help, a wrong flag and a broken file are answered at once.
     if args.ray:
         from prediction.spread_file import answer_file_spread
 
         answer_file_spread(model_args, args, started)
         return
+    records = load_records(args.input_file, needs=("instruction", "input"))
     with quick_startup(), without_compiler():
         from prediction.opening import plan_adapter
         from prediction.predicting import predict_file
 
-    predict_file(plan_adapter, model_args, args, args.input_file, started)
+    predict_file(plan_adapter, model_args, args, args.input_file, records, started)
 
 
 if __name__ == "__main__":

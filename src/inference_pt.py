@@ -14,18 +14,20 @@ if __name__ == "__main__":
     begin_script()
 
 from common.startup import quick_startup, without_compiler
+from data.records import load_records
 from utils.args_pt import parse_ptuning_inference
 
 
 def main(argv=None) -> None:
     started = time.time()
     model_args, args = parse_ptuning_inference(argv)
-    # Imported behind the flags, since torch takes seconds: --help and a wrong flag are answered at once.
+    # Imported later, since torch takes seconds: --help, a wrong flag and a broken file are answered at once.
+    records = load_records(args.test_path, needs=("instruction", "input"))
     with quick_startup(), without_compiler():
         from prediction.opening import plan_prefix
         from prediction.predicting import predict_file
 
-    predict_file(plan_prefix, model_args, args, args.test_path, started)
+    predict_file(plan_prefix, model_args, args, args.test_path, records, started)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from common.decisions import Decision, decide
 from common.errors import UserError, keeping, say
 from common.machine import Ranks, join
 from common.startup import quick_startup
-from data.records import load_records, name_of
+from data.records import name_of
 from decoding.answers import NOT_FINITE, Answer, Failure, Rules, blame, plan_batches
 from decoding.constrained import Limits
 from decoding.engines import ENGINES
@@ -59,13 +59,12 @@ class Share(NamedTuple):
 NOTHING_DONE = Share({}, 0, 0, 0.0, 0.0)
 
 
-def predict_file(make_plan: Callable, model_args, args, input_file: str, started: float) -> None:
+def predict_file(make_plan: Callable, model_args, args, input_file: str, records: list[dict], started: float) -> None:
     """Answer the records of a file as flags say; `make_plan`: prediction.opening.plan_adapter, or plan_prefix."""
     with quick_startup():
         ranks = join()
         # Everything that can be wrong is found before the base is loaded.
         plan = make_plan(model_args, args, ranks.count)
-    records = load_records(input_file, needs=("instruction", "input"))
     answer_file(make_task(plan, records, args, input_file), ranks, started)
 
 
