@@ -64,3 +64,15 @@ def test_names_that_cannot_stand_in_a_list_are_refused(names):
     for wording in ("contest", "older"):
         with pytest.raises(UserError):
             ask_for(names, wording)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["位于", "甲\r乙"], r"the relation '甲\\r乙' cannot stand in a list"),
+        (["头", "尾"], "the relations 头, 尾 are not read as a list of relations together; rename one"),
+    ],
+)
+def test_a_list_that_is_refused_is_named(names, said):
+    with pytest.raises(UserError, match=said):
+        ask_for(names)
