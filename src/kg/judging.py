@@ -66,18 +66,23 @@ def right_triples(said: dict) -> list[tuple]:
 
 
 def write_corrections(verdicts: str | Path, path: str | Path) -> int:
-    """Write the training records that the verdicts make, as --train_file reads them; how many there are."""
+    """Write the training records that the verdicts make, as --train_file reads them; how many there are.
+
+    A record asks for the relations that its text was asked for, however many they are by now, and for those that were
+    added; where nobody said which, for those of the triples that were judged.
+    """
     rows = []
     for text, said in read_verdicts(verdicts).items():
         if not said["complete"] or not text:
             continue
         kg = right_triples(said)
-        names = list(dict.fromkeys([*said["relations"], *(triple[1] for triple in kg)]))
+        named = [*said["relations"], *(triple[1] for triple in kg)] or [triple[1] for triple in said["triples"]]
+        names = list(dict.fromkeys(named))
         rows.append(
             {
                 "id": f"correction {text_digest(text)}",
                 "cate": said["topic"],
-                "instruction": ask_for(names, said["wording"], said["entities"]),
+                "instruction": ask_for(names, said["wording"], said["entities"], most=len(names)),
                 "input": text,
                 "output": render(kg) or NAN,
                 "kg": [list(triple) for triple in kg],

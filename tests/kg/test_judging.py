@@ -41,6 +41,18 @@ def test_records_ask_for_what_was_asked_and_answered(tmp_path):
     assert (second["output"], second["kg"]) == ("NAN", [])
 
 
+def test_no_verdict_keeps_those_of_other_texts_from_their_records(tmp_path):
+    file, target = tmp_path / "verdicts.jsonl", tmp_path / "corrections.jsonl"
+    append_verdicts(file, said(["reject", ["甲", "位于", "乙"], None], relations=()))  # nobody said what was asked
+    for first in (0, 60):  # one text, judged after two questions
+        names = [f"关系{number}" for number in range(first, first + 60)]
+        append_verdicts(file, said(["accept", ["甲", names[0], "乙"], None], text="另一段", relations=names))
+    assert write_corrections(file, target) == 2
+    asked = [json.loads(line)["instruction"] for line in target.read_text(encoding="utf-8").splitlines()]
+    assert read_schema(asked[0]) == ["位于"]
+    assert len(read_schema(asked[1])) == 120
+
+
 def test_the_wordings_are_those_of_the_sample():
     topics = json.loads((ROOT / "data" / "sample" / "relations.json").read_text(encoding="utf-8"))
     lines = (ROOT / "data" / "sample" / "train.json").read_text(encoding="utf-8").splitlines()
