@@ -12,7 +12,7 @@ from common.errors import UserError
 from kg.entities import FORM, IS, SAME, entity, find, mentions_of, plain
 from kg.merging import normal_form
 from kg.store import oxigraph
-from kg.terms import ENTITY, MERGES, PREFIXES, RELATION, SOURCES, TERM, encode, literal, name_of
+from kg.terms import MERGES, PREFIXES, SOURCES, TERM, encode, literal, name_of
 
 Triple = tuple[str, str, str]  # IRIs
 MOST_HOPS = 12  # of a path that is looked for
@@ -132,9 +132,11 @@ def path(store, starts: list[str], goals: list[str], most_hops: int = MOST_HOPS)
     """
     sides = [dict.fromkeys(starts), dict.fromkeys(goals)]  # entity -> (triple, the entity it was reached from)
     edges = [list(starts), list(goals)]
-    for _ in range(most_hops):
+    for left in range(most_hops, -1, -1):
         if meeting := next((iri for iri in edges[0] + edges[1] if iri in sides[0] and iri in sides[1]), None):
             return _walk(sides[0], meeting)[::-1] + _walk(sides[1], meeting)
+        if not left or not all(edges):
+            break
         side = 0 if len(edges[0]) <= len(edges[1]) else 1
         following = []
         for iri in edges[side]:
@@ -144,10 +146,7 @@ def path(store, starts: list[str], goals: list[str], most_hops: int = MOST_HOPS)
                     sides[side][end] = (triple, iri)
                     following.append(end)
         edges[side] = following
-        if not following:
-            return None
-    meeting = next((iri for iri in edges[0] + edges[1] if iri in sides[0] and iri in sides[1]), None)
-    return _walk(sides[0], meeting)[::-1] + _walk(sides[1], meeting) if meeting else None
+    return None
 
 
 def _walk(side: dict, iri: str) -> list[Triple]:
@@ -184,12 +183,3 @@ def source(store, graph: str) -> dict:
 
 def as_names(triple: Iterable[str]) -> list[str]:
     return [name_of(iri) for iri in triple]
-
-
-def relation(name: str) -> str:
-    """The IRI of a relation."""
-    return f"{RELATION}{encode(name)}"
-
-
-def is_entity(iri: str) -> bool:
-    return iri.startswith(ENTITY)
