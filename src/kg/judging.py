@@ -105,7 +105,8 @@ def put_right(directory: str | Path, text: str, topic: str, right: list[tuple], 
                 if graph.startswith(f"{SOURCE}{encode(NAME)}:"):
                     continue
                 run, collection, one = read_source(store, graph)
-                kept = one._replace(triples=[triple for triple in one.triples if triple not in wrong])
+                left = [triple for triple in one.triples if triple not in wrong]
+                kept = one._replace(triples=left, text=text)  # of which the graph may hold but a digest
                 bring(store, [kept], run, settings, Path(folder), collection, with_text="text" in source(store, graph))
         return None, settings
 
