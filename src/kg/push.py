@@ -74,7 +74,7 @@ def _send(url: str, body: str, kind: str, method: str, user: str) -> None:
         said = error.read(300).decode("utf-8", "replace").strip().split("\n")[0]
         raise UserError(f"--endpoint {url}: the server refused it, {error.code} {error.reason}: {said}") from None
     except (OSError, HTTPException, ValueError) as error:  # of the connection, of what answers there, of the URL
-        reason = getattr(error, "reason", error)
+        reason = str(getattr(error, "reason", error)).strip()
         raise UserError(f"--endpoint {url}: {reason}; is the server running, and is this its address?") from None
 
 
