@@ -5,6 +5,7 @@ All take an open store (kg.store.open_graph) and answer with names, lists and di
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,24 +27,39 @@ class Answer(NamedTuple):
 
 
 def query(store, sparql: str, as_iris: bool = False) -> Answer:
-    """Ask in SPARQL; UserError for what is none. The prefixes e: r: s: run: kg: rdfs: xsd: are known.
+    """Ask in SPARQL; UserError for what is none, or, perhaps while rows are read, for what cannot be answered. The
+    prefixes e: r: s: run: kg: rdfs: xsd: are known.
 
     IRIs become the names they stand for, unless `as_iris`; cells without a value are None. Rows are made as they are
     read. Nothing can be changed by a query.
     """
     ox = oxigraph()
     common = {"rdfs": "http://www.w3.org/2000/01/rdf-schema#", "xsd": "http://www.w3.org/2001/XMLSchema#"}
-    try:
+    with _answering(sparql):
         found = store.query(sparql, prefixes=PREFIXES | common)
-    except SyntaxError as error:
-        raise UserError(f"--sparql: not a SPARQL query ({error.msg or error}): {sparql.strip()[:60]!r}") from None
     if isinstance(found, ox.QueryBoolean):
         return Answer(["answer"], iter([[bool(found)]]))
     if isinstance(found, ox.QueryTriples):
-        rows = ([_said(part, as_iris) for part in (t.subject, t.predicate, t.object)] for t in found)
-        return Answer(["head", "relation", "tail"], rows)
-    columns = [variable.value for variable in found.variables]
-    return Answer(columns, ([_said(value, as_iris) for value in row] for row in found))
+        columns, rows = ["head", "relation", "tail"], ((t.subject, t.predicate, t.object) for t in found)
+    else:
+        columns, rows = [variable.value for variable in found.variables], found
+
+    def named() -> Iterator[list]:
+        with _answering(sparql):
+            for row in rows:
+                yield [_said(value, as_iris) for value in row]
+
+    return Answer(columns, named())
+
+
+@contextmanager
+def _answering(sparql: str):
+    try:
+        yield
+    except SyntaxError as error:
+        raise UserError(f"--sparql: not a SPARQL query ({error.msg or error}): {sparql.strip()[:60]!r}") from None
+    except (RuntimeError, OSError) as error:  # of a function that is not SPARQL's own; of a SERVICE elsewhere
+        raise UserError(f"--sparql: the query cannot be answered ({error}): {sparql.strip()[:60]!r}") from None
 
 
 def read_sparql(text: str) -> str:

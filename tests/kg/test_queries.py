@@ -64,6 +64,12 @@ def test_what_is_no_query_is_refused_and_changes_nothing(opened, text):
     assert len(quality.stats(store)["by_relation"]) == 2
 
 
+@pytest.mark.parametrize("pattern", ["?a ?r ?b FILTER(<urn:own>(?a))", "SERVICE ?elsewhere { ?a ?r ?b }"])
+def test_what_the_store_cannot_answer_is_said_at_once_or_when_rows_are_read(opened, pattern):
+    with pytest.raises(UserError, match="--sparql: the query cannot be answered"):
+        list(queries.query(opened(CHAIN), f"SELECT * {{ {pattern} }}").rows)
+
+
 def test_a_query_may_stand_in_a_file(tmp_path):
     (tmp_path / "q.rq").write_text("\ufeffASK {}", encoding="utf-8")
     assert queries.read_sparql(str(tmp_path / "q.rq")) == "ASK {}"
