@@ -141,6 +141,7 @@ PLAIN_SETTINGS = {
     "revision",
     "runtime_config",
 }
+PLAIN_STARTS = (None, True, False, "gaussian")  # of init_lora_weights; the others change the base before training
 
 
 def read_adapter_config(folder: Path) -> dict:

@@ -17,6 +17,7 @@ from common.errors import UserError
 
 MOST_SEED = 2**32 - 1  # that every generator takes
 MOST_DRAFTS = 15  # tokens of --drafts: with the newest one as many as attention takes at once (decoding/kept.py)
+DRAWING = ("temperature", "top_k", "top_p", "seed")  # of prediction: they mean something only with --do_sample
 MOST_COUNT = 10**9  # of whatever a flag counts
 NO_PATH = {errno.ENAMETOOLONG: "the name is too long", errno.ELOOP: "its links lead in a circle"}
 PATHS = re.compile(

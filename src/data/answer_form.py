@@ -5,6 +5,7 @@ import re
 from common.errors import say
 from data.wording import is_chinese
 from kg.metrics import triples_of
+from kg.objects import NAN
 from kg.schema import read_schema
 from kg.triples import render
 
@@ -45,7 +46,7 @@ def answer_in_json(records: list[dict], what: str) -> list[dict]:
     made, silent = [], 0
     for record in records:
         triples = triples_of(record)
-        silent += not triples and record["output"].strip() not in ("", "NAN", "[]")
+        silent += not triples and record["output"].strip() not in ("", NAN, "[]")
         kg = [list(triple) for triple in triples]
         made.append({**ask_json(record), "output": render(triples, "json"), "kg": kg})
     if silent:

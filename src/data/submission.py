@@ -10,6 +10,7 @@ from common.files import to_line
 from data.answers import read_confidence
 from data.forms import how_to_turn
 from data.records import MOST_DIGITS, is_kg, stream_records
+from kg.objects import NAN
 from kg.schema import read_schema
 from kg.triples import parse_with_rest, render
 
@@ -137,7 +138,7 @@ def check_submission(path: str, test_path: str) -> str:
             triples += len(row["kg"])
             if len(set(map(tuple, row["kg"]))) < len(row["kg"]):
                 faults.append(f"{name}: kg holds a triple twice")
-            if any(not part.strip() or part == "NAN" for triple in row["kg"] for part in triple):
+            if any(not part.strip() or part == NAN for triple in row["kg"] for part in triple):
                 faults.append(f"{name}: kg holds a triple with an empty part or NAN")
         if before is not None and sort_key(identity) < sort_key(before):
             faults.append(f"{name} stands behind {before!r}; expected the rows in id order")

@@ -8,8 +8,6 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 from kg.loops import loop_end
 
-DRAWING = ("temperature", "top_k", "top_p", "seed")  # flags and fields that mean something only with --do_sample
-
 
 class Answer(NamedTuple):
     """What a model said to one prompt."""

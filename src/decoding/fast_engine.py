@@ -275,13 +275,13 @@ def _cut(laid: Laid, finished: dict, sure: dict, rules: Rules, walks: Walks | No
     """The answers that tokens are; what has failed already stays as it is."""
     made = {}
     for number, ids in finished.items():
+        if isinstance(ids, Failure):
+            made[number] = ids
+            continue
         try:
             chances = sure[number] if rules.confidence else None
-            made[number] = (
-                ids if isinstance(ids, Failure) else cut_answer(laid.reader(number), ids, rules.max_repeats, chances)
-            )
-            if walks and not isinstance(ids, Failure):
-                made[number] = walks.end(number, made[number])
+            answer = cut_answer(laid.reader(number), ids, rules.max_repeats, chances)
+            made[number] = walks.end(number, answer) if walks else answer
         except Exception as error:  # noqa: BLE001 - whatever one record's tokens make a tokenizer raise
             made[number] = Failure(reason_of(error))
     return made

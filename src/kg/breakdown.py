@@ -4,7 +4,9 @@ Pure functions over the rows that score.py compares; only `intervals` needs more
 """
 
 import unicodedata
+from bisect import bisect
 from collections import Counter, defaultdict
+from itertools import accumulate
 from typing import NamedTuple
 
 from kg.triples import render
@@ -214,16 +216,19 @@ def _table_text(title: str, table: list[dict]) -> list[str]:
 def fit(text: str, width: int) -> str:
     """The text in exactly `width` columns of a terminal; what was cut ends in `…`."""
     text = printable(text)
-    if columns(text) > width:
-        while columns(text) > width - 1:
-            text = text[:-1]
-        text += "…"
+    ends = list(accumulate(map(_columns_of, text)))
+    if ends and ends[-1] > width:
+        text = text[: bisect(ends, width - 1)] + "…"
     return text + " " * (width - columns(text))
 
 
 def columns(text: str) -> int:
     """How many columns of a terminal a text takes: a Chinese character two (Unicode Standard Annex 11)."""
-    return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
+    return sum(map(_columns_of, text))
+
+
+def _columns_of(char: str) -> int:
+    return 0 if unicodedata.combining(char) else 1 + (unicodedata.east_asian_width(char) in "WF")
 
 
 def printable(text: str) -> str:

@@ -34,7 +34,7 @@ def choose_triples(store, most: int) -> tuple[list[Triple], bool]:
 
 def as_data(store, triples: list[Triple], note: str = "") -> dict:
     """What the page draws: nodes (name, degree), edges (their ends by number, relation, count, sources), relations."""
-    degrees = Counter(end for head, _, tail in triples for end in {head, tail})
+    degrees = Counter(end for head, _, tail in triples for end in dict.fromkeys((head, tail)))
     numbers = {iri: number for number, iri in enumerate(degrees)}
     edges = []
     for head, relation, tail in triples:
@@ -66,7 +66,11 @@ def _split(template: str, first: str, second: str) -> tuple[str, str, str]:
 
 
 def draw(data: dict, file: Path) -> None:
-    """A picture (PNG) of a small graph; UserError for one too large to be read, or without a font for its names."""
+    """A picture (PNG) of a small graph; UserError for an empty one, one too large to be read, or one without a font for
+    its names.
+    """
+    if not data["nodes"]:
+        raise UserError(f"--png {file}: the graph has no triple to draw; leave the flag out")
     if len(data["nodes"]) > LARGEST_PICTURE:
         raise UserError(
             f"--png {file}: {len(data['nodes'])} entities are too many for a picture, {LARGEST_PICTURE} at most; "

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from kg.merging import KIND, Fact, Resolution, normal_form, resolve
 from kg.relations import Relations
 from kg.store import Settings, oxigraph
-from kg.terms import ENTITY, MERGES, RELATION, SOURCE, TERM, decode, encode, literal
+from kg.terms import ENTITY, MERGES, RELATION, SOURCE, TERM, decode, encode, literal, relation_iri
 
 Mention = tuple[str, str, str, str]  # IRIs: head, relation, tail as they were said, graph of the source
 FORM, SAME, WHY, APART, IS = (f"{TERM}{name}" for name in ("form", "same", "why", "apart", "is"))
@@ -65,11 +65,11 @@ def mentions(store, head=None, relation=None, tail=None, source=None) -> Iterabl
 
 def resolve_all(triples: Callable[[], Iterable[Mention]], settings: Settings, relations: Relations):
     """(Entities, the normal forms of names that are not their own) of all the mentions, which `triples()` gives."""
-    aspects = {f"{RELATION}{encode(relation)}": relation for relation in relations.apart}
-    alias = {f"{RELATION}{encode(relation)}": relation for relation in relations.alias}
+    aspects = {relation_iri(relation): relation for relation in relations.apart}
+    alias = {relation_iri(relation): relation for relation in relations.alias}
     kinds = sorted({*relations.head_kind.values(), *relations.tail_kind.values()})
     head_bit, tail_bit = (
-        {f"{RELATION}{encode(relation)}": 1 << kinds.index(kind) for relation, kind in ends.items()}
+        {relation_iri(relation): 1 << kinds.index(kind) for relation, kind in ends.items()}
         for ends in (relations.head_kind, relations.tail_kind)
     )
     bits, said, aliases = {}, defaultdict(list), set()
@@ -111,7 +111,7 @@ def resolve_all(triples: Callable[[], Iterable[Mention]], settings: Settings, re
     by_name = defaultdict(list)
     for head, relation, tail in aliases:
         by_name[head].append((plain(head), alias[relation], plain(tail)))
-    for names in _components(links, single):
+    for names in components(links, single):
         there = [name for name in names if name in bits]
         found = [one for name in there for one in by_name.get(name, ())]
         _add(entities, resolve([plain(name) for name in there], found, facts_of, settings.merge, relations.apart))
@@ -120,7 +120,7 @@ def resolve_all(triples: Callable[[], Iterable[Mention]], settings: Settings, re
 
 def resolve_near(store, names: set[str], settings: Settings, relations: Relations):
     """As `resolve_all`, of the names and all that may be merged with them: (Entities, forms, these names)."""
-    alias = {f"{RELATION}{encode(relation)}": relation for relation in relations.alias}
+    alias = {relation_iri(relation): relation for relation in relations.alias}
     entities, forms, seen = Entities({}, {}, []), {}, set()
     for first in sorted(names):
         if first in seen:
@@ -224,7 +224,7 @@ def _facts_in(store, name: str, relations: Relations) -> list[Fact]:
     facts = [
         Fact(aspect, plain(tail), source)
         for aspect in relations.apart
-        for _, _, tail, source in mentions(store, name, f"{RELATION}{encode(aspect)}")
+        for _, _, tail, source in mentions(store, name, relation_iri(aspect))
     ]
     pairs = list(_kind_pairs(name, relations))
     kinds = sorted({kind for head, relation, tail, kind in pairs if _asked(store, head, relation, tail)})
@@ -244,12 +244,12 @@ def _kinds_by_source(store, name: str, relations: Relations) -> list[Fact]:
 def _kind_pairs(name: str, relations: Relations):
     """(head, relation, tail, kind) of patterns, IRIs and None, that say the kind of a name."""
     for relation, kind in relations.head_kind.items():
-        yield name, f"{RELATION}{encode(relation)}", None, kind
+        yield name, relation_iri(relation), None, kind
     for relation, kind in relations.tail_kind.items():
-        yield None, f"{RELATION}{encode(relation)}", name, kind
+        yield None, relation_iri(relation), name, kind
 
 
-def _components(links: list[tuple[str, str]], single: list[str]) -> list[list[str]]:
+def components(links: Iterable[tuple[str, str]], single: Iterable[str] = ()) -> list[list[str]]:
     """The sets of names that links connect, and each other single name alone; in no special order."""
     above = {}
 
@@ -263,10 +263,10 @@ def _components(links: list[tuple[str, str]], single: list[str]) -> list[list[st
         above[top(one)] = top(other)
     for name in single:
         top(name)
-    components = defaultdict(list)
+    found = defaultdict(list)
     for name in list(above):
-        components[top(name)].append(name)
-    return list(components.values())
+        found[top(name)].append(name)
+    return list(found.values())
 
 
 def _add(entities: Entities, found: Resolution) -> None:

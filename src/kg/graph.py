@@ -1,6 +1,5 @@
 """A graph built, changed and cut back: sources in, merged triples out. The stores of src/kg/store.py are behind it."""
 
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,7 @@ from kg import entities as known
 from kg.entities import Mention, find, mentions
 from kg.evidence import Run, Source, detail_lines, detail_of, iri_of, run_lines, text_digest, triple_lines
 from kg.relations import Relations, read_relations, relations_of
-from kg.store import Settings, change_graph, oxigraph
+from kg.store import Settings, change_graph, oxigraph, scratch_in
 from kg.terms import MERGES, RUN, SOURCE, SOURCES, TERM, encode, identity_text
 
 AT_ONCE = 20_000  # changed triples; of more, the graph of merged triples is made anew, which is faster
@@ -53,7 +52,7 @@ def build(
 
     def work(store, found: Settings):
         chosen = settings if resettle else found
-        with tempfile.TemporaryDirectory(dir=directory, prefix="generation-tmp") as folder:
+        with scratch_in(directory) as folder:
             counts = bring(
                 store,
                 sources,
@@ -148,7 +147,7 @@ def remove(directory: str | Path, chosen: Callable[[object], list[str]]) -> Coun
     """Take the sources that `chosen(store)` names (IRIs) out of the graph, and all that nothing else supports."""
 
     def work(store, settings: Settings):
-        with tempfile.TemporaryDirectory(dir=directory, prefix="generation-tmp") as folder:
+        with scratch_in(directory) as folder:
             counts = take(store, chosen(store), settings, Path(folder))
         return counts, settings if counts["removed"] else None
 
@@ -191,7 +190,7 @@ def remerge(directory: str | Path, settings: Settings) -> None:
     """Make the merged triples anew from what the sources say, by other settings."""
 
     def work(store, _):
-        with tempfile.TemporaryDirectory(dir=directory, prefix="generation-tmp") as folder:
+        with scratch_in(directory) as folder:
             _merge_anew(store, settings, Path(folder))
         return None, settings
 
@@ -337,10 +336,10 @@ def _update(store, gone: list[Mention], come: list[Mention], settings: Settings)
     moved = {m for name in changed for m in (*mentions(store, name), *mentions(store, None, None, name))}
     moved -= set(come)
     others = {name for head, _, tail, _ in moved for name in (head, tail)} - near
-    for name, found in known.read_entities(store, others).same.items():
-        old.same[name] = new.same[name] = found
-    for name, found in known.read_entities(store, others).parts.items():
-        old.parts[name] = new.parts[name] = found
+    there = known.read_entities(store, others)
+    for entities in (old, new):
+        entities.same.update(there.same)
+        entities.parts.update(there.parts)
 
     before = {old.merged(mention) for mention in (*gone, *moved)}
     after = {new.merged(mention) for mention in (*come, *moved)}

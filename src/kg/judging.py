@@ -6,19 +6,18 @@ triple the last verdict counts. A text of which every triple was judged becomes 
 
 import json
 import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 from common.errors import UserError
 from common.files import to_line, write_rows
-from kg.entities import find, plain
+from kg.entities import entity, find, plain
 from kg.evidence import Run, Source, detail_of, text_digest
 from kg.graph import bring, usual_settings
 from kg.objects import NAN
 from kg.queries import source
-from kg.store import Settings, change_graph
-from kg.terms import ENTITY, RELATION, RUN, SOURCE, SOURCES, TERM, decode, encode
+from kg.store import Settings, change_graph, scratch_in
+from kg.terms import RELATION, RUN, SOURCE, SOURCES, TERM, decode, encode, relation_iri
 from kg.triples import render
 from kg.wordings import ask_for
 
@@ -66,18 +65,23 @@ def right_triples(said: dict) -> list[tuple]:
 
 
 def write_corrections(verdicts: str | Path, path: str | Path) -> int:
-    """Write the training records that the verdicts make, as --train_file reads them; how many there are."""
+    """Write the training records that the verdicts make, as --train_file reads them; how many there are.
+
+    A record asks for the relations that its text was asked for, however many they are by now, and for those that were
+    added; where nobody said which, for those of the triples that were judged.
+    """
     rows = []
     for text, said in read_verdicts(verdicts).items():
         if not said["complete"] or not text:
             continue
         kg = right_triples(said)
-        names = list(dict.fromkeys([*said["relations"], *(triple[1] for triple in kg)]))
+        named = [*said["relations"], *(triple[1] for triple in kg)] or [triple[1] for triple in said["triples"]]
+        names = list(dict.fromkeys(named))
         rows.append(
             {
                 "id": f"correction {text_digest(text)}",
                 "cate": said["topic"],
-                "instruction": ask_for(names, said["wording"], said["entities"]),
+                "instruction": ask_for(names, said["wording"], said["entities"], most=len(names)),
                 "input": text,
                 "output": render(kg) or NAN,
                 "kg": [list(triple) for triple in kg],
@@ -91,29 +95,29 @@ def put_right(directory: str | Path, text: str, topic: str, right: list[tuple], 
     """Bring the right triples of a text into a graph as a source of their own, and take the wrong ones out
     of all sources with that text.
     """
+    wrong = set(wrong)
 
     def work(store, settings: Settings):
         own = Source(f"correction {text_digest(text)}", right, text, topic)
-        with tempfile.TemporaryDirectory(dir=directory, prefix="generation-tmp") as folder:
+        with scratch_in(directory) as folder:
             bring(store, [own], Run(NAME), settings, Path(folder))
             for graph in _sources_with(store, text, wrong):
                 if graph.startswith(f"{SOURCE}{encode(NAME)}:"):
                     continue
                 run, collection, one = read_source(store, graph)
-                kept = one._replace(triples=[triple for triple in one.triples if triple not in set(wrong)])
+                left = [triple for triple in one.triples if triple not in wrong]
+                kept = one._replace(triples=left, text=text)  # of which the graph may hold but a digest
                 bring(store, [kept], run, settings, Path(folder), collection, with_text="text" in source(store, graph))
         return None, settings
 
-    wrong = list(wrong)
     change_graph(directory, "--store", usual_settings(), work)
 
 
-def _sources_with(store, text: str, triples: list[tuple]) -> list[str]:
+def _sources_with(store, text: str, triples: Iterable[tuple]) -> list[str]:
     """The graphs of sources about a text that say one of the triples."""
     found = set()
     for head, relation, tail in triples:
-        iris = f"{ENTITY}{encode(head)}", f"{RELATION}{encode(relation)}", f"{ENTITY}{encode(tail)}"
-        for quad in find(store, *iris):
+        for quad in find(store, entity(head), relation_iri(relation), entity(tail)):
             graph = getattr(quad.graph_name, "value", "")
             if graph.startswith(SOURCE):
                 found.add(graph)

@@ -45,7 +45,7 @@ ASIDE = _table(  # keys beside the parts; they are relations only where they wer
     "头实体类型 尾实体类型 主体类型 客体类型 实体类型 说明 說明 解释 备注 置信度 依据 理由 原文 代码"
 )
 OPEN, CLOSE = "(（[【", ")）]】"
-NAN = "NAN"  # the part of an entry that says that there is nothing
+NAN = "NAN"  # what says that there is nothing: an answer, or a part of an entry
 
 _KEY_NAMES = "head|subject|relation|triples|h|头实体|主体"
 _OBJECT = re.compile(rf"\{{\s*(?:[\"'“‘][^\"'“”‘’\n]{{0,200}}(?:[\"'”’]\s*[:：]|\Z)|(?:{_KEY_NAMES})\s*[:：])")

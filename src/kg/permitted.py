@@ -13,15 +13,15 @@ from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
+from kg.objects import NAN
 from kg.triples import CLOSE, COMMAS, OPEN, Triple, parse
 
 BOUND = {"relations": (False, False), "head": (True, False), "text": (True, True)}  # heads, tails: stand in the text?
-NOTHING = "NAN"  # what training data answer, or give as a tail, where there is no triple
 PREFIX = "输入中包含的关系三元组是："  # what published models begin with
 BLANKS = ("", " ", "\n")
 _AFTER = ("", PREFIX, PREFIX + "\n")
 OPENINGS = frozenset(blank + words for blank, words in product(BLANKS, _AFTER))  # what may stand before a triple
-EMPTY = frozenset(blank + words + NOTHING for blank, words in product(BLANKS, _AFTER))  # answers without a triple
+EMPTY = frozenset(blank + words + NAN for blank, words in product(BLANKS, _AFTER))  # answers without a triple
 _BEGINNINGS = frozenset(words[:size] for words in OPENINGS | EMPTY for size in range(len(words) + 1))
 _GAP = "\0"  # in `known`: no name reaches over it
 _QUOTES = "\"'“”‘’ "  # that the parser may take off
@@ -182,9 +182,9 @@ def _nothing(asked: Asked, state: State, character: str) -> State | None:
         return State(LINE, said=state.said) if character == "\n" else None
     if state.phase == LINE and not state.text and character == "(":
         return _open(asked, state)
-    if text == NOTHING:
+    if text == NAN:
         return State(EMPTIED, said=state.said)
-    return State(LINE, text, said=state.said) if NOTHING.startswith(text) else None
+    return State(LINE, text, said=state.said) if NAN.startswith(text) else None
 
 
 def _stay(asked: Asked, state: State, character: str) -> State:
@@ -279,14 +279,14 @@ def _tail_part(asked: Asked, state: State, text: str) -> State | None:
     whole = before + text
     if not before and text[:1].isspace():
         return None
-    stands = not asked.tails or whole in asked.known or NOTHING.startswith(whole)
+    stands = not asked.tails or whole in asked.known or NAN.startswith(whole)
     if not stands and not (asked.growing and f"{relation},{whole}" in asked.beginnings):
         return None
     return State(TAIL, whole, depth, head, relation, said=said)
 
 
 def _may_be_tail(asked: Asked, text: str) -> bool:
-    return not asked.tails or text in asked.known or text == NOTHING
+    return not asked.tails or text in asked.known or text == NAN
 
 
 def _close(asked: Asked, said: frozenset, *parts: str) -> State | None:
@@ -296,7 +296,7 @@ def _close(asked: Asked, said: frozenset, *parts: str) -> State | None:
     """
     if len(parts) == 3 and not any(map(_ODD.search, parts)):
         triple = Triple(*parts)
-    elif parts[-1] == NOTHING:
+    elif parts[-1] == NAN:
         triple = parts
     else:
         found = parse(f"({','.join(parts)})", list(asked.relations), asked.source)

@@ -10,6 +10,7 @@ import urllib.request
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from itertools import groupby, islice
 from urllib.parse import quote, urlsplit
 from uuid import uuid4
@@ -72,8 +73,8 @@ def _send(url: str, body: str, kind: str, method: str, user: str) -> None:
     except urllib.error.HTTPError as error:
         said = error.read(300).decode("utf-8", "replace").strip().split("\n")[0]
         raise UserError(f"--endpoint {url}: the server refused it, {error.code} {error.reason}: {said}") from None
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
+    except (OSError, HTTPException, ValueError) as error:  # of the connection, of what answers there, of the URL
+        reason = str(getattr(error, "reason", error)).strip()
         raise UserError(f"--endpoint {url}: {reason}; is the server running, and is this its address?") from None
 
 

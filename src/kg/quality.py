@@ -3,11 +3,11 @@
 import json
 from collections import Counter, defaultdict
 
-from kg.entities import APART, SAME, find
+from kg.entities import APART, SAME, WHY, components, find
 from kg.merging import contradict
-from kg.queries import relation, source
+from kg.queries import source
 from kg.relations import Relations
-from kg.terms import MERGES, RELATION, SOURCES, TERM, encode, name_of
+from kg.terms import MERGES, SOURCES, TERM, name_of, relation_iri
 
 MOST_NAMED = 10
 
@@ -16,23 +16,17 @@ def stats(store) -> dict:
     """Counts of a graph: entities, triples, relations, records, runs, merged names, orphans; its parts that nothing
     connects (`components`); the entities that stand in most triples.
     """
-    degrees, relations, above = Counter(), Counter(), {}
+    degrees, relations = Counter(), Counter()
 
-    def top(iri: str) -> str:
-        while (up := above.setdefault(iri, iri)) != iri:
-            above[iri] = above[up]
-            iri = up
-        return iri
+    def count_triples():
+        for quad in find(store, None, None, None, ""):
+            head, tail = quad.subject.value, quad.object.value
+            degrees[head] += 1
+            degrees[tail] += head != tail
+            relations[quad.predicate.value] += 1
+            yield head, tail
 
-    triples = 0
-    for quad in find(store, None, None, None, ""):
-        head, tail = quad.subject.value, quad.object.value
-        triples += 1
-        degrees[head] += 1
-        degrees[tail] += head != tail
-        relations[quad.predicate.value] += 1
-        above[top(head)] = top(tail)
-    sizes = Counter(map(top, list(above)))
+    sizes = [len(names) for names in components(count_triples())]
     runs, records, empty, completed, reasons = Counter(), 0, 0, 0, Counter()
     for quad in find(store, None, None, None, SOURCES):
         key = quad.predicate.value.removeprefix(TERM)
@@ -46,7 +40,7 @@ def stats(store) -> dict:
         elif key == "finish_reason":
             reasons[quad.object.value] += 1
     return {
-        "triples": triples,
+        "triples": relations.total(),
         "entities": len(degrees),
         "relations": len(relations),
         "records": records,
@@ -56,7 +50,7 @@ def stats(store) -> dict:
         "mentions_not_in_their_text": completed,
         "entities_in_one_triple": sum(count == 1 for count in degrees.values()),
         "components": len(sizes),
-        "largest_component": max(sizes.values(), default=0),
+        "largest_component": max(sizes, default=0),
         "by_run": _counted(runs),
         "by_finish_reason": _counted(reasons),
         "by_relation": [{"name": name_of(iri), "count": count} for iri, count in _ordered(relations)],
@@ -86,7 +80,7 @@ def merges(store) -> list[dict]:
     """Every name that is merged into another one, and why."""
     found = []
     for quad in find(store, None, SAME, None, MERGES):
-        why = next((one.object.value for one in find(store, quad.subject.value, f"{TERM}why", None, MERGES)), "")
+        why = next((one.object.value for one in find(store, quad.subject.value, WHY, None, MERGES)), "")
         found.append({"name": name_of(quad.subject.value), "merged_into": name_of(quad.object.value), "why": why})
     return sorted(found, key=lambda one: (one["merged_into"], one["name"]))
 
@@ -95,7 +89,7 @@ def _contradictions(store, relations: Relations) -> list[dict]:
     found = []
     for name in sorted(relations.single):
         values = defaultdict(list)
-        for quad in find(store, None, relation(name), None, ""):
+        for quad in find(store, None, relation_iri(name), None, ""):
             values[quad.subject.value].append(name_of(quad.object.value))
         found += [
             {"head": name_of(head), "relation": name, "tails": sorted(tails)}
@@ -107,7 +101,7 @@ def _contradictions(store, relations: Relations) -> list[dict]:
 
 def _both_directions(store, relations: Relations) -> list[dict]:
     text = "SELECT ?a ?r ?b { ?a ?r ?b . ?b ?r ?a FILTER(STR(?a) < STR(?b)) }"
-    both = {f"{RELATION}{encode(name)}" for name in relations.symmetric | relations.alias}
+    both = {relation_iri(name) for name in relations.symmetric | relations.alias}
     found = [[part.value for part in row] for row in store.query(text) if row[1].value not in both]
     return [
         {"head": name_of(a), "relation": name_of(r), "tail": name_of(b), "why": "said in both directions"}
@@ -119,14 +113,14 @@ def _wrong_way_round(store, relations: Relations) -> list[dict]:
     """Triples whose head other relations call what the tail should be, and whose tail what the head should be."""
     kinds = defaultdict(Counter)
     for name in relations.head_kind.keys() | relations.tail_kind.keys():
-        for quad in find(store, None, relation(name), None, ""):
+        for quad in find(store, None, relation_iri(name), None, ""):
             for end, table in ((quad.subject, relations.head_kind), (quad.object, relations.tail_kind)):
                 if name in table:
                     kinds[end.value][table[name]] += 1
     found = []
     for name in sorted(relations.head_kind.keys() & relations.tail_kind.keys()):
         first, second = relations.head_kind[name], relations.tail_kind[name]
-        for quad in find(store, None, relation(name), None, "") if first != second else ():
+        for quad in find(store, None, relation_iri(name), None, "") if first != second else ():
             head, tail = kinds[quad.subject.value], kinds[quad.object.value]
             if head[second] and head[first] == 1 and tail[first] and tail[second] == 1:
                 why = f"{name} leads from {first} to {second}; other triples say the opposite of both"

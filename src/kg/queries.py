@@ -5,6 +5,7 @@ All take an open store (kg.store.open_graph) and answer with names, lists and di
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from common.errors import UserError
 from kg.entities import FORM, IS, SAME, entity, find, mentions_of, plain
 from kg.merging import normal_form
 from kg.store import oxigraph
-from kg.terms import ENTITY, MERGES, PREFIXES, RELATION, SOURCES, TERM, encode, literal, name_of
+from kg.terms import MERGES, PREFIXES, SOURCES, TERM, encode, literal, name_of
 
 Triple = tuple[str, str, str]  # IRIs
 MOST_HOPS = 12  # of a path that is looked for
@@ -26,25 +27,40 @@ class Answer(NamedTuple):
 
 
 def query(store, sparql: str, as_iris: bool = False) -> Answer:
-    """Ask in SPARQL; UserError for what is none. The prefixes e: r: s: run: kg: rdfs: xsd: are known.
+    """Ask in SPARQL; UserError for what is none, or, perhaps while rows are read, for what cannot be answered. The
+    prefixes e: r: s: run: kg: rdfs: xsd: are known.
 
     IRIs become the names they stand for, unless `as_iris`; cells without a value are None. Rows are made as they are
     read. Nothing can be changed by a query.
     """
     ox = oxigraph()
     common = {"rdfs": "http://www.w3.org/2000/01/rdf-schema#", "xsd": "http://www.w3.org/2001/XMLSchema#"}
-    try:
+    with _answering(sparql):
         found = store.query(sparql, prefixes=PREFIXES | common)
-    except SyntaxError as error:
-        why = str(error.msg or error).split(": expected one of")[0]  # the rest is a screen of grammar
-        raise UserError(f"--sparql: not a SPARQL query ({why}): {sparql.strip()[:60]!r}") from None
     if isinstance(found, ox.QueryBoolean):
         return Answer(["answer"], iter([[bool(found)]]))
     if isinstance(found, ox.QueryTriples):
-        rows = ([_said(part, as_iris) for part in (t.subject, t.predicate, t.object)] for t in found)
-        return Answer(["head", "relation", "tail"], rows)
-    columns = [variable.value for variable in found.variables]
-    return Answer(columns, ([_said(value, as_iris) for value in row] for row in found))
+        columns, rows = ["head", "relation", "tail"], ((t.subject, t.predicate, t.object) for t in found)
+    else:
+        columns, rows = [variable.value for variable in found.variables], found
+
+    def named() -> Iterator[list]:
+        with _answering(sparql):
+            for row in rows:
+                yield [_said(value, as_iris) for value in row]
+
+    return Answer(columns, named())
+
+
+@contextmanager
+def _answering(sparql: str):
+    try:
+        yield
+    except SyntaxError as error:
+        why = str(error.msg or error).split(": expected one of")[0]  # the rest is a screen of grammar
+        raise UserError(f"--sparql: not a SPARQL query ({why}): {sparql.strip()[:60]!r}") from None
+    except (RuntimeError, OSError) as error:  # of a function that is not SPARQL's own; of a SERVICE elsewhere
+        raise UserError(f"--sparql: the query cannot be answered ({error}): {sparql.strip()[:60]!r}") from None
 
 
 def read_sparql(text: str) -> str:
@@ -133,9 +149,11 @@ def path(store, starts: list[str], goals: list[str], most_hops: int = MOST_HOPS)
     """
     sides = [dict.fromkeys(starts), dict.fromkeys(goals)]  # entity -> (triple, the entity it was reached from)
     edges = [list(starts), list(goals)]
-    for _ in range(most_hops):
+    for left in range(most_hops, -1, -1):
         if meeting := next((iri for iri in edges[0] + edges[1] if iri in sides[0] and iri in sides[1]), None):
             return _walk(sides[0], meeting)[::-1] + _walk(sides[1], meeting)
+        if not left or not all(edges):
+            break
         side = 0 if len(edges[0]) <= len(edges[1]) else 1
         following = []
         for iri in edges[side]:
@@ -145,10 +163,7 @@ def path(store, starts: list[str], goals: list[str], most_hops: int = MOST_HOPS)
                     sides[side][end] = (triple, iri)
                     following.append(end)
         edges[side] = following
-        if not following:
-            return None
-    meeting = next((iri for iri in edges[0] + edges[1] if iri in sides[0] and iri in sides[1]), None)
-    return _walk(sides[0], meeting)[::-1] + _walk(sides[1], meeting) if meeting else None
+    return None
 
 
 def _walk(side: dict, iri: str) -> list[Triple]:
@@ -185,12 +200,3 @@ def source(store, graph: str) -> dict:
 
 def as_names(triple: Iterable[str]) -> list[str]:
     return [name_of(iri) for iri in triple]
-
-
-def relation(name: str) -> str:
-    """The IRI of a relation."""
-    return f"{RELATION}{encode(name)}"
-
-
-def is_entity(iri: str) -> bool:
-    return iri.startswith(ENTITY)

@@ -1,6 +1,5 @@
 """What is known of relations, as data: relations.json, or a user's own file of the same form."""
 
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,8 +45,3 @@ def read_relations(path: str | Path | None) -> dict:
     found = read_json(path or OWN, ADVICE)
     relations_of(found, str(path or OWN))
     return found
-
-
-@lru_cache(maxsize=1)
-def own_relations() -> Relations:
-    return relations_of(read_relations(None))

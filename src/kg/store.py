@@ -10,6 +10,7 @@ Two processes never change one graph; who reads it goes on reading the generatio
 
 import os
 import shutil
+import tempfile
 import traceback
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -126,6 +127,13 @@ def change_graph(directory: str | Path, flag: str, new: Settings | None, work):
                 folder.rmdir()
         raise
     return result
+
+
+def scratch_in(directory: str | Path) -> tempfile.TemporaryDirectory:
+    """A folder beside the store for the files of a change, gone with the block; named so that the next change removes
+    what a killed one left of it.
+    """
+    return tempfile.TemporaryDirectory(dir=directory, prefix=f"{GENERATION}tmp")
 
 
 def _work_on(folder: Path, work, settings: Settings):

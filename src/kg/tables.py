@@ -10,16 +10,7 @@ from common.files import to_line
 from kg.breakdown import columns, fit, printable
 
 WIDEST = 40  # columns of a terminal that a column of a table takes at most
-FORMULA = (
-    "=",
-    "+",
-    "-",
-    "@",
-    "\t",
-    "\r",
-    "'",
-)  # how a cell begins that a spreadsheet would compute, or that is escaped
-
+FORMULA = tuple("=+-@\t\r'")  # how a cell begins that a spreadsheet would compute, or that is escaped
 END = "\r\n"  # of a line while it is written, so that line ends within cells are quoted
 _NUMBER = re.compile(r"[-+]?\d+(\.\d+)?")
 

@@ -40,6 +40,10 @@ def identity_text(identity) -> str:
     return json.dumps(identity, ensure_ascii=False, sort_keys=True)
 
 
+def relation_iri(name: str) -> str:
+    return f"{RELATION}{encode(name)}"
+
+
 def source_iri(run: str, collection: str, identity) -> str:
     """The record of a run; `collection` keeps equal ids of different files apart."""
     return f"{SOURCE}{encode(run)}:{encode(collection)}:{encode(identity_text(identity))}"

@@ -15,9 +15,9 @@ from functools import lru_cache, partial
 from itertools import islice, pairwise
 from typing import NamedTuple
 
-from kg.objects import cut_reasoning, read_objects
+from kg.objects import CLOSE, NAN, OPEN, cut_reasoning, read_objects
 
-OPEN, CLOSE, COMMAS = "(（[【", ")）]】", ",，"
+COMMAS = ",，"
 MARKS, MARKS_CLOSE = "《“「『", "》”」』"  # title and quotation marks: a comma between them belongs to the entity
 QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’"}  # around all parts of a triple they are the format's
 PLACEHOLDERS = {("Subject", "Relation", "Object"), ("头实体", "关系", "尾实体")}  # an instruction's, said again
@@ -79,7 +79,7 @@ def parse_with_rest(
             rest.append(found)
         elif not all(found):
             rest.append(f"({','.join(found)})")
-        elif found not in PLACEHOLDERS and not any(part in ("NAN", "nan", "NaN") for part in found):
+        elif found not in PLACEHOLDERS and not any(part in (NAN, "nan", "NaN") for part in found):
             triples[Triple(*found)] = None
     return list(triples), rest
 

@@ -1,5 +1,7 @@
 """Instructions made of a list of relations, in the two wordings of the contest."""
 
+import re
+
 from common.errors import UserError
 from kg.schema import read_schema
 
@@ -13,6 +15,7 @@ OLDER = "使用自然语言抽取三元组,已知下列句子,请从句子中抽
 OLDER += "你可以先识别出实体再判断实体之间的关系,以(头实体,关系,尾实体)的形式回答"
 ENTITIES = "抽取实体类型为{{{entities}}},"
 WORDINGS = ("contest", "older")
+_LINE_END = re.compile(r"[\n\r]")
 
 
 def ask_for(relations: list[str], wording: str = "contest", entities: list[str] = (), most: int = MOST) -> str:
@@ -35,9 +38,12 @@ def ask_for(relations: list[str], wording: str = "contest", entities: list[str] 
         text = OLDER.format(entities=kinds, relations=_listed(names, ","))
     else:
         text = _contest(names)
-    if read_schema(text) != names or any("\n" in name or "\r" in name for name in names):
-        odd = next((name for name in names if read_schema(_contest([name])) != [name] or "\n" in name), "")
-        raise UserError(f"the relation {odd!r} cannot stand in a list; leave out quotes, brackets and line ends")
+    if read_schema(text) != names or any(map(_LINE_END.search, names)):
+        odd = (name for name in names if read_schema(_contest([name])) != [name] or _LINE_END.search(name))
+        if name := next(odd, None):
+            raise UserError(f"the relation {name!r} cannot stand in a list; leave out quotes, brackets and line ends")
+        shown = ", ".join(names)
+        raise UserError(f"the relations {shown:.60} are not read as a list of relations together; rename one")
     return text
 
 

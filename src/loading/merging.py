@@ -15,6 +15,7 @@ from torch.nn import Parameter
 
 from checkpoints.adapters import (
     ADAPTER_FILES,
+    PLAIN_STARTS,
     as_peft_names,
     beyond_products,
     check_weights,
@@ -28,7 +29,6 @@ from loading.adapted import empty_base, fit, make_config, merge_adapter, quiet, 
 FLAG = "--path_adapter"
 KINDS = ("LORA", "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "HRA", "MISS", "VERA", "TRAINABLE_TOKENS")
 SERVED = ("trainable_token_indices",)  # of the settings that make LoRA more than a product beside a layer
-PLAIN_STARTS = (None, True, False, "gaussian")  # of init_lora_weights; the others change the base before training
 NOTHING = torch.zeros(())  # the storage of every weight of a base without weights
 SAVED = ".modules_to_save.default."
 

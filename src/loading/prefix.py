@@ -130,8 +130,8 @@ def check_supported(family: Family, model_path) -> None:
     if not family.own_prefix and kind not in family.prefix_types:
         known = dict.fromkeys(one for family in reversed(FAMILIES) for one in family.prefix_types)
         raise UserError(
-            f"--model_dir {model_path}: P-Tuning does not work with model_type {kind!r}, whose cache takes no prefix "
-            f"of peft; it does with {', '.join(known)}. Use src/test_finetune.py (LoRA) for this base"
+            f"--model_name_or_path {model_path}: P-Tuning does not work with model_type {kind!r}, whose cache takes no "
+            f"prefix of peft; it does with {', '.join(known)}. Use src/test_finetune.py (LoRA) for this base"
         )
 
 
@@ -209,12 +209,12 @@ def load_trained(path, family: Family, kind: Kind, folder, precision, device, co
         try:
             peft = PeftModel.from_pretrained(base, folder, config=config)
         except (RuntimeError, ValueError, TypeError, KeyError) as error:
-            raise UserError(f"--model_dir {folder} does not fit this base model: {error}") from error
+            raise UserError(f"{folder}: the prefix does not fit this base model: {error}") from error
         return Prefixed(base, peft.prompt_encoder["default"].to(device), peft=peft)
     model = Prefixed(base, base.get_submodule(family.own_prefix), family.own_prefix)
     found = {name[len(family.own_prefix) + 1 :]: tensor for name, tensor in read_own(folder, family.own_prefix).items()}
     try:
         model.encoder.load_state_dict({name: tensor.float() for name, tensor in found.items()})
     except RuntimeError as error:
-        raise UserError(f"--model_dir {folder} does not fit this base model: {error}") from error
+        raise UserError(f"{folder}: the prefix does not fit this base model: {error}") from error
     return model

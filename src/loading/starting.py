@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from checkpoints.adapters import (
     ADAPTER_FILES,
+    PLAIN_STARTS,
     as_peft_names,
     beyond_products,
     check_weights,
@@ -24,7 +25,6 @@ from loading.vocabulary import rows_for
 FLAG = "--init_lora"
 RANK, ALPHA, DROPOUT = 8, 16, 0.05  # of a fresh adapter
 PEFTS = {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0}  # where an adapter_config.json does not say it
-PLAIN_STARTS = (None, True, False, "gaussian")  # of init_lora_weights; the others change the base before training
 
 
 class Lora(NamedTuple):

@@ -10,10 +10,9 @@ from kg.schema import read_schema
 from kg.triples import Triple, parse
 from prediction.opening import Opening, open_model, plan_adapter, plan_prefix
 from prediction.predicting import choose_drafts, confidence_of, in_order, limit
-from prediction.questions import Question, ask_all, make_rows
+from prediction.questions import Question, ask_all, choose_window, make_rows
 from prediction.texts import find_place
-
-WINDOW = 768  # tokens of a prompt where the base's context leaves more
+from tokens.lengths import TEXT_WINDOW
 
 
 class Found(NamedTuple):
@@ -39,7 +38,8 @@ def plan_texts(model_args, args) -> tuple[Opening, int]:
 
 
 def choose_short_window(asked: int | None, context: int | None, max_new_tokens: int) -> int:
-    """Tokens of the longest prompt: as asked by --window, else WINDOW, or less where the base's context leaves less.
+    """Tokens of the longest prompt: as asked by --window (`prediction.questions.choose_window`), else TEXT_WINDOW, or
+    less where the base's context leaves less.
 
     UserError where it leaves nothing.
     """
@@ -48,7 +48,9 @@ def choose_short_window(asked: int | None, context: int | None, max_new_tokens: 
         raise UserError(
             f"--max_new_tokens {max_new_tokens} leaves nothing of the base's context of {context} tokens; lower it"
         )
-    return asked or min(WINDOW, most or WINDOW)
+    if asked is not None:
+        return choose_window(asked, context, max_new_tokens)
+    return min(TEXT_WINDOW, most or TEXT_WINDOW)
 
 
 def ask_record(plan: Opening, record: dict, window: int) -> list[Question]:

@@ -27,9 +27,8 @@ from prediction.opening import Opening
 from prediction.predicting import Share, Task, finish_file, hold_partial, row_of
 from prediction.questions import ask_all
 
-RECORDS, PREDICTIONS, SUBMISSION, GRAPH, SCORE = (
-    *("records.jsonl", "predictions.json", "submission.json", "graph.html", "score.json"),
-)
+RECORDS, PREDICTIONS, SUBMISSION = "records.jsonl", "predictions.json", "submission.json"
+GRAPH, SCORE = "graph.html", "score.json"
 MOST_DRAWN = 2000  # triples of the page
 
 

@@ -372,6 +372,7 @@ def warn_context(task: Task) -> None:
     plan, serving, most = task.plan, task.plan.serving, task.plan.context
     asked = [question for question in task.questions if question.ids]
     long = [question.record for question in asked if most and serving.budget(len(question.ids)) > most]
+    long = list(dict.fromkeys(long))  # a record may be asked in several questions
     if long:
         what = "their answers end there" if plan.codec.context else "nothing is cut, but answers beyond it degrade"
         ids = ", ".join(name_of(task.records[index], index) for index in long[:5])

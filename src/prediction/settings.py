@@ -8,9 +8,10 @@ from common import manifest
 from common.decisions import Decision, decide
 from common.errors import UserError, say
 from common.files import fingerprint
+from common.flags import DRAWING
 from data.asking import Asking
 from data.prompts import check_template, load_template
-from decoding.answers import DRAWING, Rules
+from decoding.answers import Rules
 from decoding.serving import Serving
 from loading.precision import FLAGS, Precision, asked_dtype, choose_bits, choose_dtype
 
@@ -48,12 +49,11 @@ def choose_precision(model_args, args, recorded: dict, on_cpu: bool) -> tuple[Pr
     return Precision(dtype.value, bits.value), {"dtype": dtype, "bits": bits}
 
 
-def rules_of(args, max_new_tokens: int, batch_size: int = 1) -> Rules:
-    """How to answer, as the flags say it."""
+def rules_of(args, max_new_tokens: int) -> Rules:
+    """How to answer, as the flags say it; how many at a time is chosen later."""
     drawing = {name: getattr(args, name) for name in DRAWING if getattr(args, name) is not None}
     return Rules(
         max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
         num_beams=args.num_beams,
         repetition_penalty=args.repetition_penalty,
         do_sample=args.do_sample,

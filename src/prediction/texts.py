@@ -48,7 +48,7 @@ class Opened(NamedTuple):
     model: object
     feed: Feed | None  # None: each shard has a run of the engine to itself
     decided: dict[str, Decision]  # with the first questions, for run.json
-    first: Lock  # who decides
+    deciding: Lock  # held by the shard that chooses rules
 
 
 class Window(NamedTuple):
@@ -131,7 +131,7 @@ def choose_rules(opened: Opened, prompts: list, batch_size: int | None) -> Rules
     lengths = [len(ids) for ids in prompts]
     if feed:  # more will come
         lengths, prompts = [feed.guess_length(lengths)] * MEASURED.most, ()
-    with opened.first:
+    with opened.deciding:
         if feed and feed.rules:
             return feed.rules
         size, said = choose_size(opened, lengths, prompts, batch_size)

@@ -30,8 +30,8 @@ def extract_corpus(model_args, args, wanted: tuple, started: float) -> None:
     """
     with open_workers(model_args, args) as (plan, answer_with, decided):
         most = choose_window(args.window, plan.context, plan.serving.rules.max_new_tokens)
-        skipped, how = Counter(), args.reading
-        documents = with_arguments(read_documents, args.input, how, skipped)
+        skipped = Counter()
+        documents = with_arguments(read_documents, args.input, args.reading, skipped)
         corpus = Corpus(documents, size_of(args.input), args.output_file, Wanted(*wanted), most, args.shard_size)
         settings = corpus_settings(plan, corpus, args)
         with partial.hold_partial(args.output_file), keeping(lambda: kept(args.output_file)):

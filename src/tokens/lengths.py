@@ -1,8 +1,9 @@
-"""How many tokens the rows of P-Tuning have. It imports no torch, so that flags are checked without."""
+"""How many tokens rows and prompts have by default. It imports no torch, so that flags are checked without."""
 
 from common.errors import UserError
 
-MAX_LEN, MAX_SRC_LEN = 768, 450  # tokens of question and answer, and of the question, by default
+MAX_LEN, MAX_SRC_LEN = 768, 450  # of P-Tuning: tokens of question and answer, and of the question
+TEXT_WINDOW = 768  # tokens of a prompt about a single text, where the base's context leaves more
 
 
 def check_lengths(max_len: int | None, max_src_len: int | None) -> None:

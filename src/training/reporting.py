@@ -22,8 +22,12 @@ def keep_log(file: Path, step: int) -> None:
     half, a damaged line. UserError where something else has the file's name.
     """
     if is_there(file):
-        rows = map(_read_row, file.read_text(encoding="utf-8", errors="replace").splitlines())
-        write_rows(file, [row for row in rows if row and row["step"] <= step])
+        write_rows(file, [row for row in read_log(file) if row["step"] <= step])
+
+
+def read_log(file: Path) -> list[dict]:
+    """The rows of a log.jsonl, without damaged lines."""
+    return list(filter(None, map(_read_row, file.read_text(encoding="utf-8", errors="replace").splitlines())))
 
 
 def _read_row(line: str) -> dict | None:
@@ -82,7 +86,7 @@ class Log:
             tqdm.write(line, file=sys.stderr)
 
     def rows(self) -> list[dict]:
-        return list(filter(None, map(_read_row, self.file.read_text(encoding="utf-8", errors="replace").splitlines())))
+        return read_log(self.file)
 
 
 def make_run(base: str | Path, chosen, template_name: str, template: dict, args, data: dict, training: dict, **own):

@@ -21,16 +21,21 @@ class Found(NamedTuple):
 
 def find_checkpoint(output_dir: str | Path, wanted: Wanted) -> Found:
     """Where a run of this form can go on."""
-    numbered = {}
-    for folder in Path(output_dir).glob("checkpoint-*"):
-        if (number := folder.name.removeprefix("checkpoint-")).isdecimal():
-            numbered[int(number)] = str(folder)
     passed, run = {}, manifest.read_run(output_dir)
-    for _, folder in sorted(numbered.items(), reverse=True):
+    for folder in map(str, list_checkpoints(output_dir)):
         if not (fault := fault_of(folder, wanted) or foreign(folder, run)):
             return Found(folder, passed)
         passed[folder] = fault
     return Found(None, passed)
+
+
+def list_checkpoints(output_dir: str | Path) -> list[Path]:
+    """The folders checkpoint-N of the Trainer, whole or not, the newest first; not those that somebody named."""
+    numbered = {}
+    for folder in Path(output_dir).glob("checkpoint-*"):
+        if (number := folder.name.removeprefix("checkpoint-")).isdecimal() and folder.is_dir():
+            numbered[int(number)] = folder
+    return [folder for _, folder in sorted(numbered.items(), reverse=True)]
 
 
 def foreign(folder: str, run: dict) -> str | None:
@@ -183,6 +188,6 @@ def differences(then: dict, now: dict) -> list[str]:
 
 def clear_checkpoints(output_dir: str | Path) -> None:
     """Remove what a later resume would take for this run's: the old run's checkpoints and log."""
-    for folder in Path(output_dir).glob("checkpoint-*"):
+    for folder in list_checkpoints(output_dir):
         shutil.rmtree(folder)
     (Path(output_dir) / "log.jsonl").unlink(missing_ok=True)

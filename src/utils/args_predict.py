@@ -5,15 +5,13 @@ from dataclasses import dataclass
 
 from common.errors import UserError
 from common.files import check_output
-from common.flags import MOST_DRAFTS, MOST_SEED, Range, check_ranges, option
+from common.flags import DRAWING, MOST_DRAFTS, MOST_SEED, Range, check_ranges, option
 from common.manifest import run_file_of
 from common.processes import this_process
 from kg.permitted import BOUND
 from utils.args_base import ModelArguments, NarrowFlags, PrecisionFlags, parse
 from utils.args_ray import RAY_RANGES, RayFlags
 from utils.args_schema import SCHEMA_RANGES, AskedFlags, check_form
-
-DRAWING = ("temperature", "top_k", "top_p", "seed")  # flags that mean something only with --do_sample
 
 MOST_BEAMS = 1024
 SCALE = Range(0.001, 1000, words="a number above 0, from 0.001 to 1000")  # beyond, the logits lose their order

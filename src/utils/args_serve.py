@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from common.errors import UserError
 from common.flags import Range, check_ranges, option
 from kg.wordings import WORDINGS, ask_for, split_names
-from tokens.lengths import MAX_LEN, MAX_SRC_LEN, check_lengths
+from tokens.lengths import MAX_LEN, MAX_SRC_LEN, TEXT_WINDOW, check_lengths
 from utils.args_predict import AdapterArguments, parse_adapter
 
 SERVE_RANGES = {
@@ -36,6 +36,14 @@ class TextArguments(AdapterArguments):
     )
     max_new_tokens: int | None = option(
         None, "most tokens of an answer; default: 512, or with --ptuning_dir max_len - max_src_len"
+    )
+    window: int | None = option(
+        None,
+        "texts whose prompt would have more tokens are split at sentence ends, and the triples merged; without a "
+        "number, or with 0: what the base's context leaves beside --max_new_tokens; default: "
+        f"{TEXT_WINDOW}, or what the context leaves where that is less",
+        nargs="?",
+        const=0,
     )
     output_file = ""  # nothing is written beside what is read
 

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from kg.judging import VERDICTS
 from kg.wordings import LONGEST, MOST
 
 
@@ -64,7 +65,7 @@ class Answer(BaseModel):
 class Judged(Strict):
     """A verdict on a triple."""
 
-    verdict: Literal["accept", "reject", "correct", "add"]
+    verdict: Literal[VERDICTS]
     triple: Annotated[list[Part], Field(min_length=3, max_length=3)]
     to: Annotated[
         Annotated[list[Part], Field(min_length=3, max_length=3)] | None,

@@ -305,5 +305,5 @@ def test_flags_that_contradict_each_other_name_both(typed, message):
 def test_the_flags_become_rules():
     typed = "--do_sample --top_k 0 --seed 0 --max_repeats 0 --repetition_penalty 1.1"
     _, args = parse_inference(typed.split(" "))
-    made = settings.rules_of(args, 512, 7)
-    assert made == Rules(512, 7, repetition_penalty=1.1, do_sample=True, top_k=0, seed=0)
+    made = settings.rules_of(args, 512)
+    assert made == Rules(512, repetition_penalty=1.1, do_sample=True, top_k=0, seed=0)

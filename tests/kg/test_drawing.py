@@ -52,6 +52,13 @@ def test_the_data_has_nodes_edges_and_their_sources(opened):
     assert data["relations"] == [{"name": "位于", "count": 1}, {"name": "属于", "count": 1}]
 
 
+def test_nodes_come_in_the_order_of_the_triples_whatever_the_hashes_of_names(opened):
+    store = opened([(f"甲{n}", "位于", f"乙{n}") for n in range(10)])
+    triples, _ = drawing.choose_triples(store, 100)
+    names = [name for triple in triples for name in queries.as_names(triple)[::2]]
+    assert [node["name"] for node in drawing.as_data(store, triples)["nodes"]] == names
+
+
 def test_of_a_large_graph_the_entities_with_most_triples_are_drawn(opened):
     store = opened([("甲", "位于", f"乙{n}") for n in range(5)] + [("丙", "位于", "丁")])
     triples, more = drawing.choose_triples(store, 5)
@@ -84,6 +91,11 @@ def test_a_picture_is_drawn_of_a_small_graph(opened, tmp_path):
     store = opened([("a", "located in", "$b_"), ("a", "x", "a"), ("c", "y", "\n")])
     drawing.draw(data_of(store), tmp_path / "graph.png")
     assert (tmp_path / "graph.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_picture_of_nothing_is_refused(opened, tmp_path):
+    with pytest.raises(UserError, match=r"--png .*graph.png: the graph has no triple to draw"):
+        drawing.draw(data_of(opened([])), tmp_path / "graph.png")
 
 
 def test_a_picture_of_a_large_graph_is_refused(opened, tmp_path):

@@ -6,8 +6,13 @@ import pytest
 from helpers import ROOT
 
 from common.errors import UserError
-from kg.judging import append_verdicts, read_verdicts, right_triples, write_corrections
+from kg.evidence import Run, Source, text_digest
+from kg.graph import build, usual_settings
+from kg.judging import append_verdicts, put_right, read_verdicts, right_triples, write_corrections
+from kg.queries import source
 from kg.schema import read_schema
+from kg.store import open_graph
+from kg.terms import source_iri
 from kg.wordings import ask_for
 
 
@@ -41,6 +46,28 @@ def test_records_ask_for_what_was_asked_and_answered(tmp_path):
     assert (second["output"], second["kg"]) == ("NAN", [])
 
 
+def test_no_verdict_keeps_those_of_other_texts_from_their_records(tmp_path):
+    file, target = tmp_path / "verdicts.jsonl", tmp_path / "corrections.jsonl"
+    append_verdicts(file, said(["reject", ["甲", "位于", "乙"], None], relations=()))  # nobody said what was asked
+    for first in (0, 60):  # one text, judged after two questions
+        names = [f"关系{number}" for number in range(first, first + 60)]
+        append_verdicts(file, said(["accept", ["甲", names[0], "乙"], None], text="另一段", relations=names))
+    assert write_corrections(file, target) == 2
+    asked = [json.loads(line)["instruction"] for line in target.read_text(encoding="utf-8").splitlines()]
+    assert read_schema(asked[0]) == ["位于"]
+    assert len(read_schema(asked[1])) == 120
+
+
+@pytest.mark.parametrize("with_text", [True, False])
+def test_what_is_left_of_a_source_is_known_as_before(tmp_path, with_text):
+    triples = [("甲", "位于", "乙"), ("甲", "位于", "丙")]
+    build(tmp_path, [Source(1, triples, "甲在乙")], Run("a run"), usual_settings(), with_text=with_text)
+    put_right(tmp_path, "甲在乙", "", triples[:1], triples[1:])
+    known = source(open_graph(tmp_path)[0], source_iri("a run", "", 1))
+    assert known["detail"] == {"places": {"甲": [0, 1], "乙": [2, 3]}, "text": text_digest("甲在乙")}
+    assert known.get("text") == ("甲在乙" if with_text else None)
+
+
 def test_the_wordings_are_those_of_the_sample():
     topics = json.loads((ROOT / "data" / "sample" / "relations.json").read_text(encoding="utf-8"))
     lines = (ROOT / "data" / "sample" / "train.json").read_text(encoding="utf-8").splitlines()
@@ -64,3 +91,15 @@ def test_names_that_cannot_stand_in_a_list_are_refused(names):
     for wording in ("contest", "older"):
         with pytest.raises(UserError):
             ask_for(names, wording)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["位于", "甲\r乙"], r"the relation '甲\\r乙' cannot stand in a list"),
+        (["头", "尾"], "the relations 头, 尾 are not read as a list of relations together; rename one"),
+    ],
+)
+def test_a_list_that_is_refused_is_named(names, said):
+    with pytest.raises(UserError, match=said):
+        ask_for(names)

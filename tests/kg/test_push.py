@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -115,6 +116,20 @@ def test_what_a_server_refuses_is_said(server):
         push.push_sparql(["<urn:x> <urn:y> <urn:z> ."], "http://127.0.0.1:9/store", "store")
     with pytest.raises(UserError, match="--graph 'x> .*no IRI"):
         push.push_sparql([], f"{server}/update", "update", "x> { } } ; DROP ALL #")
+
+
+def test_what_answers_and_is_no_web_server_is_said():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def greet():
+            client, _ = other.accept()
+            with client:
+                client.recv(65536)
+                client.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
+
+        threading.Thread(target=greet, daemon=True).start()
+        with pytest.raises(UserError, match="--endpoint .*SSH-2.0.*is this its address"):
+            push.push_sparql(["<urn:x> <urn:y> <urn:z> ."], f"http://127.0.0.1:{other.getsockname()[1]}/", "store")
 
 
 def test_neo4js_statements_make_the_graph_and_take_away_what_is_gone(tmp_path):

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from common.errors import UserError
 from kg import graph, quality, queries
 from kg.evidence import Run, Source
-from kg.relations import own_relations, read_relations
+from kg.relations import read_relations, relations_of
 from kg.store import Settings
 from kg.tables import as_csv, as_json, as_table
 
 SETTINGS = Settings("alias", read_relations(None))
+OWN = relations_of(SETTINGS.relations)
 
 
 @pytest.fixture
@@ -62,6 +63,12 @@ def test_what_is_no_query_is_refused_and_changes_nothing(opened, text):
         queries.query(store, text)
     assert len(str(caught.value)) < 150  # the words of a parser may fill a screen
     assert len(quality.stats(store)["by_relation"]) == 2
+
+
+@pytest.mark.parametrize("pattern", ["?a ?r ?b FILTER(<urn:own>(?a))", "SERVICE ?elsewhere { ?a ?r ?b }"])
+def test_what_the_store_cannot_answer_is_said_at_once_or_when_rows_are_read(opened, pattern):
+    with pytest.raises(UserError, match="--sparql: the query cannot be answered"):
+        list(queries.query(opened(CHAIN), f"SELECT * {{ {pattern} }}").rows)
 
 
 def test_a_query_may_stand_in_a_file(tmp_path):
@@ -180,24 +187,24 @@ def test_check_finds_what_contradicts_itself(opened):
         [("长江", "长度", "6,300千米"), ("黄河", "长度", "5464千米"), ("苏轼", "出生日期", "1037年")],
         [("长江", "长度", "6397千米"), ("黄河", "长度", "5464千米"), ("苏轼", "出生日期", "1037年1月8日")],
     )
-    assert quality.check(store, own_relations())["contradictions"] == [
+    assert quality.check(store, OWN)["contradictions"] == [
         {"head": "长江", "relation": "长度", "tails": ["6,300千米", "6397千米"]}
     ]
 
 
 def test_check_finds_directions_that_cannot_be(opened):
     store = opened([("甲", "属于", "乙"), ("乙", "属于", "甲"), ("甲", "配偶", "乙"), ("乙", "配偶", "甲")])
-    assert quality.check(store, own_relations())["direction"] == [
+    assert quality.check(store, OWN)["direction"] == [
         {"head": "乙", "relation": "属于", "tail": "甲", "why": "said in both directions"}
     ]
     store = opened([("成都", "出生地点", "李四"), ("成都", "面积", "14335平方千米"), ("李四", "职业", "诗人")])
-    [found] = quality.check(store, own_relations())["direction"]
+    [found] = quality.check(store, OWN)["direction"]
     assert (found["head"], found["relation"], found["tail"]) == ("成都", "出生地点", "李四")
 
 
 def test_check_lists_the_unasked_the_completed_and_what_is_kept_apart(opened):
     answers = [("甲", "首都", "乙"), ("朱元璋", "别名", "太祖"), ("赵匡胤", "别名", "太祖")]
-    found = quality.check(opened(answers, text="甲和朱元璋赵匡胤太祖", unasked=("首都",)), own_relations())
+    found = quality.check(opened(answers, text="甲和朱元璋赵匡胤太祖", unasked=("首都",)), OWN)
     assert found["unasked"] == [{"name": "首都", "records": 1, "example": 0}]
     assert found["not_in_text"] == [{"name": "乙", "records": 1, "example": 0}]
     assert found["kept_apart"] == [{"name": "太祖", "why": "an alias of several: 朱元璋 / 赵匡胤"}]

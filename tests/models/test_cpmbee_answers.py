@@ -41,7 +41,6 @@ def test_greedy_answers_are_the_originals_alone_and_in_a_batch(model):
     single = [greedy(model, TOKENIZER, prefill(TOKENIZER, [one]), steps)[0] for one in DATA]
     assert as_golden(single) == GOLDEN["greedy_single"]
     assert as_golden(greedy(model, TOKENIZER, prefill(TOKENIZER, DATA), steps)) == GOLDEN["greedy_batch"]
-    assert all(GOLDEN["greedy_batch_equals_single"])
 
 
 def first_answer(data):

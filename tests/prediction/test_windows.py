@@ -21,8 +21,10 @@ from data.documents import Document
 from data.prompts import load_template, make_prompt
 from data.windows import sentences, window_places, windows
 from kg.wordings import ask_for
+from prediction.extracting import choose_short_window
 from prediction.questions import Question, choose_window, make_questions, make_rows
 from prediction.texts import Wanted, cut_documents
+from tokens.lengths import TEXT_WINDOW
 
 BASE = GOLDEN / "checkpoint"
 
@@ -40,6 +42,15 @@ def test_a_window_without_a_number_is_what_the_context_leaves(tmp_path):
     assert read_context(tmp_path, find_family(tmp_path)[0]) is None
     with pytest.raises(UserError, match="no limit in its config.json; give one"):
         choose_window(0, None, 40)
+
+
+def test_a_single_text_has_windows_of_a_usual_size_unless_one_is_asked_for():
+    assert choose_short_window(None, None, 512) == choose_short_window(None, 8192, 512) == TEXT_WINDOW
+    assert choose_short_window(None, 1000, 512) == 488
+    assert choose_short_window(9, 8192, 512) == 9
+    assert choose_short_window(0, 8192, 512) == 7680  # --window without a number
+    with pytest.raises(UserError, match="--max_new_tokens 512 leaves nothing of the base's context of 512"):
+        choose_short_window(None, 512, 512)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from helpers_training import flags
 import test_finetune
 from common.errors import UserError
 from test_finetune import main
-from training.resuming import find_checkpoint
+from training.resuming import clear_checkpoints, find_checkpoint
 from training.whole import Wanted, fault_of
 
 LONG = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2}
@@ -140,6 +140,15 @@ def test_save_only_model_leaves_weights_that_are_not_gone_on_from(tmp_path):
 def test_the_folder_of_a_result_is_no_checkpoint(run, nothing_loads):
     with pytest.raises(UserError, match="no whole checkpoint of this run .optimizer.pt, scheduler.pt.*missing"):
         main(flags(run, **LONG, resume_from_checkpoint=run))
+
+
+def test_starting_anew_removes_the_runs_own_checkpoints_and_none_that_somebody_named(tmp_path):
+    for name in ("checkpoint-2", "checkpoint-10", "checkpoint-best"):
+        (tmp_path / name).mkdir()
+    for name in ("checkpoint-notes.txt", "log.jsonl"):
+        (tmp_path / name).touch()
+    clear_checkpoints(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-best", "checkpoint-notes.txt"]
 
 
 def test_a_checkpoint_of_another_run_is_passed_over_or_refused(run, tmp_path, nothing_loads, capsys):

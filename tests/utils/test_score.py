@@ -529,6 +529,12 @@ def test_text_is_fitted_to_the_columns_of_a_terminal(text, shown):
     assert breakdown.fit(text, 8) == shown
 
 
+def test_a_long_text_is_fitted_in_no_time():
+    start = time.perf_counter()
+    assert breakdown.fit("发现者" * 10_000, 8) == "发现者… "
+    assert time.perf_counter() - start < 5  # cut character by character it takes a minute
+
+
 def test_what_no_terminal_can_show_is_printed_all_the_same(tmp_path, capsys):
     odd = said(0, "(甲\n,位\u2028于,\\ud83d)")
     file = save(tmp_path / "odd.json", [odd])
