@@ -55,7 +55,8 @@ def load_model(serving: Serving, codec, longest: int, rows: int):
         model = load_adapter(model, serving.adapter, serving.merge)
     if serving.rules.fp8:
         use_fp8(model)
-    use_reordered(model)
+    if not serving.device_map:
+        use_reordered(model)
     return model.eval()
 
 
