@@ -18,6 +18,7 @@ from loading.fp8 import use_fp8
 from loading.lora import load_adapter
 from loading.memory import check_prediction, limit_memory
 from loading.prefix import load_trained
+from loading.reordered import use_reordered
 from loading.shape import cached_numbers
 
 
@@ -54,6 +55,8 @@ def load_model(serving: Serving, codec, longest: int, rows: int):
         model = load_adapter(model, serving.adapter, serving.merge)
     if serving.rules.fp8:
         use_fp8(model)
+    if not serving.device_map:
+        use_reordered(model)
     return model.eval()
 
 

@@ -35,6 +35,17 @@ class Spans(NamedTuple):
     copied: tuple[torch.Tensor, torch.Tensor] | None = None
     whole: "Spans | None" = None  # about those in front: each sees all that its record has there, those behind it too
     common: int = 0
+    padded: "Padded | None" = None  # on a CPU, where the pass's records are few tokens each, and better asked at once
+
+
+class Padded(NamedTuple):
+    """Records of a pass as one tensor: of each as many tokens and as many keys as any has, those beyond unseen."""
+
+    tokens: torch.Tensor  # (records * most): the number of each in the pass
+    back: torch.Tensor  # (tokens of the pass): where each stands among these
+    keys: torch.Tensor  # (records * longest): where they stand in what is kept
+    longest: int
+    mask: torch.Tensor  # added to the scores: (records, 1, most * heads that share keys, longest)
 
 
 class Bias(NamedTuple):
@@ -58,8 +69,9 @@ class Kept:
     """
 
     def __init__(self, model, count: int, learnt: list = (), fp8: bool = False):
-        layers, heads, per_head = kept_shape(model.config.get_text_config())
-        self.device = model.device
+        config = model.config.get_text_config()
+        layers, heads, per_head = kept_shape(config)
+        self.device, self.share = model.device, config.num_attention_heads // heads
         self.learnt = torch.arange(count, count + (len(learnt[0][0]) if learnt else 0), device=model.device)
         shape, like = (
             (count + len(self.learnt), heads, per_head),
@@ -102,6 +114,18 @@ class Kept:
             self._records[causal] = _records_of(spans, causal, bias)
         return _attend_each(query, key, value, self._records[causal], scale, None, causal)
 
+    def pad(self, spans: Spans) -> Spans:
+        """The spans with `padded`, on a CPU, where asking all at once is faster (docs/log.md): their keys and values
+        are copied for it, in every layer.
+        """
+        if self.device.type != "cpu" or len(spans.seen) == 1 or spans.most > FEW:
+            return spans
+        key, longest = self.layers[0][0], int(spans.seen.max())
+        alike = longest * len(spans.seen) <= 2 * int(spans.seen.sum())
+        if not alike or 2 * longest * math.prod(key.shape[1:]) * key.itemsize >= COPIED:
+            return spans
+        return spans._replace(padded=_pad_all(spans, longest, self.share, self.dtype))
+
     def update(self, key, value, layer: int, *_, **__):
         news = tuple(new[0].transpose(0, 1) for new in (key, value))
         if self.device.type == "cuda" and not available.why_not("keep_rows", self.device, self.dtype):
@@ -142,6 +166,8 @@ def _attention(module, query, key, value, mask, scaling=None, sliding_window=Non
     parts = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     if query.device.type == "cuda":
         return _attend_on_card(*parts, spans, scaling, sliding_window)[None], None
+    if spans.padded is not None and (sliding_window is None or sliding_window >= spans.padded.longest):
+        return _attend_all(*parts, spans.padded, scaling)[None], None
     return _attend_each(*parts, _records_of(spans), scaling, sliding_window)[None], None
 
 
@@ -228,6 +254,34 @@ def _attend_padded(query, key, value, at, mask, scale: float):
     parts = query[:, :, None], *(part.transpose(1, 2) for part in copied)
     more = {"attn_mask": mask, "scale": scale, "enable_gqa": key.shape[1] < query.shape[1]}
     return scaled_dot_product_attention(*parts, **more)[:, :, 0]
+
+
+def _pad_all(spans: Spans, longest: int, share: int, dtype: torch.dtype) -> Padded:
+    """The Padded of a pass whose tokens have the dtype, and whose keys `share` heads each."""
+    firsts, lasts = spans.queries[:-1, None].long(), spans.queries[1:, None].long()
+    starts, seen = spans.keys[:-1, None].long(), spans.seen[:, None].long()
+    token, place = firsts + torch.arange(spans.most), torch.arange(longest)
+    back = (token < lasts).flatten().nonzero()[:, 0]
+    unseen = place > (seen - lasts + token.clamp(max=lasts - 1))[:, :, None]
+    mask = torch.zeros(unseen.shape, dtype=dtype).masked_fill_(unseen, -torch.inf).repeat_interleave(share, 1)
+    inside = torch.minimum(place, seen - 1)
+    keys = torch.where(inside < spans.common, inside, starts + inside)
+    return Padded(token.clamp(max=lasts - 1).flatten(), back, keys.flatten(), longest, mask[:, None])
+
+
+def _attend_all(query, key, value, padded: Padded, scale: float | None):
+    """All records at once, from copies of what they see; heads that share keys are rows of one product."""
+    (heads, size), kept = query.shape[1:], key.shape[1]
+    records, _, rows, longest = padded.mask.shape
+    copied = (
+        _wide(part).index_select(0, padded.keys).view(part.dtype).to(query.dtype).view(records, longest, kept, size)
+        for part in (key, value)
+    )
+    asked = query[padded.tokens].view(records, -1, kept, heads // kept, size).transpose(1, 2)
+    parts = asked.reshape(records, kept, rows, size), *(part.transpose(1, 2) for part in copied)
+    made = scaled_dot_product_attention(*parts, attn_mask=padded.mask, scale=scale)
+    made = made.view(records, kept, -1, heads // kept, size).transpose(1, 2)
+    return made.reshape(-1, heads, size)[padded.back]
 
 
 def _attend_each(query, key, value, records: list[Record], scale: float | None, window: int | None, causal=True):

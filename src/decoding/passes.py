@@ -152,6 +152,7 @@ def _pass(model, places: Places, ids, positions, at, spans: Spans, **more):
 
     transformers' models hand `spans` on to the attention; this project's own find them in what is kept.
     """
+    spans = places.kept.pad(spans)
     places.kept.begin(at, spans)
     given = {"input_ids": ids[None], "position_ids": positions[None], "past_key_values": places.kept}
     logits = model(**given, use_cache=True, spans=spans, **places.given, **more).logits[0]

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from decoding.kept import Bias, Kept, Spans, _attend_each, _attend_padded, _pad_keys, _records_of
+from decoding.kept import Bias, Kept, Spans, _attend_all, _attend_each, _attend_padded, _pad_all, _pad_keys, _records_of
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -30,6 +30,42 @@ def test_every_token_sees_those_of_its_record_up_to_itself(dtype, share, window)
             assert (out[row].double() - exact).abs().max() < 6 * torch.finfo(dtype).eps
             row += 1
     assert row == len(query)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("share", [1, 3])
+@pytest.mark.parametrize("common", [0, 4])
+def test_records_asked_at_once_see_what_they_see_one_by_one(dtype, share, common):
+    torch.manual_seed(0)
+    asked, starts, seen = [1, 4, 1, 6], [3, 10, 40, 50], [5, 9, 27, 6]
+    query = torch.randn(2 * share, sum(asked), 16, dtype=dtype).transpose(0, 1)
+    key, value = torch.randn(2, 90, 2, 16, dtype=dtype)
+    bounds = torch.tensor([0, *asked]).cumsum(0).int()
+    spans = Spans(bounds, torch.tensor([*starts, 0]).int(), torch.tensor(seen).int(), max(asked), common=common)
+    out = _attend_all(query, key, value, _pad_all(spans, max(seen), share, dtype), 0.3)
+    each = _attend_each(query, key, value, _records_of(spans), 0.3, None)
+    assert out.shape == query.shape
+    assert (out - each).abs().max() < 6 * torch.finfo(dtype).eps
+
+
+def test_records_are_asked_at_once_where_that_copies_little():
+    shape = {"num_hidden_layers": 1, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16}
+    config = SimpleNamespace(**shape, hidden_size=96)
+    config.get_text_config = lambda: config
+    kept = Kept(SimpleNamespace(config=config, device=torch.device("cpu"), dtype=torch.float32), 10)
+
+    def pads(seen: list[int], most: int = 1) -> bool:
+        count = torch.arange(len(seen) + 1).int()
+        spans = kept.pad(Spans(count * most, count, torch.tensor(seen).int(), most))
+        assert spans.padded is None or spans.padded.mask.shape == (len(seen), 1, 3 * most, max(seen))
+        return spans.padded is not None
+
+    assert pads([100, 60])
+    assert pads([100, 60], most=16)
+    assert not pads([100])
+    assert not pads([100, 60], most=17), "prompts"
+    assert not pads([100, 9, 9, 9]), "most of what is copied would be padding"
+    assert not pads([3000, 3000]), "too much to copy in every layer"
 
 
 @pytest.mark.parametrize("asked", [1, 6, 20])
