@@ -26,7 +26,7 @@ def rows(file):
 def python(*command, launcher=(), **more):
     """Run a script of the project as a user would; the finished process, its stderr in `.stderr`."""
     start = [sys.executable, *launcher, *map(str, command)]
-    return subprocess.run(start, cwd=ROOT, capture_output=True, text=True, timeout=300, **more)
+    return subprocess.run(start, cwd=ROOT, capture_output=True, text=True, timeout=900, **more)
 
 
 def random_llama(folder, **sizes):
