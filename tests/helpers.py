@@ -4,6 +4,8 @@ import json
 import shutil
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -27,6 +29,16 @@ def python(*command, launcher=(), **more):
     """Run a script of the project as a user would; the finished process, its stderr in `.stderr`."""
     start = [sys.executable, *launcher, *map(str, command)]
     return subprocess.run(start, cwd=ROOT, capture_output=True, text=True, timeout=900, **more)
+
+
+@contextmanager
+def linear_time(most=5.0):
+    """The block takes so many seconds of the CPU at most. That is ten times what it takes where it was written: a test
+    that means linear time, of inputs for which quadratic time would be minutes, is not to fail on a slow machine.
+    """
+    start = time.process_time()
+    yield
+    assert time.process_time() - start < most
 
 
 def random_llama(folder, **sizes):

@@ -2,9 +2,9 @@
 
 import copy
 import json
-import time
 
 import numpy
+from helpers import linear_time
 from helpers_cpmbee import tree_of, ARRAYS, BATCH, GOLDEN, TOKENIZER
 import pytest
 import torch
@@ -111,9 +111,8 @@ def test_every_token_is_the_longest_entry_that_fits(text):
 
 @pytest.mark.parametrize("text", ["😀" * 200_000, "😀中" * 100_000, "".join(map(chr, range(0x20000, 0x2A000)))])
 def test_long_runs_of_unknown_characters_take_linear_time(text):
-    started = time.process_time()
-    assert sum(number == 1 for number, _ in TOKENIZER.encode(text, {})) in (1, 100_000)
-    assert time.process_time() - started < 3
+    with linear_time():
+        assert sum(number == 1 for number, _ in TOKENIZER.encode(text, {})) in (1, 100_000)
 
 
 def test_only_newlines_end_an_entry_of_the_vocabulary(tmp_path):
