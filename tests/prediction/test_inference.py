@@ -97,7 +97,7 @@ def test_kill_9_loses_no_finished_batch(tmp_path):
     while process.poll() is None and not (
         partial.partial_path(out).is_file() and partial.partial_path(out).read_bytes().count(b"\n") > 3
     ):
-        assert time.time() - started < 120
+        assert time.time() - started < 600
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL

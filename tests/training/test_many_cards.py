@@ -70,7 +70,7 @@ def start(*command):
 def both(*command):
     """The same to its end; what it said."""
     process = start(*command)
-    said = process.communicate(timeout=300)[1]
+    said = process.communicate(timeout=900)[1]
     assert process.returncode == 0, said[-3000:]
     return said
 
@@ -85,7 +85,7 @@ def kill_and_resume(folder, *command):
     process, began = start(*command), time.time()
     last = "trainer_state.json", "rng_state_1.pth"  # what each of the two writes last
     while not all(list(folder.glob(f"checkpoint-*/{name}")) for name in last) and process.poll() is None:
-        assert time.time() - began < 200
+        assert time.time() - began < 600
         time.sleep(0.01)
     started = psutil.Process(process.pid)
     for one in (*started.children(recursive=True), started):

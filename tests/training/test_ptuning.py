@@ -210,7 +210,7 @@ def test_killed_and_resumed_gives_the_same_bits_as_uninterrupted(flags, tmp_path
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     waited = time.time()
     while process.poll() is None and len(list(killed.glob("*global_step-*[0-9]"))) < moment:
-        assert time.time() - waited < 120
+        assert time.time() - waited < 600
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
@@ -254,7 +254,7 @@ def deepspeed(*words, **variables):
     """DeepSpeed's launcher, as a user calls it in the project's folder."""
     command = [str(Path(sys.executable).with_name("deepspeed")), *map(str, words)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, env=environment)
     return done.returncode, done.stderr + done.stdout
 
 

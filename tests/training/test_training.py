@@ -140,7 +140,7 @@ def test_killed_and_resumed_gives_the_same_bits_as_uninterrupted(tmp_path, momen
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     waited = time.time()
     while len(list(killed.glob("checkpoint-*"))) < moment and process.poll() is None:
-        assert time.time() - waited < 120
+        assert time.time() - waited < 600
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
@@ -164,7 +164,7 @@ def test_two_processes_learn_what_one_learns(tmp_path):
     done = python(
         SCRIPT,
         *flags(both, *switches, **common),
-        launcher=["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29611"],
+        launcher=["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-2000:]
