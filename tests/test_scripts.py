@@ -28,7 +28,7 @@ def project(tmp_path):
 
 def bash(project, *words, **variables):
     environment = {**os.environ, "PATH": f"{project}/bin:{os.environ['PATH']}", **variables}
-    return subprocess.run(["bash", *words], cwd="/", env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(["bash", *words], cwd="/", env=environment, capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "scripts").glob("fine_*.bash")))
@@ -89,7 +89,7 @@ def test_dry_run_prints_the_command_with_further_flags_and_runs_nothing(project)
 def test_every_script_is_strict_or_sourced_and_parses(path):
     text = path.read_text()
     assert "set -euo pipefail" in text or text.startswith("# Sourced by")
-    assert subprocess.run(["bash", "-n", path], timeout=10).returncode == 0
+    assert subprocess.run(["bash", "-n", path], timeout=600).returncode == 0
 
 
 def test_a_prediction_is_shared_between_processes_with_nproc(project):
