@@ -16,7 +16,7 @@ import psutil
 import pytest
 from helpers import ROOT
 from helpers_prediction import ADAPTER, BASE, RECORDS, VALID
-from helpers_ray import SHARD, answer_or_fail, hold_from, noted, run_here, run_spread, wait_for
+from helpers_ray import LONGEST, SHARD, answer_or_fail, hold_from, noted, run_here, run_spread, wait_for
 
 import extract
 import inference
@@ -48,17 +48,19 @@ def cluster():
 
 
 def add_node(cluster, tries=3):
-    """A node with room for a worker. Ray gives a node up that is not there after 30 s, and leaves its processes."""
+    """A node with room for a worker, beside those that `cluster` knows and no others."""
     before = set(psutil.Process().children(recursive=True))
     try:
-        return cluster.add_node(num_cpus=1, object_store_memory=2**27, wait=False)  # it is there: Ray has seen it
-    except Exception:  # of no kind of its own
+        made = cluster.add_node(num_cpus=1, object_store_memory=2**27, wait=False)
+    except Exception:  # Ray gives a node up that is not there after 30 s, and leaves its processes
         for process in set(psutil.Process().children(recursive=True)) - before:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         if tries == 1:
             raise
-    return add_node(cluster, tries - 1)
+        return add_node(cluster, tries - 1)
+    cluster.wait_for_nodes(LONGEST)
+    return made
 
 
 @pytest.fixture
