@@ -111,7 +111,7 @@ def test_every_token_is_the_longest_entry_that_fits(text):
 
 @pytest.mark.parametrize("text", ["😀" * 200_000, "😀中" * 100_000, "".join(map(chr, range(0x20000, 0x2A000)))])
 def test_long_runs_of_unknown_characters_take_linear_time(text):
-    with linear_time():
+    with linear_time(10):
         assert sum(number == 1 for number, _ in TOKENIZER.encode(text, {})) in (1, 100_000)
 
 
