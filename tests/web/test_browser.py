@@ -42,7 +42,7 @@ def address(random_base, tmp_path_factory):
 @pytest.fixture(scope="module")
 def browser():
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=LONGEST)
         yield browser
         browser.close()
 
@@ -163,6 +163,7 @@ def test_a_file_is_answered(page, tmp_path):
 
 def test_it_fits_a_phone(browser, address):
     context = browser.new_context(locale="zh-CN", viewport={"width": 375, "height": 700}, has_touch=True)
+    context.set_default_timeout(LONGEST)
     page = context.new_page()
     page.goto(address)
     page.wait_for_selector("body[data-ready]")
