@@ -27,8 +27,10 @@ cluster_utils = pytest.importorskip("ray.cluster_utils", reason="ray is not inst
 COUNT = 36  # documents, of which every seventh has one text
 DECIDED = ("family: ", "dtype: ", "engine: ", "drafts: 8 tokens at most")
 TESTS = str(ROOT / "tests")
-PATIENT = {  # of Ray: a machine that is busy, or whose memory is nearly full, is no broken one
+PATIENT = {  # of Ray: a machine that is busy, or whose memory is nearly full, is no broken one; a node that is gone is
     "RAY_health_check_timeout_ms": "300000",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_failure_threshold": "2",
     "RAY_gcs_server_port_wait_time_s": "300",
     "RAY_memory_monitor_refresh_ms": "0",
 }
