@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -29,6 +30,24 @@ def python(*command, launcher=(), **more):
     """Run a script of the project as a user would; the finished process, its stderr in `.stderr`."""
     start = [sys.executable, *launcher, *map(str, command)]
     return subprocess.run(start, cwd=ROOT, capture_output=True, text=True, timeout=900, **more)
+
+
+def kill_when(holds, command, result, *made):
+    """Start a command and kill it (-9) as soon as `holds()`, before its `result` is there. When that comes too late, it
+    is done once more, without what was `made`: who waits may get less of a busy machine than who is waited for.
+    """
+    for _ in range(5):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        end = time.monotonic() + 600
+        while process.poll() is None and not holds():
+            assert time.monotonic() < end
+            time.sleep(0.002)
+        process.kill()
+        if process.wait() == -signal.SIGKILL and not result.exists():
+            return
+        for path in made:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    raise AssertionError(f"killed too late each time; its status was {process.returncode}")
 
 
 @contextmanager
