@@ -130,6 +130,8 @@ def play_stopped(case: Case, argv: list[str], place: Path, undamaged: Undamaged,
     command, seconds = COMMANDS[case.command], undamaged.seconds[case.command]
     stop_at = case.around.at * (seconds + (undamaged.start if real else 0))
     first = run(command, argv, place, LONGEST, case.around, real, stop_at)
+    if first.code == -case.around.stop and (place / (command.result or "")).exists():
+        first = first._replace(code=0)  # the signal came between the command's last line and the end of its process
     if verdict := judge_stopped(first, case.around.stop):
         return verdict, argv, first.text
     again = run(command, argv, place, LONGEST)

@@ -5,6 +5,7 @@ import signal
 import tempfile
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if not os.environ.get("TEST_ON_CARD"):  # of tests that say so; all others are about the CPU, on any machine
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -14,6 +15,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["HF_DATASETS_CACHE"] = ROWS = tempfile.mkdtemp()  # rows of earlier tests, not those of the person's own runs
 atexit.register(shutil.rmtree, ROWS, ignore_errors=True)
+# What @given draws is the same in every run, and no test fails because the machine was busy while it drew.
+settings.register_profile(
+    "same", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("same")
 
 from helpers import EMBEDDED, published, random_llama  # noqa: E402 - what it imports reads the variables above
 

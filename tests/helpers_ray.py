@@ -18,6 +18,7 @@ from data.documents import Document
 
 SHARD = 3
 LOOK = 0.3  # seconds between two looks at which machines there are
+LONGEST = 300  # seconds that anything may take; a worker is a new process, and Ray's own many
 
 
 @dataclass
@@ -44,12 +45,32 @@ class Stub:
         return SimpleNamespace(value=function(self.log, *arguments), said=[], decided={})
 
 
-def answer_stub(log, seconds, documents, most, again, may_end=lambda: True):
-    """Of each document what follows from its text alone, so many seconds after it `may_end`."""
-    name = f"{documents[0].id} {os.getpid()} {os.environ.get('RAY_NODE', '')}\n"
-    note(log, f"begun {name}")
-    while not may_end():
+def hold_from(output, document):
+    """Have no shard end that begins with this document or a later one; None: all may end."""
+    gate = Path(f"{output}.gate")
+    gate.unlink() if document is None else gate.write_text(str(document))
+
+
+def may_pass(log, document) -> bool:
+    try:
+        return int(document) < int(log.with_suffix(".gate").read_text() or 0)
+    except FileNotFoundError:
+        return True
+
+
+def wait_for(holds):
+    end = time.monotonic() + LONGEST
+    while not holds():
+        if time.monotonic() > end:
+            raise TimeoutError(f"in vain, {LONGEST} s long")
         time.sleep(0.05)
+
+
+def answer_stub(log, seconds, documents, most, again, may_end=lambda: True):
+    """Of each document what follows from its text alone, so many seconds after it `may_end` and the gate is open."""
+    name = f"{documents[0].id} {os.getpid()}\n"
+    note(log, f"begun {name}")
+    wait_for(lambda: may_end() and may_pass(Path(log), documents[0].id))
     time.sleep(seconds)
     note(log, f"done {name}")
     found = [hashlib.sha256(document.text.encode()).hexdigest() for document in documents]
@@ -67,8 +88,7 @@ class Odd(Exception):
 def answer_or_fail(log, seconds, documents, most, again):
     """As answer_stub, but for the shard of document 6: it fails when three others have begun, and they end later."""
     if documents[0].id == "6":
-        while log.read_text().count("begun ") < 3:
-            time.sleep(0.05)
+        wait_for(lambda: log.read_text().count("begun ") >= 3)
         note(log, "failed\n")
         raise ValueError("no such\nlayer") if seconds < 0.2 else Odd("no such layer", "")
     return answer_stub(log, seconds, documents, most, again, lambda: "failed" in log.read_text())
@@ -95,7 +115,7 @@ def corpus_of(output, count, seconds):
     return Corpus(documents, count, str(output), seconds, 5, SHARD)
 
 
-def run_spread(output, address, count, seconds=0.4, answer=answer_stub):
+def run_spread(output, address, count, seconds=0.2, answer=answer_stub):
     """Have so many documents answered by the workers at `address`; the rows."""
     from prediction.corpus import answer_corpus, gather
     from prediction.distributed import answer_spread, join_cluster

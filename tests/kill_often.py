@@ -6,13 +6,14 @@ python tests/kill_often.py KILLS SEED PROCESSES OUTPUT FLAGS… of src/inference
 import os
 import random
 import signal
-import socket
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from torch.distributed import TCPStore
 
 import extract
 import inference
@@ -22,24 +23,23 @@ from prediction.corpus import parts_folder
 LONGEST_RUN = 60  # seconds
 
 
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("localhost", 0))
-        return one.getsockname()[1]
+def start(flags: list[str], processes: int, store: TCPStore) -> list[int]:
+    """The ids of the processes that predict, a group of their own, as torchrun would start them.
 
-
-def start(flags: list[str], processes: int) -> list[int]:
-    """The ids of the processes that predict, as torchrun would start them."""
-    port, started = free_port(), []
+    `store`: where they meet. It is this process's, as torchrun's is torchrun's: a port that was merely free before may
+    be another's by then.
+    """
+    started = []
     for rank in range(processes):
         if pid := os.fork():
+            os.setpgid(pid, started[0] if started else pid)
             started.append(pid)
             continue
         code = 1
         try:
             if processes > 1:
                 place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
-                place |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
+                place |= {"MASTER_ADDR": "localhost", "MASTER_PORT": store.port, "TORCHELASTIC_USE_AGENT_STORE": True}
                 os.environ.update({name: str(value) for name, value in place.items()})
             (extract if "--input" in flags else inference).main(flags)
             code = 0
@@ -71,13 +71,13 @@ def main(kills: int, seed: int, processes: int, output: str, flags: list[str]) -
     while True:
         before = written(output)
         resumed.add(before)
-        pids = start([*flags, "--output_file", output], processes)
+        store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)  # each run has its own
+        pids = start([*flags, "--output_file", output], processes, store)
         if killed < kills:
             # While it loads, or soon after it has written 1 to 3 more lines: in the middle of an answer, or of a line.
             wait_for(before + moments.randrange(4), output, pids)
             time.sleep(moments.uniform(0, 0.06))
-            for pid in pids:
-                os.kill(pid, signal.SIGKILL)
+            os.killpg(pids[0], signal.SIGKILL)  # all at once: who outlives another would fail by itself
         codes = [os.waitpid(pid, 0)[1] for pid in pids]
         killed += any(os.WIFSIGNALED(code) for code in codes)
         if not any(codes) and not Path(output).exists():

@@ -169,7 +169,7 @@ def empty_folder(tmp_path, monkeypatch):
 def dry_run(command):
     """What a script prints with DRY_RUN=1, as lines."""
     variables = {**os.environ, "DRY_RUN": "1"}
-    done = subprocess.run(["bash", "-c", command], cwd=ROOT, env=variables, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, env=variables, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert done.stdout, f"{command} printed no command"
     return done.stdout.splitlines()

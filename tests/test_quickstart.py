@@ -47,7 +47,7 @@ def run(project, code=0, **variables):
     (project / "asked.txt").unlink(missing_ok=True)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("QUICKSTART_")}
     start = ["bash", str(project / "scripts" / "quickstart.bash")]
-    done = subprocess.run(start, env={**environment, **variables}, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(start, env={**environment, **variables}, capture_output=True, text=True, timeout=600)
     assert done.returncode == code, done.stderr
     asked = (project / "asked.txt").read_text().splitlines() if (project / "asked.txt").exists() else []
     return done, [line.split() for line in asked]

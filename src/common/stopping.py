@@ -28,12 +28,12 @@ class Stopped(KeyboardInterrupt):
     """Ctrl-C or SIGTERM. Libraries leave what they are doing as they do for a KeyboardInterrupt."""
 
 
-def watch_signals(grace: float = GRACE) -> None:
+def watch_signals(grace: float = GRACE, same: float = SAME) -> None:
     """Take Ctrl-C and SIGTERM over, for this process alone; scripts call it before they import what takes seconds.
 
-    `grace`: seconds that the first one leaves for leaving well.
+    `grace`: seconds that the first one leaves for leaving well; `same`: in which another one is that one, passed on.
     """
-    _state.update(pid=os.getpid(), grace=grace)
+    _state.update(pid=os.getpid(), grace=grace, same=same)
     for number in NAMES:
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup, or a shell's background job, has set it
             signal.signal(number, _stop)
@@ -107,7 +107,7 @@ def _stop(number: int, frame) -> None:
     elif _state["again"]:
         _state["again"] = False
         raise Stopped
-    elif now - _state["at"] > SAME:
+    elif now - _state["at"] > _state["same"]:
         _end_at_once(number)
 
 

@@ -5,8 +5,6 @@ Nothing else in the project asks which family a model is of.
 
 from dataclasses import dataclass
 
-
-
 # Model types of transformers that keep a prefix in their cache as peft makes it; each is tested.
 STOCK_PREFIX = (
     *("llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gemma", "gemma2"),
@@ -38,7 +36,7 @@ class Family:
     own_prefix: str | None = None  # name of the model's own P-Tuning encoder; None: peft's prefix tuning
     prefix_types: tuple[str, ...] = ()  # model types that keep a prefix in their cache as peft makes it; each is tested
     prefix_keeps: tuple[str, ...] = ()  # of them: gradient checkpointing would lose the prefix
-    packed_types: tuple[str, ...] = ()  # model types whose layers hand bounds and window on to attention, and have no state
+    packed_types: tuple[str, ...] = ()  # model types whose layers hand bounds and window to attention, without a state
     laid_types: tuple[str, ...] = ()  # those of this project, whose layers ask the cache of the engine fast to attend
     kernel: bool = False  # of them: on a card that needs ops/decode_attention.py, for what is added to the scores
     context_keys: tuple[str, ...] = ()  # of config.json: positions that the base has or was trained on

@@ -63,7 +63,7 @@ def _answer(server: Server, task: Task, settings: dict, told: Callable, stop: Ca
     """As predicting.answer_share, by asking a server."""
     done = partial.resume_partial(task.output_file, settings)
     numbers = [number for number, one in enumerate(task.questions) if one.ids and number not in done]
-    failed, tokens, start, total = {}, 0, time.time(), len(task.questions)
+    failed, tokens, start, total = {}, 0, time.monotonic(), len(task.questions)
     told(len(done), total)
     came: queue.SimpleQueue = queue.SimpleQueue()
     asked = server.ask(
@@ -92,7 +92,7 @@ def _answer(server: Server, task: Task, settings: dict, told: Callable, stop: Ca
             told(total - len(left), total)
     finally:
         server.stop(asked)
-    return Share(failed, len(numbers) - len(failed), tokens, time.time() - start, 0.0)
+    return Share(failed, len(numbers) - len(failed), tokens, time.monotonic() - start, 0.0)
 
 
 def _drain(came: queue.SimpleQueue) -> list:

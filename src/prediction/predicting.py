@@ -217,7 +217,7 @@ def answer_questions(
     """
     answers, codec, retry = answers or ENGINES[plan.engine].answers, plan.codec, plan.serving.retry_length
     more = {"limits": limits} if limits else {}
-    count, tokens, start = 0, 0, time.time()
+    count, tokens, start = 0, 0, time.monotonic()
 
     def ask(waiting: list[int], rules: Rules, what: str) -> dict[int, str]:
         nonlocal count, tokens
@@ -250,7 +250,7 @@ def answer_questions(
         say(f"warning: {NOT_FINITE}: {blame(model)}")
     device = getattr(model, "device", torch.device("cpu"))  # vLLM keeps its own accounts
     peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0
-    return Share(failed, count, tokens, time.time() - start, peak)
+    return Share(failed, count, tokens, time.monotonic() - start, peak)
 
 
 def limit(plan: Opening, questions: dict[int, Question], silent: bool = False) -> Limits:

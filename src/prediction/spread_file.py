@@ -44,7 +44,7 @@ def answer_file_spread(model_args, args, started: float) -> None:
                 for _, (rows, share) in spread(cluster, longest, jobs):
                     if rows:
                         partial.append_answers(args.output_file, rows)
-                    shares.append((time.time(), share))
+                    shares.append((time.monotonic(), share))
                     bar.update(share.count)
             decided = decided_by(cluster, plan)
             finish_file(task, settings, [sum_up(shares)], decided, started)

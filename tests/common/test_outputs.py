@@ -67,7 +67,7 @@ def test_commands_refuse_a_stream_at_once(here, stream):
         f"utils/score.py --pred none.json --gold none.json --json {stream}",
     ):
         script, *flags = command.split()
-        done = subprocess.run([sys.executable, SRC / script, *flags], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([sys.executable, SRC / script, *flags], capture_output=True, text=True, timeout=600)
         assert done.returncode == 2
         assert f"{stream}: is no ordinary file" in done.stderr
         assert done.stderr.count("\n") == 1

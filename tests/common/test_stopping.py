@@ -16,18 +16,18 @@ import os, signal, sys, time
 sys.path.insert(0, {str(ROOT / "src")!r})
 from common.errors import keeping, run_script
 from common.stopping import begin_work, watch_signals
-watch_signals(grace=GRACE)
+watch_signals(GRACE, SAME)
 def stop(number=signal.SIGINT):
     os.kill(os.getpid(), number)
 """
 SIGNALS = [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")]
 
 
-def script(body, grace=20, **more):
+def script(body, grace=20, same=stopping.SAME, **more):
     """The finished process of a script in which `main` is defined, and then run; how long it took in `.seconds`."""
-    text = BEGINNING.replace("GRACE", str(grace)) + body + "\nrun_script(main)\n"
+    text = BEGINNING.replace("GRACE, SAME", f"{grace}, {same}") + body + "\nrun_script(main)\n"
     began = time.time()
-    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=60, **more)
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=300, **more)
     done.seconds = time.time() - began
     return done
 
@@ -89,7 +89,7 @@ def test_a_second_stop_ends_it_at_once():
 
 
 def test_the_same_stop_passed_on_by_a_launcher_is_no_second_one():
-    done = script(LONG_LEAVING.format(first=0, second=0.2))
+    done = script(LONG_LEAVING.format(first=0, second=0.2), same=20)
     assert (done.returncode, done.stdout) == (130, "left well\n")
     assert done.stderr.count("\n") == 1
 
@@ -168,7 +168,7 @@ sys.path.insert(0, {str(ROOT / "src")!r})
 sys.argv = ["{name}.py"]
 runpy.run_path({str(ROOT / "src" / f"{name}.py")!r}, run_name="__main__")
 """
-    done = subprocess.run([sys.executable, "-c", finder], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", finder], capture_output=True, text=True, timeout=300)
     # Prediction reads its flags first.
     kept = stopping.KEPT if name.startswith("inference") else stopping.NOTHING_BEGUN
     assert (done.returncode, done.stderr) == (

@@ -158,7 +158,7 @@ def why_no_command(printed: str, model: str) -> str:
     """What is wrong with the command that DRY_RUN prints; "" when it is one, with the model's path as it was given."""
     line = printed.strip().splitlines()[0] if printed.strip() else ""
     read = ["bash", "-c", 'eval "set -- $0" && printf "%s\\0" "$@"', line]
-    words = subprocess.run(read, capture_output=True, text=True, timeout=9).stdout.split("\0")
+    words = subprocess.run(read, capture_output=True, text=True, timeout=600).stdout.split("\0")
     if words[0] not in ("python", "torchrun", "deepspeed"):
         return f"no command was printed: {printed[:100]!r}"
     return "" if not model or model in words else f"{model} is no word of the command {line[:200]}"

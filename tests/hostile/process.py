@@ -206,8 +206,8 @@ def _obey_permissions() -> None:
 
 
 def _end_group(pid: int, at_once: bool) -> bool:
-    """End what a process has left behind; whether that was nothing. Half a second is for what is about to end."""
-    for _ in range(1 if at_once else 50):
+    """End what a process has left behind; whether that was nothing. Five seconds are for what is about to end."""
+    for _ in range(1 if at_once else 500):
         try:
             os.killpg(pid, 0)
         except (ProcessLookupError, PermissionError):

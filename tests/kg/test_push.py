@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -31,20 +32,28 @@ TRIPLES = [("甲", "位于", "乙"), ("a\"`'\\\n", "=1}", "</x>"), ("甲", "别�
 def server(tmp_path_factory):
     """The address of an Oxigraph server."""
     program = shutil.which("oxigraph", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    place = tmp_path_factory.mktemp("server")
-    process = subprocess.Popen([program, "serve", "--location", place, "--bind", address], stderr=subprocess.DEVNULL)
-    for _ in range(100):
-        try:
-            urllib.request.urlopen(f"http://{address}/", timeout=1)
+    for _ in range(3):  # a port that is free now may be another's when the server takes it
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        start = [program, "serve", "--location", tmp_path_factory.mktemp("server"), "--bind", address]
+        process = subprocess.Popen(start, stderr=subprocess.DEVNULL)
+        if answers(address, process):
             break
-        except OSError:
-            time.sleep(0.1)
     yield f"http://{address}"
-    process.terminate()
+    process.kill()
     process.wait()
+
+
+def answers(address, process, seconds=120):
+    """Whether a server does, before it ends or so many seconds have passed."""
+    end = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < end:
+        with suppress(OSError):
+            urllib.request.urlopen(f"http://{address}/", timeout=seconds)
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def there(server, iri=push.GRAPH):

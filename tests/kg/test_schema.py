@@ -1,8 +1,8 @@
 import json
-import time
 from pathlib import Path
 
 import pytest
+from helpers import linear_time
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -236,8 +236,12 @@ def test_the_names_are_those_of_the_instruction(instruction, relations):
 RELATION = st.text("甲乙ab关系类型()（）[]的'\" ", min_size=1, max_size=6).map(str.strip).filter(bool)
 
 
+# Without quotes in names, and without the parts of a triple, of which several are no list but a form of answers.
+QUOTED = st.lists(RELATION.filter(lambda name: not set(name) & set("'\"") and name != "关系"), max_size=6)
+
+
 @seeded
-@given(st.lists(RELATION.filter(lambda name: not set(name) & set("'\"")), max_size=6), st.sampled_from(INTRODUCTIONS))
+@given(QUOTED, st.sampled_from(INTRODUCTIONS))
 def test_any_quoted_names_are_read_back(names, introduction):
     assert read_schema(f"{introduction}{names}，请抽取。") == names
 
@@ -267,9 +271,8 @@ UNITS += ["关系列表：甲、", "given the [", " ", "relation types: 'a', "]
 @pytest.mark.parametrize("unit", UNITS)
 def test_the_time_is_linear_in_the_instruction(unit):
     for text in (unit * (LONG // len(unit)), unit + " " * LONG, "'" + unit * (LONG // len(unit)) + "]"):
-        start = time.process_time()
-        read_schema(text)
-        assert time.process_time() - start < 1  # 0.2 s at worst; quadratic time would need minutes
+        with linear_time():
+            read_schema(text)
 
 
 @settings(seeded, max_examples=100)
@@ -279,6 +282,5 @@ def test_the_time_is_linear_in_the_instruction(unit):
 )
 def test_no_repeated_text_makes_the_search_slow(label, behind):
     for text in (f"{label}{behind}" * (20_000 // len(label + behind)), label + behind * (20_000 // len(behind))):
-        start = time.process_time()
-        read_schema(text)
-        assert time.process_time() - start < 1
+        with linear_time():
+            read_schema(text)

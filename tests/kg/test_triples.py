@@ -1,6 +1,5 @@
-import time
-
 import pytest
+from helpers import linear_time
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -424,28 +423,25 @@ PILES = ["(", ")", "()", "(,", "(,,", "(,,)", "[(", "([{)]}", "（", "(a,b,c),",
 
 
 @pytest.mark.parametrize("unit", PILES)
-def test_a_megabyte_of_brackets_takes_less_than_a_second(unit):
+def test_a_megabyte_of_brackets_takes_linear_time(unit):
     text = (unit * MEGABYTE)[:MEGABYTE]
-    start = time.process_time()
-    parse(text, ["b"], "a c")
-    assert time.process_time() - start < 1 + text.count("(a,b,c)") / 50_000  # and 20 microseconds for a real triple
+    with linear_time(5 + text.count("(a,b,c)") / 10_000):  # and 0.1 ms for a real triple
+        parse(text, ["b"], "a c")
 
 
 @settings(derandomize=True, deadline=None, database=None, max_examples=100)
 @given(st.text("()（[】,， a\"'\n", min_size=1, max_size=12), st.none() | st.just(["a"]), st.sampled_from(["", "a"]))
 def test_no_repeated_text_makes_the_parser_slow(unit, relations, source):
     text = (unit * 20_000)[:20_000]
-    start = time.process_time()
-    parse(text, relations, source)
-    assert time.process_time() - start < 1  # about 0.1 s at worst; quadratic time would need minutes
+    with linear_time():
+        parse(text, relations, source)
 
 
 @pytest.mark.parametrize(
     "unit",
     ["关系列表：[", "关系列表：['", "关系列表：['a',", "关系列表", "实体类型{'", " "],
 )
-def test_a_megabyte_of_instruction_takes_less_than_a_second(unit):
-    start = time.process_time()
-    for text in (unit * (MEGABYTE // len(unit)), unit + " " * MEGABYTE):
-        read_schema(text)
-    assert time.process_time() - start < 1
+def test_a_megabyte_of_instruction_takes_linear_time(unit):
+    with linear_time():
+        for text in (unit * (MEGABYTE // len(unit)), unit + " " * MEGABYTE):
+            read_schema(text)

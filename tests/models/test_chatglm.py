@@ -4,7 +4,6 @@ eighth column is kept, of the gradients every fourth row).
 
 import json
 
-import numpy as np
 import pytest
 import torch
 from helpers import CHATGLM

@@ -4,10 +4,22 @@ import copy
 import json
 import math
 
-from helpers_cpmbee import ARRAYS, BATCH, GOLDEN, TOKENIZER, WEIGHTS, PRUNED, tensor, folder_with, loaded, logits_of, pruned_folder
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
+from helpers_cpmbee import (
+    ARRAYS,
+    BATCH,
+    GOLDEN,
+    PRUNED,
+    TOKENIZER,
+    WEIGHTS,
+    folder_with,
+    loaded,
+    logits_of,
+    pruned_folder,
+    tensor,
+)
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -16,7 +28,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from loading.quantised import use_plain_product
 from models.cpmbee import generate, lora_alphas
 from models.cpmbee.bias import distance_buckets
-from models.cpmbee.modeling import CpmBeeForCausalLM, scaled
+from models.cpmbee.modeling import scaled
 
 LAYER = "cpmbee.encoder.layers.0.self_att.self_attention."
 TARGETS = ["project_q", "project_k", "project_v", "attention_out", "w_0", "w_1", "w_out"]

@@ -3,9 +3,9 @@
 import copy
 import math
 
-from helpers_cpmbee import GOLDEN, TOKENIZER, tensor, loaded, logits_of, pruned_folder
 import pytest
 import torch
+from helpers_cpmbee import GOLDEN, TOKENIZER, loaded, logits_of, pruned_folder, tensor
 
 from models.cpmbee import collate, convert, generate, prefill
 from models.cpmbee.generation import Feed, Path, Reader, _adjuster, beam_search, greedy

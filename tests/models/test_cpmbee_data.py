@@ -1,13 +1,12 @@
 """CPM-Bee's tokenizer, training rows and prompts, against what the originals made of the same texts (golden/cpmbee)."""
 
 import copy
-import json
-import time
 
 import numpy
-from helpers_cpmbee import tree_of, ARRAYS, BATCH, GOLDEN, TOKENIZER
 import pytest
 import torch
+from helpers import linear_time
+from helpers_cpmbee import ARRAYS, BATCH, GOLDEN, TOKENIZER, tree_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,7 +23,6 @@ from models.cpmbee import (
 )
 from models.cpmbee.modeling import IGNORED
 from training.trainer import real_tokens
-
 
 RECORD = {"instruction": "抽取", "input": "北京", "output": "(北京，首都，中国)"}
 
@@ -111,9 +109,8 @@ def test_every_token_is_the_longest_entry_that_fits(text):
 
 @pytest.mark.parametrize("text", ["😀" * 200_000, "😀中" * 100_000, "".join(map(chr, range(0x20000, 0x2A000)))])
 def test_long_runs_of_unknown_characters_take_linear_time(text):
-    started = time.process_time()
-    assert sum(number == 1 for number, _ in TOKENIZER.encode(text, {})) in (1, 100_000)
-    assert time.process_time() - started < 3
+    with linear_time(10):
+        assert sum(number == 1 for number, _ in TOKENIZER.encode(text, {})) in (1, 100_000)
 
 
 def test_only_newlines_end_an_entry_of_the_vocabulary(tmp_path):

@@ -20,8 +20,8 @@ import test_finetune as finetuning
 from checkpoints.family import find_family
 from common.errors import UserError
 from data.prompts import Piece, load_template
-from decoding.batch_engine import answer
 from decoding.answers import Rules
+from decoding.batch_engine import answer
 from loading.base import load_base
 from loading.precision import Precision
 from models.moss import MossConfig, MossForCausalLM
@@ -66,7 +66,8 @@ def test_logits_states_loss_and_gradient(model):
     torch.testing.assert_close(out.logits[..., ::4], ARRAYS["fwd_logits"], **near)
     torch.testing.assert_close(out.loss.double(), ARRAYS["loss"], **near)
     states = torch.stack([state[0] for state in out.hidden_states])
-    torch.testing.assert_close(states, ARRAYS["fwd_hidden_states_seq0"], **near)
+    # Numbers up to 26, with steps of 2e-6: a CPU that adds in another order (one without AVX) is 1.3e-5 away.
+    torch.testing.assert_close(states, ARRAYS["fwd_hidden_states_seq0"], rtol=0, atol=5e-5)
     gradient = model.transformer.h[0].attn.qkv_proj.weight.grad
     torch.testing.assert_close(gradient[::4], ARRAYS["grad_qkv_proj_layer0"], **near)
 

@@ -81,7 +81,7 @@ def test_who_asks_learns_what_the_run_raises_and_that_it_is_closed(opened, monke
             time.sleep(0.01)
         (end or feed.close)()
         for thread in threads:
-            thread.join(10)
+            thread.join(60)
         assert found == [expected] * 2
 
 
@@ -100,7 +100,7 @@ def test_closed_between_two_steps_it_hands_over_no_answer_that_is_not_whole(open
     feed._take = take_and_close
     with pytest.raises(RuntimeError, match="the model has ended"):
         next(feed.answers(model, plan.codec, dict(enumerate(prompts[:8])), rules))
-    feed.thread.join(10)
+    feed.thread.join(60)
     assert [len(taken) for taken in calls] == [3, 0]
 
 
@@ -175,7 +175,7 @@ def test_items_are_done_side_by_side_and_an_error_ends_it():
     def work(item):
         begun.append(item)
         if item == 0:
-            assert second.wait(10)
+            assert second.wait(60)
         second.set()
         if item == 3:
             raise KeyError(item)

@@ -1,15 +1,13 @@
 """src/inference.py: the same answers at every batch size, every record kept, nothing lost by an interruption."""
 
 import json
-import signal
-import subprocess
 import sys
-import time
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import GOLDEN, ROOT, python, rows
+from helpers import GOLDEN, ROOT, kill_when, python, rows
 from helpers_prediction import ADAPTER, BASE, RECORDS, VALID, flags, interrupted_at, loaded
 
 import inference
@@ -92,16 +90,12 @@ def test_kill_9_loses_no_finished_batch(tmp_path):
     inference.main(flags(tmp_path / "whole.json", batch_size=1, max_new_tokens=64))
     out = tmp_path / "killed.json"
     command = [sys.executable, str(ROOT / "src" / "inference.py"), *flags(out, batch_size=1, max_new_tokens=64)]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
-    started = time.time()
-    while process.poll() is None and not (
-        partial.partial_path(out).is_file() and partial.partial_path(out).read_bytes().count(b"\n") > 3
-    ):
-        assert time.time() - started < 120
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert not out.exists()
+
+    def some():
+        with suppress(FileNotFoundError):  # not there yet, or no longer
+            return partial.partial_path(out).read_bytes().count(b"\n") > 3
+
+    kill_when(some, command, out, out, manifest.run_file_of(out))
     inference.main(flags(out, max_new_tokens=64))
     assert out.read_bytes() == (tmp_path / "whole.json").read_bytes()
 

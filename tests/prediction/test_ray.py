@@ -8,14 +8,15 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from threading import Thread
 
+import psutil
 import pytest
 from helpers import ROOT
 from helpers_prediction import ADAPTER, BASE, RECORDS, VALID
-from helpers_ray import SHARD, answer_or_fail, noted, run_here, run_spread
+from helpers_ray import LONGEST, SHARD, answer_or_fail, hold_from, noted, run_here, run_spread, wait_for
 
 import extract
 import inference
@@ -26,34 +27,56 @@ cluster_utils = pytest.importorskip("ray.cluster_utils", reason="ray is not inst
 COUNT = 36  # documents, of which every seventh has one text
 DECIDED = ("family: ", "dtype: ", "engine: ", "drafts: 8 tokens at most")
 TESTS = str(ROOT / "tests")
+PATIENT = {  # of Ray: a machine that is busy, or whose memory is nearly full, is no broken one; a node that is gone is
+    "RAY_health_check_timeout_ms": "300000",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_failure_threshold": "2",
+    "RAY_gcs_server_port_wait_time_s": "300",
+    "RAY_memory_monitor_refresh_ms": "0",
+}
 
 
 @pytest.fixture(scope="module")
 def cluster():
     """A head where no worker has room, so that any node with workers may go."""
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [TESTS, before]))  # workers import helpers_ray
     head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 2**27}
-    made = cluster_utils.Cluster(initialize_head=True, head_node_args=head)
-    yield made
-    made.shutdown()
-    os.environ.pop("PYTHONPATH")
-    if before is not None:
-        os.environ["PYTHONPATH"] = before
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in PATIENT.items():
+            patch.setenv(name, value)
+        patch.setenv("PYTHONPATH", TESTS, prepend=os.pathsep)  # workers import helpers_ray
+        made = cluster_utils.Cluster(initialize_head=True, head_node_args=head)
+        yield made
+        made.shutdown()
 
 
-def add_node(cluster, cpus=1):
-    return cluster.add_node(num_cpus=cpus, object_store_memory=2**27)
+def add_node(cluster, tries=3):
+    """A node with room for a worker, beside those that `cluster` knows and no others."""
+    before = set(psutil.Process().children(recursive=True))
+    try:
+        made = cluster.add_node(num_cpus=1, object_store_memory=2**27, wait=False)
+    except Exception:  # Ray gives a node up that is not there after 30 s, and leaves its processes
+        for process in set(psutil.Process().children(recursive=True)) - before:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        if tries == 1:
+            raise
+        return add_node(cluster, tries - 1)
+    cluster.wait_for_nodes(LONGEST)
+    return made
 
 
 @pytest.fixture
 def nodes(cluster):
     """Two nodes with room for a worker each; those that are left are taken away again."""
-    added = [add_node(cluster), add_node(cluster)]
-    yield added
-    for node in added:
-        if node in cluster.worker_nodes:
-            cluster.remove_node(node)
+    added = []
+    try:
+        added += [add_node(cluster)]
+        added += [add_node(cluster)]
+        yield added
+    finally:
+        for node in added:
+            if node in cluster.worker_nodes:
+                cluster.remove_node(node)
 
 
 @pytest.fixture
@@ -62,19 +85,25 @@ def wanted(tmp_path):
 
 
 def spread_beside(output, cluster, what):
-    """The rows of a run, beside which `what()` is done."""
-    beside = Thread(target=what)
-    beside.start()
-    rows = run_spread(output, cluster.address, COUNT)
-    beside.join()
+    """The rows of a run, beside which `what()` is done; shards from the fifth on end when it has been."""
+
+    def do():
+        try:
+            what()
+        finally:
+            hold_from(output, None)
+
+    hold_from(output, 4 * SHARD)
+    with ThreadPoolExecutor(1) as beside:
+        done = beside.submit(do)
+        rows = run_spread(output, cluster.address, COUNT)
+        done.result()
     return rows
 
 
-def wait_until(holds, seconds=60):
-    end = time.time() + seconds
-    while not holds():
-        assert time.time() < end
-        time.sleep(0.05)
+def processes(output):
+    """Those that have begun a shard."""
+    return {process for _, process in noted(output, "begun")}
 
 
 def check_log(output, most_again):
@@ -88,11 +117,10 @@ def test_a_node_that_is_killed_costs_its_shard_alone(cluster, nodes, wanted, tmp
     out = tmp_path / "out.jsonl"
 
     def kill():
-        wait_until(lambda: len(noted(out, "done")) >= 3)
+        wait_for(lambda: len(noted(out, "done")) >= 3 and len(processes(out)) == 2)
         cluster.remove_node(nodes[0], allow_graceful=False)
 
     assert spread_beside(out, cluster, kill) == wanted
-    assert len({process for _, process in noted(out, "begun")}) >= 2
     check_log(out, 1 + 1)  # what ran, and what waited behind it
 
 
@@ -100,11 +128,11 @@ def test_a_worker_that_is_killed_is_replaced(cluster, nodes, wanted, tmp_path):
     out = tmp_path / "out.jsonl"
 
     def kill():
-        wait_until(lambda: len(noted(out, "begun")) >= 4)
+        wait_for(lambda: len(noted(out, "begun")) >= 4 and len(processes(out)) == 2)
         os.kill(int(noted(out, "begun")[-1][1]), signal.SIGKILL)
+        wait_for(lambda: len(processes(out)) == 3)
 
     assert spread_beside(out, cluster, kill) == wanted
-    assert len({process for _, process in noted(out, "begun")}) == 3
     check_log(out, 1 + 1)
 
 
@@ -114,13 +142,15 @@ def test_a_node_that_joins_late_is_used_even_where_there_was_none(cluster, wante
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--address", cluster.address, "--num-cpus", "1"]
 
     def join():
-        wait_until(lambda: len(noted(out, "done")) >= 1)
+        wait_for(lambda: len(noted(out, "done")) >= 1)
         cluster.remove_node(first, allow_graceful=False)
         late.append(subprocess.Popen([*command, "--block"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
 
     try:
         assert spread_beside(out, cluster, join) == wanted
     finally:
+        if first in cluster.worker_nodes:
+            cluster.remove_node(first)
         for node in late:
             node.terminate()
             node.wait()
@@ -131,12 +161,16 @@ def test_a_node_that_joins_late_is_used_even_where_there_was_none(cluster, wante
 def test_a_driver_that_is_killed_goes_on_without_its_finished_shards(cluster, nodes, wanted, tmp_path):
     out = tmp_path / "out.jsonl"
     command = [sys.executable, str(ROOT / "tests" / "helpers_ray.py"), str(out), cluster.address, str(COUNT)]
+    hold_from(out, 4 * SHARD)
     driver = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    wait_until(lambda: len(list((tmp_path / "out.jsonl.parts").glob("*.jsonl"))) >= 3)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
+    try:
+        wait_for(lambda: len(list((tmp_path / "out.jsonl.parts").glob("*.jsonl"))) >= 3)
+    finally:
+        driver.kill()
+        driver.wait()
+    hold_from(out, None)
     kept = [path.stat().st_mtime_ns for path in sorted((tmp_path / "out.jsonl.parts").glob("*.jsonl"))]
-    assert 3 <= len(kept) < COUNT // SHARD
+    assert len(kept) in (3, 4)
     assert run_spread(out, cluster.address, COUNT, 0.05) == wanted
     check_log(out, 4)  # at most what two workers had, running or waiting
 

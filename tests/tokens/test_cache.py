@@ -181,7 +181,7 @@ cache._write = counted
 test_finetune.main()
 """
     )
-    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29571")
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
     command = flags(tmp_path / "out", "--overwrite_cache", max_steps=1)
     done = python(script, *command, launcher=launcher, env={**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache")})
     assert done.returncode == 0, done.stderr

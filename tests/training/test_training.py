@@ -3,14 +3,11 @@
 import contextlib
 import json
 import os
-import signal
-import subprocess
 import sys
-import time
 
 import pytest
 import torch
-from helpers import GOLDEN, ROOT, python
+from helpers import GOLDEN, kill_when, python
 from helpers_training import BASE, RECORDS, SCRIPT, TRAIN, flags
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
@@ -137,14 +134,9 @@ def test_killed_and_resumed_gives_the_same_bits_as_uninterrupted(tmp_path, momen
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     main(flags(whole, **long))
     command = [sys.executable, str(SCRIPT), *flags(killed, resume_from_checkpoint="auto", **long)]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    waited = time.time()
-    while len(list(killed.glob("checkpoint-*"))) < moment and process.poll() is None:
-        assert time.time() - waited < 120
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert not (killed / "adapter_model.safetensors").exists()
+    kill_when(
+        lambda: len(list(killed.glob("checkpoint-*"))) >= moment, command, killed / "adapter_model.safetensors", killed
+    )
     with open(killed / "log.jsonl", "a") as file:
         file.write('{"step": 3, "lo')  # a row that the kill cut in half
     main(flags(killed, resume_from_checkpoint="auto", **long))
@@ -164,7 +156,7 @@ def test_two_processes_learn_what_one_learns(tmp_path):
     done = python(
         SCRIPT,
         *flags(both, *switches, **common),
-        launcher=["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29611"],
+        launcher=["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-2000:]

@@ -22,10 +22,10 @@ def test_it_prints_its_address_answers_and_ends_by_ctrl_c(random_base, tmp_path)
     try:
         address = process.stdout.readline().strip()
         assert address.startswith("http://127.0.0.1:"), process.stderr.read()
-        assert httpx.get(f"{address}api/health", timeout=30).json()["status"] == "ready"
-        assert httpx.post(f"{address}api/extract", json=QUESTION, timeout=30).status_code == 200
+        assert httpx.get(f"{address}api/health", timeout=300).json()["status"] == "ready"
+        assert httpx.post(f"{address}api/extract", json=QUESTION, timeout=300).status_code == 200
         process.send_signal(signal.SIGINT)
-        rest, said = process.communicate(timeout=30)
+        rest, said = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == 130, said

@@ -84,7 +84,7 @@ def rotary_tables(positions: torch.Tensor, head_size: int, dtype: torch.dtype) -
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turn each half of the last dimension of x [B, S, n, …, d], paired first quarter with second, third with fourth."""
+    """Turn each half of the last dimension of x [B, S, n, …, d]: its first quarter pairs with its second, and so on."""
     return x * cos + x.unflatten(-1, (2, 2, -1)).flip(-2).flatten(-3) * sin
 
 
@@ -102,7 +102,8 @@ class Attention(nn.Module):
             return self.dense(cache.attend(q[0], k[0], v[0], self.layer).flatten(1)[None])
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))
         if prefix is not None:  # learnt keys are not rotated
-            k, v = (torch.cat([learnt.to(part.dtype), part], dim=2) for learnt, part in zip(prefix, (k, v), strict=True))
+            learnt = (part.to(k.dtype) for part in prefix)
+            k, v = (torch.cat(parts, dim=2) for parts in zip(learnt, (k, v), strict=True))
         if cache is not None:
             k, v = cache.update(k, v, self.layer)
         # torch's kernels keep the softmax in 32 bits and scale before they sum, so 16 bits do not overflow.

@@ -38,7 +38,8 @@ class CpmBeeConfig(PretrainedConfig):
     def kept(self) -> list[tuple[bool, bool]]:
         """(has attention, has feed-forward) of every layer; ValueError when `mask_modules` is of another length."""
         masks = self.mask_modules or [(False, False)] * self.num_hidden_layers
-        if len(masks) != self.num_hidden_layers or not all(isinstance(mask, list | tuple) and len(mask) == 2 for mask in masks):
+        pairs = all(isinstance(mask, list | tuple) and len(mask) == 2 for mask in masks)
+        if len(masks) != self.num_hidden_layers or not pairs:
             raise ValueError(
                 f"mask_modules: expected {self.num_hidden_layers} pairs (num_hidden_layers), found {masks!r:.200}"
             )

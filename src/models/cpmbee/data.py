@@ -223,7 +223,8 @@ def lay_out(tokenizer: CpmBeeTokenizer, data: list[dict]) -> Laid:
 
     def prompt(example: Example) -> list[int]:
         rows = zip(example.ids, example.subs, example.segments, example.context, strict=True)
-        marked = [(class_of[i, sub] if sub else i) + (segment + 1) * classes for i, sub, segment, given in rows if given]
+        given = (row[:3] for row in rows if row[3])
+        marked = [(class_of[i, sub] if sub else i) + (segment + 1) * classes for i, sub, segment in given]
         return [*marked, tokenizer.bos_id]
 
     checked = [tokenizer.unknown_id, *range(words, classes)]

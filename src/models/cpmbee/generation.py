@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from transformers import DynamicCache
 
-from models.cpmbee.data import ANSWER, Prompts, fill, prefill
 from models.cpmbee.bias import bias_index, segment_relations
+from models.cpmbee.data import ANSWER, Prompts, fill, prefill
 from models.cpmbee.tokenizer import CpmBeeTokenizer
 
 SUPPRESSED = -10000.0  # logit of a token that the record does not name
