@@ -71,9 +71,10 @@ def tell_change(file: Path, made: dict, run: dict) -> str:
         return other
     if made.get("sha256") != fingerprint(file):
         return "it was changed after it was made"
-    results = made.get("results")
-    failed = run["results"]["error"] if isinstance(results, dict) and results.get("error") == 0 else 0
-    return f"none of its records had failed, and {failed} have now" if failed else ""
+    results, failed = made.get("results"), run["results"]["error"]
+    before = results.get("error") if isinstance(results, dict) else None
+    fewer = isinstance(before, int) and before < failed
+    return f"{before or 'none'} of its records had failed, and {failed} have now" if fewer else ""
 
 
 def name_kept(file: Path, made: dict) -> Path:

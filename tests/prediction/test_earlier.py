@@ -98,11 +98,12 @@ def test_a_file_that_was_changed_since_is_kept(output, capsys):
     assert "(it was changed after it was made)" in capsys.readouterr().err
 
 
-def test_a_file_without_failed_records_is_kept_when_some_fail_now(output, capsys):
-    place(output, OLD)
+@pytest.mark.parametrize(("before", "words"), [(0, "none"), (1, "1")])
+def test_a_file_is_kept_when_more_records_fail_now(output, capsys, before, words):
+    place(output, OLD, failed=before)
     place(output, NEW, failed=2)
     assert rows(output.with_name("out.before.json")) == OLD
-    assert "(none of its records had failed, and 2 have now)" in capsys.readouterr().err
+    assert f"({words} of its records had failed, and 2 have now)" in capsys.readouterr().err
     place(output, OLD, failed=2)
     place(output, NEW)
     assert names_in(output.parent) == BOTH
