@@ -77,7 +77,7 @@ class Guard:
         if not _is_known(host, self.door):
             return _say(421, "this server is not known by that name (Host); --allow_host names others")
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and origin.partition("://")[2].lower() != host.lower():
             return _say(403, "the request comes from another site's page (Origin)")
         if headers.get("sec-fetch-site", "none") not in ("none", "same-origin") and scope["path"] != "/":
             return _say(403, "the request comes from another site's page (Sec-Fetch-Site)")

@@ -41,6 +41,7 @@ def app(opened, tmp_path):
         ({"Origin": "http://127.0.0.1"}, 200),
         ({"Origin": "https://evil.example"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Origin": "http://[x"}, 403),
         ({"Origin": "http://127.0.0.1:8000"}, 403),
         ({"Sec-Fetch-Site": "cross-site"}, 403),
         ({"Sec-Fetch-Site": "same-origin"}, 200),
