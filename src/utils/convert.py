@@ -50,9 +50,9 @@ def main(argv=None) -> None:
     argv = check_flags(parser, argv)
     arguments = parser.parse_args(argv)
     check_ranges(arguments, {"min_confidence": Range(0, 1)})
-    target = Path(arguments.tgt_path)
+    target, given = Path(arguments.tgt_path), {word.split("=")[0] for word in argv}
     if arguments.source or arguments.form or arguments.relations:
-        others = [flag for flag in OF_SUBMISSIONS if any(word.split("=")[0] == f"--{flag}" for word in argv)]
+        others = [flag for flag in OF_SUBMISSIONS if f"--{flag}" in given]
         if others:
             raise UserError(
                 f"--from and --to make no submission, so --{others[0]} would have no effect; drop one of them"
@@ -61,7 +61,7 @@ def main(argv=None) -> None:
         return
     if arguments.check:
         flags = ("pred_path", "schema", "min_confidence", "dedupe", "sort", "skip_bad")
-        others = [flag for flag in flags if f"--{flag}" in argv]
+        others = [flag for flag in flags if f"--{flag}" in given]
         if others:
             raise UserError(f"--check converts nothing, so --{others[0]} would have no effect; drop one of them")
         say(check_submission(arguments.tgt_path, arguments.check))

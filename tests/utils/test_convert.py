@@ -195,8 +195,9 @@ def test_a_failed_run_leaves_no_folder_and_no_half_file(tmp_path):
 def test_an_unknown_flag_names_the_nearest_and_check_takes_no_other(tmp_path):
     with pytest.raises(UserError, match="--pred_pth: unknown flag; did you mean --pred_path"):
         convert.main(["--pred_pth", "x"])
-    with pytest.raises(UserError, match="--check converts nothing, so --dedupe would have no effect"):
-        convert.main(["--check", "x", "--dedupe"])
+    for flag in ("--dedupe", "--sort=input"):
+        with pytest.raises(UserError, match=f"--check converts nothing, so {flag.split('=')[0]} would have no effect"):
+            convert.main(["--check", "x", flag])
 
 
 def test_sort_input_keeps_the_order_of_the_predictions(tmp_path):
