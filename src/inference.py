@@ -21,13 +21,13 @@ from utils.args_predict import parse_inference
 def main(argv=None) -> None:
     started = time.time()
     model_args, args = parse_inference(argv)
+    records = load_records(args.input_file, needs=("instruction", "input"))
     # Imported later, since torch takes seconds: --help, a wrong flag and a broken file are answered at once.
     if args.ray:
         from prediction.spread_file import answer_file_spread
 
-        answer_file_spread(model_args, args, started)
+        answer_file_spread(model_args, args, records, started)
         return
-    records = load_records(args.input_file, needs=("instruction", "input"))
     with quick_startup(), without_compiler():
         from prediction.opening import plan_adapter
         from prediction.predicting import predict_file

@@ -21,8 +21,8 @@ from utils.args_pt import parse_ptuning_inference
 def main(argv=None) -> None:
     started = time.time()
     model_args, args = parse_ptuning_inference(argv)
-    # Imported later, since torch takes seconds: --help, a wrong flag and a broken file are answered at once.
     records = load_records(args.test_path, needs=("instruction", "input"))
+    # Imported later, since torch takes seconds: --help, a wrong flag and a broken file are answered at once.
     with quick_startup(), without_compiler():
         from prediction.opening import plan_prefix
         from prediction.predicting import predict_file

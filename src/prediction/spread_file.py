@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from tqdm import tqdm
 
 from common.errors import keeping
-from data.records import load_records
 from loading.shape import check_vocabulary
 from prediction import partial
 from prediction.distributed import count_places, decided_by, join_cluster, plan_on_worker, spread
@@ -25,11 +24,10 @@ from prediction.predicting import (
 from prediction.texts import Opened, answer_silently
 
 
-def answer_file_spread(model_args, args, started: float) -> None:
+def answer_file_spread(model_args, args, records: list[dict], started: float) -> None:
     """As prediction.predicting.answer_file, by the workers of a cluster; either goes on with what the other kept."""
     with join_cluster(args, model_args) as cluster:
         plan = plan_on_worker(cluster)
-        records = load_records(args.input_file, needs=("instruction", "input"))
         task = make_task(plan, records, args, args.input_file)
         asked = {number: question for number, question in enumerate(task.questions) if question.ids}
         check_vocabulary(plan.serving.shape, [question.ids for question in asked.values()])

@@ -204,10 +204,25 @@ def test_batch_size_counts_once_what_the_engine_keeps_once(monkeypatch):
 
 
 def test_the_script_reports_errors_without_a_traceback(tmp_path):
-    done = python(ROOT / "src" / "inference.py", "--lora_weights", tmp_path)
+    done = python(ROOT / "src" / "inference.py", "--lora_weights", tmp_path, "--input_file", VALID)
     assert done.returncode == 2
     assert done.stderr.startswith("error: --lora_weights")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("script", ["inference", "inference --ray auto", "inference_pt --model_dir x"])
+def test_a_broken_file_is_said_before_torch_is_imported(tmp_path, script):
+    name, *more = script.split()
+    file = tmp_path / "broken.json"
+    file.write_text("{", encoding="utf-8")
+    given = [*more, "--input_file", str(file), "--output_file", str(tmp_path / "out.json")]
+    code = (
+        f"import sys, {name}\ntry:\n    {name}.main({given})\n"
+        "except Exception as error:\n    print(error, {'torch', 'ray'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "src", capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith(f"{file}:1: not JSON")
+    assert done.stdout.endswith("set()\n")
 
 
 @pytest.mark.parametrize(
