@@ -5,7 +5,7 @@ set -euo pipefail
 source "$(dirname "$0")/setup.bash"
 
 case " $* " in
-*" --lora_weights"* | *" --model_name_or_path"*) chosen=() ;;
+*" --lora_weights"* | *" --model_name_or_path"* | *" --ptuning_dir"* | *" --help "*) chosen=() ;;
 *)
     newest() { # the newest adapter of the quickstart that was finished
         local file

@@ -145,3 +145,14 @@ def test_a_run_of_smollm2_from_before_there_were_two_bases_gets_a_name_of_its_ow
     assert training(asked)["--output_dir"] == "lora/quickstart-4"
     assert json.loads((project / "lora" / "quickstart-smollm2-4" / "run.json").read_text()) == run_file
     assert (project / "results" / "quickstart-smollm2-4" / "old").is_file()
+
+
+@pytest.mark.parametrize("flags", [["--ptuning_dir", "x"], ["--ptuning_dir=x"], ["--lora_weights", "x"], ["--help"]])
+def test_a_page_that_is_told_what_to_serve_trains_no_adapter(project, flags):
+    (project / "requirements-web.txt").touch()
+    (project / ".venv" / ".installed-requirements-web.txt").touch()
+    start = ["bash", str(project / "scripts" / "serve.bash")]
+    subprocess.run([*start, *flags], check=True, capture_output=True, timeout=60)
+    assert (project / "asked.txt").read_text().split() == ["src/serve.py", *flags]
+    subprocess.run([*start, "--port", "1"], check=True, capture_output=True, timeout=60)
+    assert "src/test_finetune.py --do_train" in (project / "asked.txt").read_text()
