@@ -99,6 +99,14 @@ def check_input(root: Path) -> None:
         raise UserError(f"--input {root}: cannot read files of this kind; expected one of {kinds}, or a folder of them")
 
 
+def check_encoding(name: str | None) -> None:
+    """UserError for an --encoding that Python has none of, for texts."""
+    try:
+        "a".encode(name or "utf-8")
+    except (LookupError, UnicodeError):
+        raise UserError(f"--encoding {name}: no such encoding; give utf-8, gb18030, big5, utf-16, …") from None
+
+
 def walk(root: Path) -> Iterator[Path]:
     """The files of a folder and of those in it, by name; hidden ones, and links to folders, are left out."""
     if not root.is_dir():
@@ -178,8 +186,6 @@ def _read_text(path: Path, encoding: str) -> str:
         return path.read_bytes().decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise UserError(f"not {encoding} (byte {error.start})") from None
-    except LookupError:
-        raise UserError(f"--encoding {encoding}: no such encoding; give utf-8, gb18030, big5, utf-16, …") from None
 
 
 def _plain(path: Path, how: Reading) -> Iterator[Row]:

@@ -8,7 +8,7 @@ from common.errors import UserError
 from common.files import check_output
 from common.flags import option
 from common.manifest import run_file_of
-from data.documents import Reading, check_input
+from data.documents import Reading, check_encoding, check_input
 from data.records import TEXT_NAMES
 from data.topics import RECORDS, RELATIONS, learn_topics, read_topics
 from kg.wordings import WORDINGS, ask_for, split_names
@@ -66,6 +66,7 @@ class CorpusArguments(RayFlags, AdapterArguments):
         if not self.input:
             raise UserError("--input is missing; give a document or a folder of them, or --text with one sentence")
         check_input(Path(self.input))
+        check_encoding(self.encoding)
         if (self.relations is None) == (self.cate is None):
             raise UserError("give either --relations 位于,类型,… or --cate TOPIC (or --cate auto): what to ask for")
         for made in (self.output_file, run_file_of(self.output_file)):

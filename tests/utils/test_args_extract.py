@@ -27,6 +27,13 @@ def test_relations_of_a_corpus_are_parted_and_refused_as_those_of_a_text():
         read_wanted(parse_corpus([*CORPUS, "--relations", "位" * 61])[1])
 
 
+@pytest.mark.parametrize("name", ["gb1830", "rot13"])
+def test_an_encoding_that_is_none_is_refused_before_any_document_is_read(name):
+    assert parse_corpus([*CORPUS, "--relations", "位于", "--encoding", "UTF-16"])[1].reading.encoding == "UTF-16"
+    with pytest.raises(UserError, match=f"--encoding {name}: no such encoding; give utf-8, gb18030"):
+        parse_corpus([*CORPUS, "--relations", "位于", "--encoding", name])
+
+
 @pytest.mark.parametrize(
     ("parse", "needed"), [(parse_serve, ["--ptuning_dir", "x"]), (parse_ptuning_inference, ["--model_dir", "x"])]
 )
