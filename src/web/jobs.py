@@ -81,8 +81,9 @@ class Jobs:
         """A job, how far it is, and how long the rest may take (seconds; None: not known yet)."""
         found = {**job, "done": 0, "questions": None, "seconds_left": None}
         found["files"] = [kind for kind, name in FILES.items() if (self.folder / job["id"] / name).is_file()]
-        if job["id"] in self.progress and job["status"] == RUNNING:
-            done, questions, began, first = self.progress[job["id"]]
+        progress = self.progress.get(job["id"])  # once: the thread that works takes it away
+        if progress and job["status"] == RUNNING:
+            done, questions, began, first = progress
             found |= {"done": done, "questions": questions}
             if done > first:
                 found["seconds_left"] = round((time.time() - began) * (questions - done) / (done - first), 1)
@@ -166,15 +167,17 @@ class Jobs:
             end = {"status": FINISHED, "error": None, **found}
         except work.Stopped:
             lost = job["status"] == RUNNING and not self.ending  # nobody stopped it: the model has failed
-            end = {"status": FAILED, "error": model.server.broken} if lost else {"status": job["status"]}
+            end = {"status": FAILED, "error": model.server.broken} if lost else {}  # else as it was turned
         except UserError as error:
             end = {"status": FAILED, "error": hide(str(error), self.folder)}
         except Exception as error:  # noqa: BLE001 - whatever one job raises, the others go on
             end = {"status": FAILED, "error": hide(reason_of(error), self.folder)}
         self.progress.pop(job["id"], None)
         with self.lock:
-            if (self.folder / job["id"]).is_dir():
+            if job["id"] in self.jobs:
                 self._note(job, **end)
+            else:  # removed meanwhile; what was written since is in a folder that was made anew
+                shutil.rmtree(place, ignore_errors=True)
 
 
 def hide(message: str, folder: Path) -> str:
