@@ -93,7 +93,7 @@ def make_app(model: Model, jobs: Jobs, graphs: Graphs, door: Door, examples: lis
         (what the model writes, by part of the text), triples, part, and at last done, with the whole answer, or error.
         """
         if len(question.text) > model.max_text:
-            detail = f"the text has {len(question.text):,} characters; {model.max_text:,} are the most"
+            detail = f"the text has {len(question.text):,} characters; {model.max_text:,} are the most (--max_text)"
             return Json({"detail": detail}, 413)
         record = make_record(model, question)
         events = answer(model, record)

@@ -28,8 +28,6 @@ class Model:
 
 def make_record(model: Model, question) -> dict:
     """The record that a question (forms.Question) asks; UserError for one that cannot be asked."""
-    if len(question.text) > model.max_text:
-        raise UserError(f"the text has {len(question.text):,} characters; {model.max_text:,} are the most (--max_text)")
     if not question.text.strip():
         raise UserError("the text is empty")
     entities = (model.topics.get(question.topic) or {}).get("entities", [])

@@ -68,8 +68,11 @@ class Guard:
         if answer is not None:
             await answer(scope, receive, _with_headers(send))
             return
-        most = self.door.most_upload if scope["path"] == UPLOADS else BODY
-        await self.app(scope, _bounded(receive, most), _with_headers(send))
+        await self.app(scope, _bounded(receive, self._most(scope)), _with_headers(send))
+
+    def _most(self, scope) -> int:
+        """Bytes that the request may have."""
+        return self.door.most_upload if scope["path"] == UPLOADS else BODY
 
     def _refuse(self, scope, headers: dict):
         """The answer to a request that is not let in; None: it is."""
@@ -82,7 +85,7 @@ class Guard:
         if headers.get("sec-fetch-site", "none") not in ("none", "same-origin") and scope["path"] != "/":
             return _say(403, "the request comes from another site's page (Sec-Fetch-Site)")
         length = headers.get("content-length", "0")
-        most = self.door.most_upload if scope["path"] == UPLOADS else BODY
+        most = self._most(scope)
         if not length.isascii() or not length.isdigit():
             return _say(400, "Content-Length is no number")
         if len(length) > 15 or int(length) > most:
