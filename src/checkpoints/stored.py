@@ -265,7 +265,3 @@ def read_record(folder: str | Path) -> dict:
                 "came with the delta"
             )
     return record
-
-
-def _size(shape, dtype) -> int:
-    return torch.Size(shape).numel() * dtype.itemsize

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from checkpoints.stored import CODES, LAYOUTS, RECORD, Stored, _size, blocks, contents, dtype_name, is_old, load_bin
+from checkpoints.stored import CODES, LAYOUTS, RECORD, Stored, blocks, contents, dtype_name, is_old, load_bin
 from common import locks
 from common.errors import UserError, say
 from common.files import write_lines
@@ -83,6 +83,11 @@ def write_model(
     index = {"metadata": {"total_size": total}, "weight_map": names}
     write_lines(partial / LAYOUTS[0].index, [json.dumps(index, indent=2)])
     return sums
+
+
+def _size(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    """Bytes of a tensor."""
+    return torch.Size(shape).numel() * dtype.itemsize
 
 
 def split_shards(plan: dict, shard_bytes: int = SHARD_BYTES) -> list[list[str]]:

@@ -97,7 +97,7 @@ def sort_key(identity) -> tuple[int, float]:
     return (0, identity) if number else (1, 0)
 
 
-def id_key(identity) -> tuple:
+def id_key(identity) -> int | str | tuple:
     """What two equal ids share, and can be looked up; 7 and "7" are different."""
     return identity if type(identity) in (int, str) else (json.dumps(identity, sort_keys=True),)
 

@@ -1,5 +1,6 @@
 """CSV and Parquet files as records, read by the package datasets: a row is a record, a column a field."""
 
+import csv
 import json
 import math
 import re
@@ -55,8 +56,6 @@ def read_table(path: str | Path, kind: str | None = None) -> Iterator[tuple[int,
 
 
 def _header(path: str | Path, delimiter: str) -> list[str]:
-    import csv
-
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             names = next(csv.reader(file, delimiter=delimiter), [])

@@ -9,12 +9,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.errors import UserError, begin_script, run_script, say
+from common.errors import UserError, begin_script, keeping, run_script, say
 
 if __name__ == "__main__":
     begin_script()
 
-from common.errors import keeping
 from common.files import check_output, to_line, write_lines
 from common.flags import Range, check_ranges, command, parse_flags
 from data.sources import find_run, read_sources
