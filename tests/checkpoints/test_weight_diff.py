@@ -857,7 +857,7 @@ def test_a_delta_is_no_base_and_the_command_that_recovers_it_is_named(tmp_path, 
         with pytest.raises(UserError, match=command):
             load_base(folder, Precision("float32", 16), "cpu", codec=None)
     with pytest.raises(UserError, match=command):
-        inference.main(["--model_name_or_path", str(delta[0]), "--input_file", "nowhere.json"])
+        inference.main(["--model_name_or_path", str(delta[0]), "--input_file", str(GOLDEN / "train.json")])
 
 
 def test_tencentpretrain_is_no_base_and_the_command_that_converts_it_is_named(chatflow):

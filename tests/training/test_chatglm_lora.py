@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from helpers import CHATGLM, published
+from helpers import CHATGLM, GOLDEN, published
 from helpers_chatglm import Golden, near
 from overfit import EIGHT, overfit, tiny_base
 from safetensors.torch import load_file
@@ -262,8 +262,9 @@ def test_a_prefix_given_as_a_model_or_adapter_is_sent_to_its_script(folder, tmp_
     change(folder, pre_seq_len=4)
     (prefix / "config.json").write_text((folder / "config.json").read_text())
     torch.save({"transformer.prefix_encoder.embedding.weight": torch.ones(4, 384)}, prefix / "pytorch_model.bin")
+    files = ["--input_file", str(GOLDEN / "train.json"), "--output_file", str(tmp_path / "out.json")]
     for flag in ("--model_name_or_path", "--lora_weights"):
         with pytest.raises(
             UserError, match="holds a prefix of P-Tuning v2 and no model; predict with python src/infer"
         ):
-            inference.main([flag, str(prefix), "--output_file", str(tmp_path / "out.json")])
+            inference.main([flag, str(prefix), *files])
