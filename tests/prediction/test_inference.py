@@ -1,6 +1,7 @@
 """src/inference.py: the same answers at every batch size, every record kept, nothing lost by an interruption."""
 
 import json
+import subprocess
 import sys
 from contextlib import suppress
 from types import SimpleNamespace
