@@ -147,14 +147,18 @@ def _check(row: Row) -> Row:
 
 
 def find_encoding(path: Path, forced: str | None = None, declared: str | None = None) -> str:
-    """The encoding of a file: `forced`, the one that its first bytes name, UTF-8 if it is that, `declared` if it is
-    that, else GB18030 if it is that and nearly all characters are common ones. UserError if none.
+    """The encoding of a file: `forced` (with the mark that its first bytes may be, which is no part of the text), the
+    one that its first bytes name, UTF-8 if it is that, `declared` if it is that, else GB18030 if it is that and nearly
+    all characters are common ones. UserError if none.
     """
     with open(path, "rb") as file:
         first = file.read(4)
     marked = next((name for mark, name in MARKS.items() if first.startswith(mark)), None)
-    if forced or marked:
-        return forced or marked
+    if forced:
+        name = codecs.lookup(forced).name
+        return marked if marked and (marked.startswith(name) or name.startswith(marked)) else forced
+    if marked:
+        return marked
     for name in filter(None, ("utf-8", declared, "gb18030")):
         counts: Counter = Counter()
         if _decodes(path, name, counts) and (name != "gb18030" or counts["common"] >= COMMON * counts["all"]):

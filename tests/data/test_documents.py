@@ -50,6 +50,12 @@ def test_what_is_neither_utf8_nor_chinese_is_not_guessed(folder, text, encoding)
     assert found(folder, Reading(encoding=encoding)) == [("a.txt", text, "")]
 
 
+@pytest.mark.parametrize(("mark", "encoding"), [("utf-8", "UTF8"), ("utf-16-le", "utf-16"), ("utf-16-be", "utf-16-be")])
+def test_a_mark_at_the_beginning_is_no_part_of_a_text_whose_encoding_is_given(folder, mark, encoding):
+    (folder / "a.txt").write_bytes("\ufeff钟楼".encode(mark))
+    assert found(folder, Reading(encoding=encoding)) == [("a.txt", "钟楼", "")]
+
+
 def test_an_encoding_is_found_across_blocks(folder, monkeypatch):
     monkeypatch.setattr(documents, "BLOCK", 7)  # in the middle of characters
     (folder / "a.txt").write_bytes(TEXT.encode("gb18030"))

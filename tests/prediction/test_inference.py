@@ -1,7 +1,7 @@
 """src/inference.py: the same answers at every batch size, every record kept, nothing lost by an interruption."""
 
 import json
-import subprocess
+import os
 import sys
 from contextlib import suppress
 from types import SimpleNamespace
@@ -221,7 +221,7 @@ def test_a_broken_file_is_said_before_torch_is_imported(tmp_path, script):
         f"import sys, {name}\ntry:\n    {name}.main({given})\n"
         "except Exception as error:\n    print(error, {'torch', 'ray'} & sys.modules.keys())"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "src", capture_output=True, text=True, timeout=60)
+    done = python("-c", code, env={**os.environ, "PYTHONPATH": str(ROOT / "src")})
     assert done.stdout.startswith(f"{file}:1: not JSON")
     assert done.stdout.endswith("set()\n")
 
