@@ -42,6 +42,14 @@ def run_file_of(file: str | Path) -> Path:
     return Path(file).with_name(f"{Path(file).stem}.{NAME}")
 
 
+def made_of(found, output: str | Path) -> dict | None:
+    """`found`, which stands in `run_file_of(output)`, where it has the `settings` that this output was made with; None
+    where it has none, or is about another file, for out.json and out.jsonl share it.
+    """
+    known = isinstance(found, dict) and isinstance(found.get("settings"), dict)
+    return found if known and found.get("output", Path(output).name) == Path(output).name else None
+
+
 def find_run(folder: str | Path) -> Path | None:
     """The run.json of an adapter's folder or, for a checkpoint-N, of the run it belongs to."""
     folder = Path(folder).resolve()

@@ -71,9 +71,9 @@ def count_failed(found: dict) -> int:
 
 
 def read_made(output: str | Path, replaces: bool) -> dict | None:
-    """What stands beside an output file about how it was made; None where there is no such file, or where it is about
-    another one, for out.json and out.jsonl share it. Damaged, it is a UserError, or, where the run `replaces` the
-    output (--overwrite_output_file), None and a line.
+    """What stands beside an output file about how it was made (`common.manifest.made_of`); None where there is no such
+    file. Damaged, it is a UserError, or, where the run `replaces` the output (--overwrite_output_file), None and a
+    line.
     """
     file = manifest.run_file_of(output)
     if not Path(output).is_file() or not file.is_file():
@@ -90,9 +90,7 @@ def read_made(output: str | Path, replaces: bool) -> dict | None:
             raise
         say(f"warning: {error}")
         return None
-    if not isinstance(made, dict) or not isinstance(made.get("settings"), dict):
-        return None
-    return made if made.get("output", Path(output).name) == Path(output).name else None
+    return manifest.made_of(made, output)
 
 
 def check_made(output: str | Path, settings: dict, made: dict | None) -> None:

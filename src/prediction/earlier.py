@@ -35,7 +35,7 @@ def keep_earlier(output: str | Path, run: dict) -> None:
     file = Path(output)
     if not file.is_file() or not file.stat().st_size:
         return
-    made = read_made(output)
+    made = manifest.made_of(_read(manifest.run_file_of(output)), output) or {}
     other = tell_change(file, made, run)
     if not other:
         return
@@ -47,19 +47,10 @@ def keep_earlier(output: str | Path, run: dict) -> None:
     say(f"{output}: the file that was there is kept as {kept} ({other})")
 
 
-def read_made(output: str | Path) -> dict:
-    """What stands beside a results file about how it was made; {} where nothing does, or where it is damaged or about
-    another file, for out.json and out.jsonl share it.
-    """
-    made = _read(manifest.run_file_of(output))
-    known = isinstance(made, dict) and isinstance(made.get("settings"), dict)
-    return made if known and made.get("output") == Path(output).name else {}
-
-
 def tell_change(file: Path, made: dict, run: dict) -> str:
     """Why a results file would be lost if what `run` makes took its place; "" where it would be the same again.
 
-    `made`: of `read_made`.
+    `made`: of its run.json, {} where nothing says how it was made.
     """
     if not made:
         return "nothing beside it says how it was made"
