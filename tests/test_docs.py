@@ -353,7 +353,7 @@ def test_every_flag_in_the_prose_exists(name, capsys):
     known |= {"--jobs"}  # of scripts/sweep_rate.py
     known |= {"--tiles"}  # of scripts/bench_8bit.py
     known |= {"--steps", "--records", "--cases"}  # of scripts/bench_busy.py and tests/campaign.py
-    known |= {"--replay", "--batch_sizes", "--repeat"}  # of scripts/bench_drafts.py
+    known |= {"--replay", "--batch_sizes", "--repeat", "--widen"}  # of scripts/bench_drafts.py and bench_constrain.py
     known |= {*actions(HfArgumentParser((args.ModelArguments, args_extract.CorpusArguments)))}
     known |= {"--help", "--help_all", "--master_port", "--nocheck"}  # of torchrun, and fire's way to say --check False
     known |= {"--nproc_per_node", "--nnodes", "--node_rank", "--master_addr"}  # of torchrun, too

@@ -6,6 +6,7 @@ only where one may not, the likeliest that may takes its place.
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,8 @@ from decoding.answers import Answer
 from decoding.choosing import chances_of
 from kg.permitted import AGAIN, Asked, State, advance, keep_whole, may_end
 
-LIKELIEST = 64  # tokens that are tried one after the other, before all that may be said are listed
+LIKELIEST = 64  # tokens that are tried one after the other
+MORE = 512  # and so many, where none of those may be said, before all that may be are listed, which takes longer
 
 
 class Limits(NamedTuple):
@@ -87,7 +89,7 @@ class Walks:
         `likeliest`: the first tokens in the order of `logits` (one a token).
         """
         state, eos = self.states.get(number, State()), self.limits.eos_id
-        for token in likeliest:
+        for token in chain(likeliest, _more_of(logits)):
             following = self._next(number, state, token)
             if following is not None:
                 if following.phase == AGAIN:
@@ -144,9 +146,14 @@ class Walks:
         return advance(limits.asked[number], state, piece) if piece else None
 
 
-def order(logits: torch.Tensor) -> list[list[int]]:
+def order(logits: torch.Tensor, count: int = LIKELIEST) -> list[list[int]]:
     """The likeliest tokens of each row, the likeliest first."""
-    return logits.topk(min(LIKELIEST, logits.shape[-1])).indices.tolist()
+    return logits.topk(min(count, logits.shape[-1])).indices.tolist()
+
+
+def _more_of(logits: torch.Tensor) -> Iterator[int]:
+    """MORE tokens of one row; they are looked for only when they are needed. Of equal ones any may come first."""
+    yield from order(logits, MORE)
 
 
 def list_permitted(limits: Limits, asked: Asked, state: State, start: int = 0, depth: int = 0) -> Iterator[int]:

@@ -1,6 +1,6 @@
 """Where the records of the engine `fast` stand: their rows of a step, and the stretches of what is kept."""
 
-from bisect import bisect
+from bisect import bisect, bisect_left
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -80,7 +80,8 @@ class Places:
         self.given = given or {}
         self.about = torch.zeros(size, about, dtype=torch.long, device=model.device) if about else None
         self.taken = {}  # row -> Place
-        self.prompts = []  # (tokens, where their keys and values stand), also of records that are done
+        # (tokens, where their keys and values stand), also of records that are done; in order
+        self.prompts = []
         self.clear(list(range(size)))
 
     def clear(self, rows: list[int]) -> None:
@@ -94,6 +95,7 @@ class Places:
         """The places of records are theirs from now on, and what their prompts begin with can be copied."""
         self.taken |= {place.row: place for place in new.places}
         self.prompts += [(ids, place.start) for ids, place in zip(new.prompts, new.places, strict=True)]
+        self.prompts.sort()
 
     def admit(self, new: Started) -> list[tuple[int, int, int, float]]:
         """Records whose places are held get their rows: (number, row, first new token, its probability or 0) of each.
@@ -169,19 +171,19 @@ class Places:
 
     def overwrite(self, places: list[Place]) -> None:
         """Forget the prompts that stand at `places`."""
-        self.prompts = [
-            (ids, start)
-            for ids, start in self.prompts
-            if all(
-                place.end <= start + self.common or start + len(ids) <= place.start - self.before for place in places
-            )
-        ]
+        places = sorted(places, key=lambda place: place.start)
+        starts, kept = [place.start - self.before for place in places], []
+        for ids, start in self.prompts:
+            at = bisect_left(starts, start + len(ids))  # of those that begin before its end, only the last may reach it
+            if not at or places[at - 1].end <= start + self.common:
+                kept.append((ids, start))
+        self.prompts = kept
 
     def beginnings(self, prompts: list[list[int]]) -> list[tuple[int, int]]:
         """The longest beginning of each prompt that stands here already, without its last token: (tokens, where), what
         all have in common among them.
         """
-        there, found, least = sorted(self.prompts), [], self.common + self.shared
+        there, found, least = self.prompts, [], self.common + self.shared
         for prompt in prompts:
             at = bisect(there, (prompt,))  # what has most in common with it is one of its neighbours
             near = [(count_alike(prompt[:-1], ids), start) for ids, start in there[max(0, at - 1) : at + 1]]

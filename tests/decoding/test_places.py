@@ -1,8 +1,11 @@
 """The places of the engine `fast`: who stands where, and which beginnings of prompts stand there already."""
 
+import random
+from types import SimpleNamespace
+
 import torch
 
-from decoding.places import Places, Started
+from decoding.places import Place, Places, Started
 
 
 def admit(places, started):
@@ -22,6 +25,22 @@ def test_the_longest_beginning_is_found_among_the_prompts_that_are_kept(tiny):
     assert places.beginnings(asked)[:2] == [(3, 0), (4, 0)]  # nobody has written there yet
     places.overwrite(places.find([1]))
     assert places.beginnings(asked)[:2] == [(2, 4), (2, 4)]
+
+
+def test_prompts_are_forgotten_where_a_new_record_writes_and_nowhere_else():
+    drawn, seen = random.Random(0), set()
+    for _ in range(300):
+        common, before = drawn.choice([(0, 0), (3, -3), (0, 2)])
+        cuts = sorted(drawn.sample(range(common, 60), 10))
+        new = [Place(row, cuts[row] + before, cuts[row + 1]) for row in drawn.sample(range(9), 4)]
+        kept = [([1] * (common + drawn.randint(1, 9)), drawn.randint(0, 50)) for _ in range(6)]
+        places = SimpleNamespace(common=common, before=before, prompts=kept)
+        Places.overwrite(places, new)
+        written = {at for place in new for at in range(place.start - before, place.end)}
+        own = [written.isdisjoint(range(start + common, start + len(ids))) for ids, start in kept]
+        assert places.prompts == [prompt for prompt, left in zip(kept, own, strict=True) if left]
+        seen |= set(own)
+    assert seen == {True, False}
 
 
 def test_a_row_without_a_record_writes_beside_the_others(tiny):
