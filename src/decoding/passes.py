@@ -37,7 +37,7 @@ class Made(NamedTuple):
     def arriving(self) -> Iterator[torch.Tensor]:
         """The tokens on the CPU, some steps at a time: those that a card has ended since."""
         if not self.coming:
-            yield self.tokens.cpu()
+            yield self._on_cpu()
         first = 0
         while first < len(self.coming):
             self.coming[first][1].synchronize()
@@ -48,7 +48,7 @@ class Made(NamedTuple):
 
     def of(self, rows: list[int]) -> list[tuple[list[int], list[float], list[int]]]:
         """For each of the rows its tokens, their probabilities, if any, and how many there were after each step."""
-        steps = self.tokens[rows].cpu()
+        steps = self._on_cpu()[rows]
         ends = (steps != NONE).sum(-1).cumsum(-1).tolist()
         tokens = steps.flatten(1).tolist()
         chances = [[]] * len(rows) if self.chances is None else self.chances[rows].flatten(1).tolist()
@@ -57,6 +57,13 @@ class Made(NamedTuple):
             there = [token != NONE for token in said]
             made.append((list(compress(said, there)), list(compress(sure, there)), end))
         return made
+
+    def _on_cpu(self) -> torch.Tensor:
+        """`tokens` on the CPU."""
+        if not self.coming:
+            return self.tokens.cpu()
+        self.coming[-1][1].synchronize()
+        return torch.stack([said for said, _ in self.coming], 1)
 
 
 @torch.inference_mode()
