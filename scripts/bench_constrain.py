@@ -19,7 +19,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from common.errors import UserError, run_script
-from common.flags import command, parse_flags
+from common.flags import Range, check_ranges, command, parse_flags
 from data.records import load_records
 from decoding import constrained, fast_engine
 from decoding.answers import Answer
@@ -31,6 +31,7 @@ from utils.args_predict import parse_inference
 
 ROOT = Path(__file__).resolve().parents[1]
 WAYS = {"without": (), "relations": ("--constrain",), "text": ("--constrain", "text")}
+RANGES = {"rounds": Range(1, 1000), "widen": Range(1, 1000)}
 SAMPLE = ("--input_file", str(ROOT / "data/sample/valid.json"))
 
 
@@ -48,9 +49,11 @@ def widen(model, times: int) -> None:
     """Every feed-forward part of a LLaMA-like model `times` as wide, in place. UserError for a base of another form."""
     parts = [module for module in model.modules() if hasattr(module, "down_proj") and hasattr(module, "up_proj")]
     layers = [(name, getattr(part, name)) for part in parts for name in ("gate_proj", "up_proj", "down_proj")]
-    if not layers or any(type(layer) is not torch.nn.Linear or not layer.weight.numel() for _, layer in layers):
+    plain = [type(layer) is torch.nn.Linear and layer.weight.numel() and layer.bias is None for _, layer in layers]
+    if not layers or not all(plain):
         raise UserError(
-            "--widen needs --merge_lora, 16 or 32 bits, a GPU, and a base with gate_proj, up_proj, down_proj"
+            "--widen needs --merge_lora, 16 or 32 bits, a GPU, and a base with gate_proj, up_proj and down_proj, "
+            "all without biases"
         )
     for name, layer in layers:
         dim = 1 if name == "down_proj" else 0
@@ -67,6 +70,7 @@ def main(argv=None) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="each way so often, in turn; a first run is not counted")
     parser.add_argument("--widen", type=int, default=1, help="times the width of the feed-forward parts; default: 1")
     arguments = parse_flags(parser, argv)
+    check_ranges(arguments, RANGES)
     fixed = ["--engine", "fast", "--output_file", "results/bench/none.json", *SAMPLE, *flags]
     parsed = {way: parse_inference([*fixed, *more]) for way, more in WAYS.items()}
     plans = {way: plan_adapter(*given) for way, given in parsed.items()}

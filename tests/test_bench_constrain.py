@@ -22,3 +22,9 @@ def test_each_way_answers_all_records_and_has_its_ratio(random_base, monkeypatch
 def test_what_cannot_be_widened_is_an_error():
     with pytest.raises(UserError, match="--widen needs --merge_lora"):
         bench_constrain.widen(torch.nn.Linear(2, 2), 2)
+    part = torch.nn.Module()
+    part.gate_proj, part.up_proj, part.down_proj = (torch.nn.Linear(2, 2) for _ in range(3))
+    with pytest.raises(UserError, match="without biases"):
+        bench_constrain.widen(part, 2)
+    with pytest.raises(UserError, match="--rounds 0: expected 1 or more"):
+        bench_constrain.main(["--rounds", "0"])

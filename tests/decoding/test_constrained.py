@@ -14,7 +14,7 @@ from checkpoints.family import find_family
 from common.errors import UserError
 from decoding import batch_engine, constrained, fast_engine, passes
 from decoding.answers import Answer, Rules, cut_answer
-from decoding.constrained import Walks, list_permitted, make_limits
+from decoding.constrained import Walks, list_permitted, make_limits, order
 from decoding.fast_engine import Live, Tuning
 from kg.permitted import AGAIN, BOUND, State, advance, ask, keep_whole, may_end, say
 from kg.schema import read_schema
@@ -247,6 +247,16 @@ def test_where_nothing_may_be_said_the_answer_ends():
     assert walks.take(1, [0, 1]) == [0, 1]
     assert walks.choose(1, [0, 1], logits) == 3
     assert walks.end(1, Answer("(\ufffd", "eos", 3)) == Answer("", "loop", 3)
+
+
+@pytest.mark.parametrize("place", [64, 511, 512, 690])
+def test_the_likeliest_that_may_be_said_is_found_however_many_are_likelier(place):
+    """Behind the tokens that are tried one after the other, all that may be said are listed."""
+    pieces = [b"x"] * 700
+    pieces[place] = pieces[695] = b"("  # the likelier of two
+    walks = Walks(make_limits(pieces, 699, {0: ask(["位于"], "")}))
+    logits = torch.arange(700.0, 0, -1)
+    assert walks.choose(0, order(logits), logits) == place
 
 
 def test_a_tokenizer_that_does_not_tell_its_bytes_is_refused():
