@@ -271,8 +271,11 @@ def _csv(path: Path, how: Reading) -> Iterator[Row]:
     encoding = find_encoding(path, how.encoding)
     with open(path, encoding=encoding, newline="") as file:
         rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-        for record in rows:
-            yield _row(record, rows.line_num, encoding.removesuffix("-sig"), how)
+        try:
+            for record in rows:
+                yield _row(record, rows.line_num, encoding.removesuffix("-sig"), how)
+        except UnicodeDecodeError:  # its place is that in a block, not in the file
+            raise UserError(f"not {encoding} (behind line {rows.line_num})") from None
 
 
 def _parquet(path: Path, how: Reading) -> Iterator[Row]:

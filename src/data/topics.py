@@ -41,7 +41,8 @@ def read_topics(path: str | Path, flag: str = "--topics") -> dict[str, list[str]
     JSON lines, each with a predicate.
     """
     if not os.path.isfile(path):  # pathlib's raises where the name is too long
-        raise UserError(f"{flag} {shorten(path)}: no such file; {ADVICE}")
+        what = "is a folder, not a file" if os.path.isdir(path) else "no such file"
+        raise UserError(f"{flag} {shorten(path)}: {what}; {ADVICE}")
     topics = {}
     for topic, one in _by_topic(path, flag).items():
         names = one.get("relations") if isinstance(one, dict) and "predicate" not in one else one

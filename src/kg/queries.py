@@ -70,8 +70,9 @@ def read_sparql(text: str) -> str:
         return text
     try:
         return Path(text).read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"--sparql {text}: no such file, and no query, which would have {{ }}") from None
+    except (FileNotFoundError, IsADirectoryError) as error:
+        what = "is a folder" if isinstance(error, IsADirectoryError) else "no such file"
+        raise UserError(f"--sparql {text}: {what}, and no query, which would have {{ }}") from None
     except UnicodeDecodeError:
         raise UserError(f"--sparql {text}: not UTF-8; save it as UTF-8") from None
 

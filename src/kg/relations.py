@@ -41,7 +41,10 @@ def relations_of(found: dict, name: str = str(OWN)) -> Relations:
 
 
 def read_relations(path: str | Path | None) -> dict:
-    """The object of a file, checked; of the project's own one without a path."""
-    found = read_json(path or OWN, ADVICE)
+    """The object of a file (--relations), checked; of the project's own one without a path."""
+    try:
+        found = read_json(path or OWN, ADVICE)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise UserError(f"--relations {path or OWN}: {error.strerror}; {ADVICE}") from None
     relations_of(found, str(path or OWN))
     return found

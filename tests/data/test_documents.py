@@ -126,6 +126,12 @@ def test_what_cannot_be_read_is_listed_and_stops_nothing(folder):
     assert "No such file" in bad[-1][2]
 
 
+def test_a_table_that_is_not_in_the_encoding_that_is_given_says_so(folder):
+    (folder / "a.csv").write_bytes("text\n一\n\n二\n".encode("gb18030") + b"\xff\n")
+    *_, last = read_documents(folder, Reading("gb18030"))
+    assert (last.text, last.reason) == ("", "not gb18030 (behind line 0)")
+
+
 def test_word_and_pdf_are_read_by_markitdown_or_the_reason_says_how_to_get_it(folder):
     words = io.BytesIO()
     space = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'

@@ -43,3 +43,5 @@ def test_topics_without_records_or_relations_are_named(tmp_path):
         read_topics(file)
     with pytest.raises(UserError, match="no such file"):
         read_topics(tmp_path / "none.json")
+    with pytest.raises(UserError, match="--relations .*: is a folder, not a file"):
+        read_topics(tmp_path, "--relations")

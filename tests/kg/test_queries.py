@@ -77,6 +77,8 @@ def test_a_query_may_stand_in_a_file(tmp_path):
     assert queries.read_sparql("ASK { ?a ?b ?c }") == "ASK { ?a ?b ?c }"
     with pytest.raises(UserError, match="no such file, and no query"):
         queries.read_sparql("nowhere.rq")
+    with pytest.raises(UserError, match="--sparql .*: is a folder, and no query"):
+        queries.read_sparql(str(tmp_path))
 
 
 # neighbours, path, sources

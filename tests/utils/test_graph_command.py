@@ -114,6 +114,9 @@ def test_relations_of_a_file_count(tmp_path):
     save(table, {"alias": "绰号"})
     with pytest.raises(UserError, match="relations.json: expected an object with the lists alias, apart"):
         run("merge", tmp_path / "graph", "--relations", table)
+    for path in (tmp_path / "none.json", tmp_path):
+        with pytest.raises(UserError, match="--relations .*: (No such file|Is a directory).*; expected an object with"):
+            run("merge", tmp_path / "graph", "--relations", path)
 
 
 def test_remove_takes_a_record_or_a_run(tmp_path):
