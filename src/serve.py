@@ -16,22 +16,37 @@ if __name__ == "__main__":
     begin_script()
 
 from common.files import read_json
+from common.locks import hold_file
 from common.refusals import naming
 from common.startup import quick_startup, without_compiler
+from kg.store import check_store
 from utils.args_serve import parse_serve
 
 SAMPLE = Path(__file__).resolve().parents[1] / "data" / "sample"
 EXAMPLES = 4
+LOCK = "server.lock"  # of --data_dir
 
 
 def main(argv=None) -> None:
     model_args, args = parse_serve(argv)
-    listening, server = open_server(model_args, args)
-    host, port = listening.getsockname()[:2]
-    address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
-    print(f"{address}{'?token=' + args.token if args.token else ''}", flush=True)
-    say("Ctrl-C stops it; jobs that are not finished go on when it is started again")
-    server.run(sockets=[listening])
+    if args.store:
+        check_store(args.store)
+    with hold_data(args.data_dir):
+        listening, server = open_server(model_args, args)
+        host, port = listening.getsockname()[:2]
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+        print(f"{address}{'?token=' + args.token if args.token else ''}", flush=True)
+        say("Ctrl-C stops it; jobs that are not finished go on when it is started again")
+        server.run(sockets=[listening])
+
+
+def hold_data(folder: str):
+    """Keep the folder from other servers until the block ends: two would answer the same unfinished jobs. UserError
+    where another has it, or where it cannot be made.
+    """
+    told = f"--data_dir {folder}"
+    refusal = f"{told}: another server is using it; give another folder, or stop that server"
+    return hold_file(Path(folder) / LOCK, told, refusal)
 
 
 def open_server(model_args, args):

@@ -12,6 +12,7 @@ from common.files import fingerprint, write_rows
 from data.documents import read_documents, size_of
 from data.sources import find_run, read_corpus
 from kg import graph
+from kg.store import check_store
 from prediction import partial
 from prediction.answered import check_made, read_made, recall
 from prediction.corpus import Corpus, answer_corpus, answer_here, drop_parts, gather, is_whole, parts_folder
@@ -28,6 +29,8 @@ def extract_corpus(model_args, args, wanted: tuple, started: float) -> None:
 
     `args`: utils.args_extract.CorpusArguments; `wanted`: what its read_wanted gives.
     """
+    if args.store:
+        check_store(args.store)
     with open_workers(model_args, args) as (plan, answer_with, decided):
         most = choose_window(args.window, plan.context, plan.serving.rules.max_new_tokens)
         skipped = Counter()

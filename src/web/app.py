@@ -40,6 +40,7 @@ ERRORS = {
         503: "the model has failed",
     }.items()
 }
+TYPE = "Content-Type"
 Identity = Annotated[str, Query(max_length=1000, description="the record's id, as JSON")]
 Limit = Annotated[int, Query(ge=1, le=2000)]
 Short = Annotated[str, Query(max_length=1000)]
@@ -79,6 +80,8 @@ def make_app(model: Model, jobs: Jobs, graphs: Graphs, door: Door, examples: lis
     @app.exception_handler(RequestValidationError)
     async def say_field(request: Request, error: RequestValidationError):
         """Where, and what was expected; not what was sent."""
+        if [one["loc"] for one in error.errors()] == [("body",)] and "json" not in request.headers.get(TYPE, ""):
+            return Json({"detail": f"the body is not said to be JSON; send the header {TYPE}: application/json"}, 422)
         return Json({"detail": [{name: one[name] for name in ("loc", "msg", "type")} for one in error.errors()]}, 422)
 
     @app.exception_handler(UserError)

@@ -301,6 +301,9 @@ def test_a_folder_with_something_else_in_it_is_no_graph(tmp_path):
     (tmp_path / "thesis.docx").touch()
     with pytest.raises(UserError, match="no graph .it holds thesis.docx.; give a folder of its own"):
         build(tmp_path, Source(1, []))
+    with pytest.raises(UserError, match="--store .*thesis.docx: is a file, expected the folder of a graph"):
+        store.check_store(tmp_path / "thesis.docx")
+    store.check_store(tmp_path / "none yet")
 
 
 def test_a_large_change_is_the_same_as_many_small_ones(tmp_path):

@@ -315,6 +315,7 @@ def test_a_topic_is_chosen_for_each_window_and_decides_what_is_asked(tmp_path):
         ({"relations": None}, "give either --relations .* or --cate"),
         ({"relations": "，,"}, "no relation is asked for"),
         ({"relations": None, "cate": "菜谱"}, "--cate 菜谱: no topic of .*expected auto, 建筑"),
+        ({"store": str(ROOT / "README.md")}, "--store .*README.md: is a file, expected the folder of a graph"),
         ({"workers": 2}, "--workers without --ray"),
         ({"text": "钟楼位于旧城。"}, "--text and --input do not go together"),
         ({"ray": "auto", "device": "cuda:1"}, "Ray hands out the GPUs"),

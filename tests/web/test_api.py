@@ -109,6 +109,14 @@ def test_what_cannot_be_asked_is_said(client, body, status, says):
     assert says in answer.text
 
 
+def test_a_body_that_is_not_said_to_be_json_is_told_the_header(client):
+    answer = client.post("/api/extract", content=json.dumps(QUESTION), headers={"Content-Type": "text/plain"})
+    assert (answer.status_code, answer.json()["detail"].split("; ")[1:]) == (
+        422,
+        ["send the header Content-Type: application/json"],
+    )
+
+
 def test_fifty_at_a_time_all_get_their_own_answer(opened, tmp_path):
     texts = [f"{number}号楼位于上海市第{number}街，高{number}米。" for number in range(50)]
     with serving(opened, tmp_path) as (app, model, _, _), listening(app) as address:

@@ -40,6 +40,25 @@ def test_an_address_that_cannot_be_had_names_its_flag(host, says):
         serve.listen(host, 0)
 
 
+def test_a_folder_that_another_server_uses_or_that_is_a_file_is_refused(tmp_path):
+    folder = str(tmp_path / "web")
+    refused = pytest.raises(UserError, match="--data_dir .*: another server is using it")
+    with serve.hold_data(folder), refused, serve.hold_data(folder):
+        pass
+    with serve.hold_data(folder):
+        pass
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="--data_dir .*file cannot be written"), serve.hold_data(tmp_path / "file"):
+        pass
+
+
+def test_a_store_that_is_no_graph_is_refused_before_the_model_is_loaded(tmp_path):
+    (tmp_path / "thesis.docx").touch()
+    flags = ["--model_name_or_path", str(tmp_path), "--data_dir", str(tmp_path / "web"), "--store", str(tmp_path)]
+    with pytest.raises(UserError, match="--store .*: no graph .it holds thesis.docx"):
+        serve.main(flags)
+
+
 def test_the_examples_are_of_the_sample():
     found = serve.read_examples({"人物": {"relations": ["国籍"]}, "医学": {"relations": ["病因"]}})
     assert [one["topic"] for one in found] == ["医学", "人物"]
