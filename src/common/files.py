@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common.errors import UserError
+from common.locks import stands_at, take_lock
 from common.refusals import naming, shorten
 
 CHECKPOINTS = ("checkpoint-", "global_step-")  # how the names of a training's own folders begin
@@ -58,23 +59,27 @@ def write_lines(path: str | Path, lines, ready: Callable[[Path], None] | None = 
     """Write the lines to a temporary file beside `path`, on disk, and then rename it. A link keeps pointing to it.
 
     `ready(file)` is called with the temporary file when it is whole, before it takes the place of what is there.
+    UserError while another process writes the same file: the two would write into one temporary file.
     """
     check_output(path, beside=(".tmp",))
     path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".tmp")
-    try:
-        with naming(path):
-            with open(partial, "w", encoding="utf-8") as file:
-                file.writelines(line + "\n" for line in lines)
-                file.flush()
-                os.fsync(file.fileno())
+    with naming(path), open(partial, "a", encoding="utf-8") as file:
+        # Of two that begin at a time, one has renamed the file when the other gets it.
+        if not take_lock(file.fileno()) or not stands_at(partial, file):
+            raise UserError(f"{path}: another process is writing it; wait for its end, then repeat the command")
+        try:
+            file.truncate(0)  # what a killed run left
+            file.writelines(line + "\n" for line in lines)
+            file.flush()
+            os.fsync(file.fileno())
             if ready:
                 ready(partial)
             os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def check_output(

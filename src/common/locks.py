@@ -26,12 +26,12 @@ def hold_file(path: Path, what: str, refusal: str):
         raise UserError(f"{what} cannot be written ({error.strerror}); give another path") from error
     with file:
         # Another file, or none, stands there when a run ended between these lines.
-        if not take_lock(file.fileno()) or not _stands_at(path, file):
+        if not take_lock(file.fileno()) or not stands_at(path, file):
             raise UserError(refusal)
         try:
             yield
         finally:
-            if _stands_at(path, file) and not os.fstat(file.fileno()).st_size:
+            if stands_at(path, file) and not os.fstat(file.fileno()).st_size:
                 path.unlink(missing_ok=True)
 
 
@@ -50,7 +50,7 @@ def take_lock(file: int, shared: bool = False) -> bool:
     return True
 
 
-def _stands_at(path: Path, file) -> bool:
+def stands_at(path: Path, file) -> bool:
     """Whether the open `file` is still the one at `path`: a run that ends takes its file away."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())

@@ -59,6 +59,21 @@ def test_the_longest_name_that_is_allowed_holds_all_that_is_written_beside_it(he
         write_lines("a" * 242 + ending, ["x"])
 
 
+def test_a_file_that_another_process_writes_is_refused_and_stays_whole(tmp_path):
+    out = tmp_path / "out.json"
+    (tmp_path / "out.json.tmp").write_text("left by a run that was killed")
+
+    def lines():
+        yield "one"
+        with pytest.raises(UserError, match="out.json: another process is writing it; wait"):
+            write_lines(out, ["two"])
+        yield "three"
+
+    write_lines(out, lines())
+    assert out.read_text() == "one\nthree\n"
+    assert list(tmp_path.iterdir()) == [out]
+
+
 @pytest.mark.parametrize("stream", ["/dev/stdout", "/dev/null", "fifo"])
 def test_commands_refuse_a_stream_at_once(here, stream):
     """The other flags' files, which are not there, are not even looked for."""
