@@ -35,6 +35,8 @@ def how_to_turn(record: dict, needs: tuple[str, ...]) -> str:
     if forms := recognise(record):
         which = " or ".join(f"--from {name} ({FORMATS[name].title})" for name in forms)
         return f"{COMMAND} {which} --pred_path FILE --tgt_path NEW makes records of it"
+    if {"windows", "triples"} <= nested:
+        return "a document, as src/extract.py writes it: its command, given again with --store, makes the graph"
     for field in nested.intersection(CONVERSATIONS):
         words.append(
             f"{field} hold a conversation, of another form than --from sharegpt and --from messages of {COMMAND} read: "

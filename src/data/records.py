@@ -108,7 +108,11 @@ def _lines(path, file):
                 advice = "the file ends within a character: copy it again, or remove the line"
             yield number, UserError(f"{path}:{number}: not UTF-8 (byte {error.start} of the line); {advice}")
         except (ValueError, RecursionError) as error:
-            where = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+            where = (
+                f"{error.msg.removesuffix(' at')} at column {error.colno}"
+                if isinstance(error, json.JSONDecodeError)
+                else error
+            )
             message = f"{path}:{number}: not JSON ({where}): {line[:60]!r}"
             if not isinstance(error, NoNumber):
                 message += (

@@ -121,7 +121,7 @@ class PtuningInferenceArguments(ReplaceFlags, AnswerArguments):
     """Prediction with what P-Tuning v2 trained."""
 
     test_path: str = option("data/valid.json", "records to predict: JSON lines or a JSON list", "--input_file")
-    model_dir: str | None = option(None, "checkpoint of P-Tuning: output_dir_pt/global_step-N")
+    model_dir: str | None = option(None, "checkpoint of P-Tuning: output_dir_pt/global_step-N", "--ptuning_dir")
     output_file: str | None = option(
         None, "where the records go; default: beside the checkpoint, as NAME-OF-TEST_global_step-N.json"
     )

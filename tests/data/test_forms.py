@@ -20,6 +20,7 @@ OTHERS = {
     "question and answer": ({"question": "a", "answer": "b"}, ["question to instruction", "answer to output"]),
     "another conversation": ({"dialogue": [{"speaker": "a", "text": "b"}]}, ["dialogue hold a conversation"]),
     "triples": ({"text": "a", "triples": [["b"]]}, ["triples holds the triples", "text to input"]),
+    "a corpus": ({"text": "a", "windows": [], "triples": []}, ["as src/extract.py writes it", "--store"]),
     "half of DuIE": ({"text": "a", "spo_list": [{"subject": "b"}]}, ["spo_list holds the triples", "--from: iepile"]),
 }
 NAMED = {  # that score.py does not turn by itself

@@ -35,7 +35,7 @@ def test_an_encoding_that_is_none_is_refused_before_any_document_is_read(name):
 
 
 @pytest.mark.parametrize(
-    ("parse", "needed"), [(parse_serve, ["--ptuning_dir", "x"]), (parse_ptuning_inference, ["--model_dir", "x"])]
+    ("parse", "needed"), [(parse_serve, ["--ptuning_dir", "x"]), (parse_ptuning_inference, ["--ptuning_dir", "x"])]
 )
 def test_drafts_are_refused_where_there_are_none(parse, needed):
     with pytest.raises(UserError, match="--drafts 4.* none"):
