@@ -99,7 +99,7 @@ def main(argv=None) -> None:
     answer("without")  # kernels are compiled
     seconds = {way: [] for way in WAYS}
     print(f"{len(asked)} records, {rules.batch_size} at a time")
-    print(f"{'constrain':>10} {'seconds':>8} {'records/s':>10} {'new tokens':>11} {'refused':>8}  ended")
+    print(f"{'constrain':>10} {'seconds':>8} {'records/s':>10} {'new tokens':>11} {'rejected':>8}  ended")
     for _ in range(arguments.rounds):
         for way in WAYS:
             CountedWalks.refusals = 0
