@@ -80,7 +80,7 @@ def open_server(model_args, args):
         jobs = Jobs(folder / "jobs", served, args.max_jobs)
     graphs = Graphs(Path(args.store or folder / "graph"), folder)
     allowed = [name.strip() for name in (args.allow_host or "").split(",") if name.strip()]
-    door = make_door(args.host, allowed, args.token, args.max_upload_MB * 2**20)
+    door = make_door(args.host, allowed, args.token, args.max_upload_MB * 2**20, args.max_text)
     app = make_app(served, jobs, graphs, door, read_examples(topics))
     config = uvicorn.Config(
         app,

@@ -65,7 +65,7 @@ def serving(
     served = Model(plan, Server(plan, model, window, rows, waiting), window, text, topics)
     jobs = Jobs(folder / "jobs", served, most_jobs)
     graphs = Graphs(folder / "graph", folder)
-    app = make_app(served, jobs, graphs, make_door(host, [], token, upload), EXAMPLES)
+    app = make_app(served, jobs, graphs, make_door(host, [], token, upload, text), EXAMPLES)
     try:
         yield app, served, jobs, graphs
     finally:

@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 
 from common.errors import UserError
+from common.files import what_is_wrong
 
 BLOCK = 1 << 18  # weights that are worked on at once
 RECORD = "weight_diff.json"  # how a folder was made; the first file of an unfinished one
@@ -225,7 +226,7 @@ def read_json(file: Path) -> dict:
     except json.JSONDecodeError as error:
         if error.doc.startswith("\ufeff"):  # transformers reads these files too, and takes none
             raise UserError(f"{file}: begins with a byte order mark (BOM); save it as UTF-8 without one") from None
-        raise _broken(file, f"not JSON ({error.msg})", error.lineno) from None
+        raise _broken(file, f"not JSON ({what_is_wrong(error)})", error.lineno) from None
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not UTF-8 (byte {error.start}); save it as UTF-8, or download it again") from None
     except RecursionError:

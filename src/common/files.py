@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,9 +51,14 @@ def read_json(path: str | Path, advice: str):
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 (byte {error.start}); save it as UTF-8; {advice}") from None
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg}); {advice}") from None
+        raise UserError(f"{path}:{error.lineno}: not JSON ({what_is_wrong(error)}); {advice}") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets in thousands of brackets
         raise UserError(f"{path}: not JSON ({error}); {advice}") from None
+
+
+def what_is_wrong(error: json.JSONDecodeError) -> str:
+    """json's message without its last words where these only lead to the place: `Invalid control character at`."""
+    return re.sub(r"( starting)? at$", "", error.msg)
 
 
 def write_lines(path: str | Path, lines, ready: Callable[[Path], None] | None = None) -> None:

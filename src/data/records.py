@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from common.errors import UserError, say
+from common.files import what_is_wrong
 from data.asking import ask_apart
 from data.formats import as_ours
 from data.forms import how_to_turn
@@ -108,11 +109,9 @@ def _lines(path, file):
                 advice = "the file ends within a character: copy it again, or remove the line"
             yield number, UserError(f"{path}:{number}: not UTF-8 (byte {error.start} of the line); {advice}")
         except (ValueError, RecursionError) as error:
-            where = (
-                f"{error.msg.removesuffix(' at')} at column {error.colno}"
-                if isinstance(error, json.JSONDecodeError)
-                else error
-            )
+            where = error
+            if isinstance(error, json.JSONDecodeError):  # some of json's messages end in "at"
+                where = f"{error.msg.removesuffix(' at')} at column {error.colno}"
             message = f"{path}:{number}: not JSON ({where}): {line[:60]!r}"
             if not isinstance(error, NoNumber):
                 message += (
@@ -146,10 +145,11 @@ def _list_items(path, file, piece: int):
         except (json.JSONDecodeError, RecursionError) as error:
             more = _piece(path, file, max(piece, len(text)))  # doubled: the time stays linear in what is read
             if not more:
-                at = line + text.count("\n", counted, error.pos) if isinstance(error, json.JSONDecodeError) else line
+                at, why = line, error
+                if isinstance(error, json.JSONDecodeError):
+                    at, why = line + text.count("\n", counted, error.pos), what_is_wrong(error)
                 raise UserError(
-                    f"{path}:{at}: not JSON ({getattr(error, 'msg', error)}); "
-                    "expected one JSON list of objects, closed by ]"
+                    f"{path}:{at}: not JSON ({why}); expected one JSON list of objects, closed by ]"
                 ) from None
             text, position, counted = text[position:] + more, 0, 0
             continue

@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Annotated, Literal
 
-from fastapi import FastAPI, File, Form, Header, Query, Request, Response, UploadFile
+from fastapi import Body, FastAPI, File, Form, Header, Query, Request, Response, UploadFile
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
@@ -217,7 +217,7 @@ def make_app(model: Model, jobs: Jobs, graphs: Graphs, door: Door, examples: lis
         return await run_in_threadpool(graphs.judge, said)
 
     @app.post("/api/verdicts", tags=["graph"])
-    async def verdicts(text: Annotated[forms.Text, Form(max_length=200_000)]):
+    async def verdicts(text: Annotated[forms.Text, Body(embed=True)]):
         """What was said of the triples of a text."""
         return await run_in_threadpool(graphs.verdicts, text)
 

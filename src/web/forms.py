@@ -17,7 +17,7 @@ def _check_text(text: str) -> str:
     return text
 
 
-Text = Annotated[str, AfterValidator(_check_text)]
+Text = Annotated[str, AfterValidator(_check_text)]  # as long as the request may be: see guard.py
 Name = Annotated[Text, Field(min_length=1, max_length=LONGEST)]
 Part = Annotated[Text, Field(min_length=1, max_length=1000)]
 Wording = Literal["contest", "older"]
@@ -76,7 +76,7 @@ class Judged(Strict):
 class Correction(Strict):
     """What somebody says of the triples of a text."""
 
-    text: Annotated[Text, Field(max_length=200_000)]
+    text: Text
     topic: Annotated[Text, Field(max_length=40)] = ""
     relations: Annotated[list[Name], Field(max_length=MOST)] = []
     wording: Wording = "contest"
@@ -87,7 +87,7 @@ class Correction(Strict):
 class Kept(Strict):
     """Triples of a text, to be brought into the graph."""
 
-    text: Annotated[Text, Field(min_length=1, max_length=200_000)]
+    text: Annotated[Text, Field(min_length=1)]
     topic: Annotated[Text, Field(max_length=40)] = ""
     triples: Annotated[
         list[Annotated[list[Part], Field(min_length=3, max_length=3)]], Field(min_length=1, max_length=MOST_TRIPLES)

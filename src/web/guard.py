@@ -28,7 +28,8 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
 }
-BODY = 2**20  # bytes of a request, where nothing else is said
+BODY = 2**20  # bytes of a request beside its text
+CHARACTER = 12  # bytes of a character in JSON, at most: \ud83d\ude00
 UPLOADS = "/api/jobs"  # the path whose requests may be as long as an upload
 
 
@@ -39,15 +40,18 @@ class Door(NamedTuple):
     any_address: bool  # whether Host may hold any IP address; names are what rebinding needs
     token: str | None
     most_upload: int  # bytes
+    most_body: int  # bytes of any other request
 
 
-def make_door(host: str, allowed: list[str], token: str | None, most_upload: int) -> Door:
-    """The door of a server that listens at `host`; `allowed`: other names of this machine."""
+def make_door(host: str, allowed: list[str], token: str | None, most_upload: int, most_text: int) -> Door:
+    """The door of a server that listens at `host`; `allowed`: other names of this machine; `most_upload`: bytes;
+    `most_text`: characters.
+    """
     names = {"127.0.0.1", "localhost", "::1", host.lower(), *(name.lower() for name in allowed)}
     everywhere = host in ("0.0.0.0", "::")
     if everywhere:
         names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
-    return Door(frozenset(names), everywhere, token, most_upload)
+    return Door(frozenset(names), everywhere, token, most_upload, BODY + CHARACTER * most_text)
 
 
 class Guard:
@@ -72,7 +76,7 @@ class Guard:
 
     def _most(self, scope) -> int:
         """Bytes that the request may have."""
-        return self.door.most_upload if scope["path"] == UPLOADS else BODY
+        return self.door.most_upload if scope["path"] == UPLOADS else self.door.most_body
 
     def _refuse(self, scope, headers: dict):
         """The answer to a request that is not let in; None: it is."""

@@ -119,6 +119,7 @@ FILES = {
     "deep": (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", r": not JSON \(.*nested too deeply\); download it"),
     "digits": (b'{"a": ' + b"9" * 5000 + b"}", r": not JSON \(Exceeds the limit"),
     "empty": (b"", r":1: not JSON \(Expecting value\)"),
+    "tab": (b'{"a": "\t"}', r":1: not JSON \(Invalid control character\)"),
     "line": (b'{\n"a": 1,\n"b" 2}', r":3: not JSON"),
     "list": (b"[]", ": no JSON object; download it again"),
     "pointer": (b"version https://git-lfs.github.com/spec/v1\noid", ": a pointer of Git LFS, not the file itself"),

@@ -57,6 +57,8 @@ def test_what_is_no_number_in_json_is_written_as_null():
     ("content", "message"),
     [
         (b'{\n"a": oops}', "x.json:2: not JSON (Expecting value); do this"),
+        (b'{"a": "\t"}', "x.json:1: not JSON (Invalid control character); do this"),
+        (b'{"a": "', "x.json:1: not JSON (Unterminated string); do this"),
         ("{}".encode("utf-16"), "x.json: not UTF-8 (byte 0); save it as UTF-8"),
         (b"[" * 100_000, "x.json: not JSON ("),
         (b"9" * 5000, "x.json: not JSON ("),

@@ -114,6 +114,20 @@ def test_half_a_json_line_is_an_error_with_file_and_line(save):
     assert error_of(load_records, path).startswith(f"{path}:2: not JSON")
 
 
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('{"a": "b\t"}', "Invalid control character at column 9"),
+        ('{"a": "b', "Unterminated string starting at column 7"),
+        ('{"a" 1}', "Expecting ':' delimiter at column 6"),
+        ('[{"a": "b\t"}]', "Invalid control character"),
+        ('[{"a": "b', "Unterminated string"),
+    ],
+)
+def test_the_place_in_a_broken_line_is_said_once(save, text, why):
+    assert error_of(load_records, save(text)).split("not JSON ")[1].startswith(f"({why})")
+
+
 def test_half_a_list_is_an_error_with_file_and_line(save):
     text = json.dumps(RECORDS, indent=1)
     for end in (text.index("文本2".encode("unicode_escape").decode()), text.rindex("]")):

@@ -1,6 +1,7 @@
 """score.py and breakdown.py: against counts written down otherwise, and against examples worked by hand."""
 
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -621,3 +622,16 @@ def test_the_figures_never_overwrite_what_they_are_made_from(tmp_path, side):
     with pytest.raises(UserError, match="--json .* is an input of this command"):
         score.main(["--pred", str(files["pred"]), "--gold", str(files["gold"]), "--json", str(files[side])])
     assert files[side].read_bytes() == before
+
+
+@pytest.mark.parametrize("end", [".md", "_CN.md"])
+def test_the_example_on_the_page_is_that_of_the_measured_run(end):
+    page, measured = ((ROOT / "docs" / f"{name}{end}").read_text(encoding="utf-8") for name in ("score", "measured"))
+    figures = re.search(r"precision (\S+)  recall (\S+)  f1 (\S+)  rouge2 (\S+)  contest (\S+)", page).groups()
+    assert all(figure in measured for figure in figures)
+    counts = dict(re.findall(r"^(\w+) +(\d+)(?:  id|$)", page, re.MULTILINE))
+    both = sum(int(counts[kind]) for kind in ("direction", "relation", "boundary", "tail", "head"))
+    precision, recall = float(figures[0]), float(figures[1])
+    wrong, lacking = both + int(counts["repeated"]) + int(counts["spurious"]), both + int(counts["missed"])
+    right = lacking / (1 - recall) * recall
+    assert wrong / (1 - precision) * precision == pytest.approx(right, abs=0.1)

@@ -267,7 +267,7 @@ def test_verdicts_change_the_graph_and_become_training_records(client):
     (learnt,) = load_training(file)
     assert (learnt["input"], learnt["kg"]) == (TEXT, [right, other])
     assert client.get("/api/corrections").text == file.read_text(encoding="utf-8")
-    assert client.post("/api/verdicts", data={"text": TEXT}).json() == {
+    assert client.post("/api/verdicts", json={"text": TEXT}).json() == {
         "right": [right, other],
         "wrong": [wrong],
         "complete": True,
@@ -276,6 +276,26 @@ def test_verdicts_change_the_graph_and_become_training_records(client):
     missing = client.get("/api/graph", params={"name": "明珠"})
     assert missing.status_code == 400
     assert "东方明珠" in missing.json()["detail"]
+
+
+def test_a_text_as_long_as_the_flag_says_is_taken_however_it_is_escaped(opened, tmp_path):
+    longest = 300_000
+    triple = ["东方明珠", "位于", "上海市"]
+    with serving(opened, tmp_path, text=longest) as (app, *_), TestClient(app, base_url=BASE) as client:
+
+        def post(path, text, **more):
+            body = json.dumps({"text": text, **more})  # 12 bytes a character
+            return client.post(path, content=body, headers={"Content-Type": "application/json"})
+
+        text, quoted = "😀" * longest, ["位于', '高度"]  # which is refused once the text is taken
+        answer = post("/api/extract", text, relations=quoted)
+        assert (answer.status_code, "quotes" in answer.text) == (400, True), answer.text
+        answer = post("/api/extract", text + "😀", relations=quoted)
+        assert (answer.status_code, "--max_text" in answer.text) == (413, True), answer.text
+        assert post("/api/graph/records", text, triples=[triple]).json()["added"] == 1
+        said = [{"verdict": "accept", "triple": triple}]
+        assert post("/api/corrections", text, relations=["位于"], triples=said).status_code == 200
+        assert post("/api/verdicts", text).json()["right"] == [triple]
 
 
 def test_the_graph_can_be_had_in_every_form(client):

@@ -37,7 +37,7 @@ export async function get(path) {
 }
 
 export async function send(path, body, method = "POST") {
-  const form = body instanceof FormData || body instanceof URLSearchParams;
+  const form = body instanceof FormData;
   const headers = body && !form ? { "Content-Type": "application/json" } : {};
   const response = await fetch(path, { method, headers, body: body && !form ? JSON.stringify(body) : body });
   return response.ok ? response.json() : refuse(response);

@@ -95,8 +95,7 @@ export function judgeList(into, record, triples, changed = () => {}) {
   }
 
   async function recall() {
-    const form = new URLSearchParams({ text: record.text });
-    const before = await send("/api/verdicts", form).catch(() => null);
+    const before = await send("/api/verdicts", { text: record.text }).catch(() => null);
     if (!before) return;
     for (const row of rows) {
       if (before.right.some(one => same(one, row.triple))) row.verdict = "accept";
