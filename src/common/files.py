@@ -61,6 +61,14 @@ def what_is_wrong(error: json.JSONDecodeError) -> str:
     return re.sub(r"( starting)? at$", "", error.msg)
 
 
+def peek_json(path: str | Path):
+    """What a file of JSON holds; None where it is missing or damaged."""
+    try:
+        return read_json(path, "")
+    except (UserError, OSError):
+        return None
+
+
 def write_lines(path: str | Path, lines, ready: Callable[[Path], None] | None = None) -> None:
     """Write the lines to a temporary file beside `path`, on disk, and then rename it. A link keeps pointing to it.
 

@@ -4,7 +4,7 @@ import importlib.metadata
 from pathlib import Path
 
 from common.errors import UserError, say
-from common.files import read_json, to_line, write_lines
+from common.files import peek_json, read_json, to_line, write_lines
 
 NAME = "run.json"
 ADVICE = "mend it, or delete the file and give its flags by hand"
@@ -39,12 +39,20 @@ def write_run_of(file: str | Path, settings: dict) -> None:
 
 
 def run_file_of(file: str | Path) -> Path:
-    return Path(file).with_name(f"{Path(file).stem}.{NAME}")
+    """Where it stands, or will: out.run.json for out.json; out.json.run.json where out.run.json is of out.jsonl, which
+    is there, too. Once made, that is read first.
+    """
+    file = Path(file)
+    own, shared = file.with_name(f"{file.name}.{NAME}"), file.with_name(f"{file.stem}.{NAME}")
+    found = peek_json(shared)
+    other = Path(str(found.get("output"))) if isinstance(found, dict) else file
+    taken = other.name != file.name and other.stem == file.stem and (file.parent / other.name).is_file()
+    return own if taken or own.is_file() else shared
 
 
 def made_of(found, output: str | Path) -> dict | None:
     """`found`, which stands in `run_file_of(output)`, where it has the `settings` that this output was made with; None
-    where it has none, or is about another file, for out.json and out.jsonl share it.
+    where it has none, or is about another file, as a copy is.
     """
     known = isinstance(found, dict) and isinstance(found.get("settings"), dict)
     return found if known and found.get("output", Path(output).name) == Path(output).name else None

@@ -13,7 +13,9 @@ from ops import available
 from ops.fp8_product import NARROW
 
 NAME = "kept"  # of the attention, among those of transformers
-COPIED = 2**19  # bytes: keys and values of a record in a layer that are sooner copied than asked for apart, on a CPU
+# Bytes: keys and values of a record in a layer that are sooner copied than asked for apart, on a CPU; a quarter of it
+# where more than half of what is copied is padding.
+COPIED = 2**19
 MOST = torch.finfo(NARROW).max
 FEW = 16  # tokens of a record in a pass, as drafts are, on a CPU
 
@@ -45,7 +47,7 @@ class Padded(NamedTuple):
     back: torch.Tensor  # (tokens of the pass): where each stands among these
     keys: torch.Tensor  # (records * longest): where they stand in what is kept
     longest: int
-    mask: torch.Tensor  # added to the scores: (records, 1, most * heads that share keys, longest)
+    mask: torch.Tensor  # added to the scores: (records, heads kept or 1, most * heads that share keys, longest)
 
 
 class Bias(NamedTuple):
@@ -105,11 +107,11 @@ class Kept:
         scale = query.shape[-1] ** -0.5
         if query.device.type == "cuda" and (bias is None or spans.most == 1):
             return _attend_on_card(query, key, value, spans, scale, None, causal, bias)
-        few = spans.most == 1 and len(spans.seen) > 1
-        if few and 2 * math.prod(key.shape[1:]) * key.itemsize * int(spans.seen[0]) < COPIED:
-            if "padded" not in self._records:
-                self._records["padded"] = _pad_keys(spans, bias)
-            return _attend_padded(query, key, value, *self._records["padded"], scale)
+        if spans.padded is not None:
+            if "biased" not in self._records:
+                padding = spans, spans.padded.longest, self.share, self.dtype
+                self._records["biased"] = spans.padded if bias is None else _pad_all(*padding, bias)
+            return _attend_all(query, key, value, self._records["biased"], scale)
         if causal not in self._records:  # the same in all layers
             self._records[causal] = _records_of(spans, causal, bias)
         return _attend_each(query, key, value, self._records[causal], scale, None, causal)
@@ -122,7 +124,7 @@ class Kept:
             return spans
         key, longest = self.layers[0][0], int(spans.seen.max())
         alike = longest * len(spans.seen) <= 2 * int(spans.seen.sum())
-        if not alike or 2 * longest * math.prod(key.shape[1:]) * key.itemsize >= COPIED:
+        if 2 * longest * math.prod(key.shape[1:]) * key.itemsize >= (COPIED if alike else COPIED // 4):
             return spans
         return spans._replace(padded=_pad_all(spans, longest, self.share, self.dtype))
 
@@ -231,42 +233,24 @@ def _rows_of(bias: Bias, queries: torch.Tensor, keys: torch.Tensor) -> torch.Ten
     return torch.where(apart < 0, bias.near[(keys - queries).clamp(-far, far) + far], apart)
 
 
-def _pad_keys(spans: Spans, bias: Bias | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where the keys of records stand, as many for each as the longest sees, (records, keys); and what is added to
-    their scores, or which are seen, (records, heads or 1, 1, keys).
-    """
-    starts, seen = spans.keys[:-1, None].long(), spans.seen[:, None].long()
-    place = torch.arange(int(seen.max()), device=seen.device)
-    place, there = torch.minimum(place, seen - 1), place < seen
-    at = torch.where(place < spans.common, place, starts + place)
-    if bias is None:
-        return at, there[:, None, None]
-    added = bias.table[_rows_of(bias, starts + seen - 1, at)].transpose(1, 2)
-    return at, added.masked_fill(~there[:, None], -torch.inf)[:, :, None]
-
-
-def _attend_padded(query, key, value, at, mask, scale: float):
-    """One new token of each record, all at once, from copies of what they see."""
-    copied = (
-        _wide(kept).index_select(0, at.flatten()).view(kept.dtype).to(query.dtype).unflatten(0, at.shape)
-        for kept in (key, value)
-    )
-    parts = query[:, :, None], *(part.transpose(1, 2) for part in copied)
-    more = {"attn_mask": mask, "scale": scale, "enable_gqa": key.shape[1] < query.shape[1]}
-    return scaled_dot_product_attention(*parts, **more)[:, :, 0]
-
-
-def _pad_all(spans: Spans, longest: int, share: int, dtype: torch.dtype) -> Padded:
+def _pad_all(spans: Spans, longest: int, share: int, dtype: torch.dtype, bias: Bias | None = None) -> Padded:
     """The Padded of a pass whose tokens have the dtype, and whose keys `share` heads each."""
     firsts, lasts = spans.queries[:-1, None].long(), spans.queries[1:, None].long()
     starts, seen = spans.keys[:-1, None].long(), spans.seen[:, None].long()
     token, place = firsts + torch.arange(spans.most), torch.arange(longest)
     back = (token < lasts).flatten().nonzero()[:, 0]
-    unseen = place > (seen - lasts + token.clamp(max=lasts - 1))[:, :, None]
-    mask = torch.zeros(unseen.shape, dtype=dtype).masked_fill_(unseen, -torch.inf).repeat_interleave(share, 1)
-    inside = torch.minimum(place, seen - 1)
+    token = token.clamp(max=lasts - 1)
+    newest, inside = seen - lasts + token, torch.minimum(place, seen - 1)
     keys = torch.where(inside < spans.common, inside, starts + inside)
-    return Padded(token.clamp(max=lasts - 1).flatten(), back, keys.flatten(), longest, mask[:, None])
+    unseen = place > newest[:, :, None]
+    if bias is None:
+        added = torch.zeros(*unseen.shape, share, dtype=dtype)
+    else:
+        added = bias.table[_rows_of(bias, (starts + newest)[:, :, None], keys[:, None])]
+    # (records, tokens, keys, heads) -> (records, heads kept or 1, tokens, heads that share them, keys)
+    added = added.unflatten(-1, (-1, share)).permute(0, 3, 1, 4, 2).contiguous()
+    mask = added.masked_fill_(unseen[:, None, :, None], -torch.inf).flatten(2, 3)
+    return Padded(token.flatten(), back, keys.flatten(), longest, mask)
 
 
 def _attend_all(query, key, value, padded: Padded, scale: float | None):

@@ -8,8 +8,8 @@ from os.path import lexists
 from pathlib import Path
 
 from common import manifest
-from common.errors import UserError, say
-from common.files import fingerprint, read_json
+from common.errors import say
+from common.files import fingerprint, peek_json
 from prediction import partial
 
 PATHS = ("input", "adapter", "prefix")  # that run.json has beside the settings of these names
@@ -35,7 +35,7 @@ def keep_earlier(output: str | Path, run: dict) -> None:
     file = Path(output)
     if not file.is_file() or not file.stat().st_size:
         return
-    made = manifest.made_of(_read(manifest.run_file_of(output)), output) or {}
+    made = manifest.made_of(peek_json(manifest.run_file_of(output)), output) or {}
     other = tell_change(file, made, run)
     if not other:
         return
@@ -75,13 +75,5 @@ def name_kept(file: Path, made: dict) -> Path:
     for number in count(1):
         kept = file.with_name(f"{file.stem}.before{f'-{number}' if number > 1 else ''}{file.suffix}")
         run = manifest.run_file_of(kept)
-        if not lexists(kept) and (not lexists(run) or (made and made == _read(run))):
+        if not lexists(kept) and (not lexists(run) or (made and made == peek_json(run))):
             return kept
-
-
-def _read(file: Path):
-    """What a file of JSON holds; None where it is missing or damaged."""
-    try:
-        return read_json(file, "")
-    except (UserError, OSError):
-        return None

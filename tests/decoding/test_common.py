@@ -14,7 +14,7 @@ from decoding.batch_engine import generate
 from decoding.constrained import make_limits
 from decoding.fast_engine import Live
 from decoding.fast_sizes import Tuning, count_common
-from decoding.kept import Spans, _attend_each, _attend_padded, _pad_keys, _records_of
+from decoding.kept import Spans, _attend_all, _attend_each, _pad_all, _records_of
 from decoding.lookup import NONE
 from decoding.places import Place, Places, Started
 from tokens.codec import Codec
@@ -248,7 +248,7 @@ def test_attention_sees_what_is_common_and_then_its_own(window):
         torch.testing.assert_close(made[first : first + count], alone)
     newest = bounds[1:].long() - 1
     spans = spans._replace(queries=torch.arange(7).int(), most=1)
-    padded = _attend_padded(query[newest], key, value, *_pad_keys(spans, None), 0.3)
+    padded = _attend_all(query[newest], key, value, _pad_all(spans, max(seen), 2, torch.float32), 0.3)
     torch.testing.assert_close(padded, _attend_each(query[newest], key, value, _records_of(spans), 0.3, None))
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from decoding.kept import Bias, Kept, Spans, _attend_all, _attend_each, _attend_padded, _pad_all, _pad_keys, _records_of
+from decoding.kept import Bias, Kept, Spans, _attend_all, _attend_each, _pad_all, _records_of
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -64,7 +64,8 @@ def test_records_are_asked_at_once_where_that_copies_little():
     assert pads([100, 60], most=16)
     assert not pads([100])
     assert not pads([100, 60], most=17), "prompts"
-    assert not pads([100, 9, 9, 9]), "most of what is copied would be padding"
+    assert pads([500, 9, 9, 9])
+    assert not pads([512, 9, 9, 9]), "most of what is copied would be padding"
     assert not pads([3000, 3000]), "too much to copy in every layer"
 
 
@@ -93,21 +94,28 @@ def test_what_is_larger_than_eight_bits_hold_is_kept_as_the_largest():
 
 @pytest.mark.parametrize("share", [1, 3])
 @pytest.mark.parametrize("biased", [False, True])
-def test_one_new_token_of_each_record_sees_the_same_with_copied_keys(share, biased):
+@pytest.mark.parametrize("most", [1, 3])
+def test_newest_tokens_of_each_record_see_the_same_with_copied_keys(share, biased, most):
     torch.manual_seed(0)
-    starts, seen = torch.tensor([3, 10, 40, 0]).int(), torch.tensor([1, 9, 17]).int()
-    query, (key, value) = torch.randn(3, 2 * share, 16), torch.randn(2, 60, 2, 16)
+    starts, seen, counts = torch.tensor([3, 10, 40, 0]).int(), torch.tensor([1, 9, 17]).int(), [1, most, most]
+    bounds = torch.tensor([0, *counts]).cumsum(0)
+    query, (key, value) = torch.randn(sum(counts), 2 * share, 16), torch.randn(2, 60, 2, 16)
     apart = torch.tensor([[-1, 3, 4], [5, -1, 6], [7, 8, -1]])
     bias = Bias(torch.randn(14, 2 * share), torch.randint(0, 3, (60,)), apart, torch.arange(9, 14)) if biased else None
-    spans = Spans(torch.arange(4).int(), starts, seen, 1)
+    spans = Spans(bounds.int(), starts, seen, most)
     each = _attend_each(query, key, value, _records_of(spans, True, bias), 0.3, None)
-    padded = _attend_padded(query, key, value, *_pad_keys(spans, bias), 0.3)
+    padded = _attend_all(query, key, value, _pad_all(spans, 17, share, torch.float32, bias), 0.3)
     torch.testing.assert_close(padded, each)
-    for record, (first, count) in enumerate(zip(starts.tolist(), seen.tolist(), strict=False)):
-        score = torch.einsum("hs,ths->ht", query[record], key[first : first + count].repeat_interleave(share, 1)) * 0.3
+    places = [
+        (first, last - new + one)
+        for first, last, new in zip(starts.tolist(), seen.tolist(), counts, strict=False)
+        for one in range(1, new + 1)
+    ]
+    for row, (first, count) in enumerate(places):
+        score = torch.einsum("hs,ths->ht", query[row], key[first : first + count].repeat_interleave(share, 1)) * 0.3
         for token in range(count) if biased else ():
             kinds = bias.marks[first + count - 1], bias.marks[first + token]
             near = bias.near[max(token - count + 1, -2) + 2]
             score[:, token] += bias.table[near if kinds[0] == kinds[1] else apart[kinds]]
         exact = torch.einsum("ht,ths->hs", score.softmax(-1), value[first : first + count].repeat_interleave(share, 1))
-        torch.testing.assert_close(each[record], exact)
+        torch.testing.assert_close(each[row], exact)

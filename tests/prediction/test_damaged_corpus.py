@@ -13,6 +13,7 @@ from helpers_prediction import RECORDS, corpus_flags
 import extract
 from common.errors import UserError
 from common.files import write_rows
+from common.manifest import run_file_of
 from data.sources import read_corpus
 from decoding import batch_engine
 from prediction import whole_corpus
@@ -87,8 +88,14 @@ def test_another_output_with_the_same_stem_is_not_taken_for_this_one(three, tmp_
     docs, made = three
     out, other = tmp_path / "out.jsonl", tmp_path / "out.json"
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
-    extract.main(flags(docs, other, max_new_tokens=1))  # they share out.run.json
-    with pytest.raises(UserError, match="out.jsonl is there, .*nothing beside it, as out.run.json, about how it was"):
+    extract.main(flags(docs, other, max_new_tokens=1))
+    assert [run_file_of(file).name for file in (out, other)] == ["out.run.json", "out.json.run.json"]
+    with pytest.raises(UserError, match=r"out.jsonl is there, .* \(max_new_tokens: 4 there, 1 now\)"):
+        extract.main(flags(docs, out, max_new_tokens=1))
+    extract.main(flags(docs, out))
+    assert out.read_bytes() == (made / "out.jsonl").read_bytes()
+    run_file_of(other).rename(run_file_of(out))  # as before there were two names, and the later run's was kept
+    with pytest.raises(UserError, match="out.jsonl is there, .*nothing beside it, as out.jsonl.run.json, about how it"):
         extract.main(flags(docs, out, max_new_tokens=1))
     extract.main([*flags(docs, out, max_new_tokens=1), "--overwrite_output_file"])
     assert out.read_bytes() == other.read_bytes() != (made / "out.jsonl").read_bytes()

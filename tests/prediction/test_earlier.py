@@ -109,6 +109,26 @@ def test_a_file_is_kept_when_more_records_fail_now(output, capsys, before, words
     assert names_in(output.parent) == BOTH
 
 
+def test_a_file_of_another_ending_has_a_run_of_its_own(output, capsys):
+    other = output.with_suffix(".jsonl")
+    place(output, OLD)
+    place(other, NEW, num_beams=4)
+    place(output, OLD)
+    place(other, NEW, num_beams=4)
+    assert names_in(output.parent) == ["out.json", "out.jsonl", "out.jsonl.run.json", "out.run.json"]
+    assert capsys.readouterr().err == ""
+    place(other, NEW)
+    place(output, OLD, num_beams=2)
+    runs = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in output.parent.glob("*.run.json")}
+    assert {name: (run["output"], run["settings"]["num_beams"]) for name, run in runs.items()} == {
+        "out.before.run.json": ("out.jsonl", 4),
+        "out.before-2.run.json": ("out.json", 1),
+        "out.jsonl.run.json": ("out.jsonl", 1),
+        "out.run.json": ("out.json", 2),
+    }
+    assert [rows(output.with_name(name)) for name in ("out.before.jsonl", "out.before-2.json")] == [NEW, OLD]
+
+
 def test_an_empty_file_is_no_work(output):
     output.touch()
     place(output, NEW)

@@ -76,6 +76,16 @@ def test_a_submission_has_the_run_of_its_predictions(tmp_path):
     assert find_run(tmp_path / "submission.json").base == "models/llama-7b"
 
 
+@pytest.mark.parametrize("output", [None, 5, "valid.json", "valid.jsonl", "renamed.jsonl", "other.jsonl", "gone.json"])
+def test_the_run_of_a_file_of_another_ending_is_not_taken(tmp_path, output):
+    for name in ("valid.json", "valid.jsonl", "other.jsonl"):
+        save(tmp_path / name)
+    save(tmp_path / "valid.run.json", {"base": "models/llama-7b", "output": output})
+    assert find_run(tmp_path / "valid.json").base == ("" if output == "valid.jsonl" else "models/llama-7b")
+    save(tmp_path / "valid.json.run.json", {"base": "models/own"})
+    assert find_run(tmp_path / "valid.json").base == "models/own"
+
+
 # the commands
 
 
