@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from contextlib import contextmanager, suppress
 
 from common import stopping, threads
@@ -14,6 +15,7 @@ from common.refusals import NOWHERE, naming, shorten, stands_somewhere, why_refu
 
 KEPT = "what was finished before is kept"
 _HEARD = threading.local()  # .blocks of `hearing` that are open in a thread: (the lines, whether they are printed)
+PATIENCE = 5.0  # seconds in which the launcher ends the other processes of a run once its first has spoken
 LONG_WORD = re.compile(r"\S{500,}")  # paths are shorter, as a rule
 
 
@@ -32,9 +34,9 @@ def begin_script() -> None:
         sys.exit(2)
 
 
-def run_script(main) -> None:
+def run_script(main, patience: float = PATIENCE) -> None:
     """Call `main()`. A `UserError` and what the system refuses become one message on stderr and exit status 2, Ctrl-C
-    and SIGTERM one line and exit status 130 or 143.
+    and SIGTERM one line and exit status 130 or 143. `patience`: seconds, of `_let_the_first_speak`.
     """
     stopping.begin_work()
     print_anything()
@@ -56,11 +58,13 @@ def run_script(main) -> None:
         if number:
             stopping.say_stopped(number, kept)
         elif isinstance(error, UserError):
+            _let_the_first_speak(patience)
             _say_error(str(error))
             status = 2
         elif isinstance(error, BrokenPipeError):  # `| head` has read enough
             status = 1
         elif refusal := why_refused(error):
+            _let_the_first_speak(patience)
             _say_error(f"{refusal}; {kept or KEPT}")
             status = 2
         elif lost_others(error):  # whose own message, or signal, says more
@@ -97,6 +101,16 @@ def lost_others(error: BaseException) -> bool:
     """Whether an error says that another process of this run has ended."""
     pattern = r"[Cc]onnection (was )?(closed|reset) by (remote )?peer|Broken pipe|recvValue failed|[Ss]ocket Timeout"
     return this_process().count > 1 and isinstance(error, RuntimeError) and re.search(pattern, str(error)) is not None
+
+
+def _let_the_first_speak(patience: float) -> None:
+    """In another process than a run's first, wait: a wrong file or flag the first one finds, too, and as it ends, the
+    launcher ends this one (SIGTERM, which is silent by now). Whoever is still there has an error of its own to say, or
+    found it long before the first. One waits longer than the other, so that of these, too, one speaks.
+    """
+    process = this_process()
+    if process.count > 1 and process.rank > 0:
+        time.sleep(patience * (1 + process.local_rank / 4))
 
 
 def _close_bars() -> None:

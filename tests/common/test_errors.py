@@ -1,5 +1,6 @@
 import errno
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -104,6 +105,30 @@ def test_a_process_that_loses_another_one_is_quiet(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         run_script(failing(lost))
     assert (ended.value.code, capsys.readouterr().err) == (1, "")
+
+
+@pytest.mark.parametrize(("failing", "patience", "speaker"), [("01", 60, 0), ("1", 0.1, 1)])
+def test_of_several_processes_one_says_what_is_wrong(tmp_path, failing, patience, speaker):
+    """The second process fails before the first, which has the same error, or none."""
+    (tmp_path / "work.py").write_text(f"""
+import os, sys, time
+from pathlib import Path
+sys.path.insert(0, {str(SRC)!r})
+from common.errors import UserError, begin_script, run_script
+begin_script()
+rank, second = os.environ["RANK"], Path({str(tmp_path / "second")!r})
+def main():
+    while rank == "0" and not (second.exists() and "0" in {failing!r}):
+        time.sleep(0.01)
+    if rank == "1":
+        second.touch()
+    raise UserError(f"said by {{rank}}")
+run_script(main, patience={patience})
+""")
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
+    done = python(tmp_path / "work.py", launcher=launcher)
+    assert done.returncode == 1  # torchrun's own
+    assert re.findall(r"^error: (.*)", done.stderr, re.MULTILINE) == [f"said by {speaker}"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
