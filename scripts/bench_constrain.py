@@ -19,7 +19,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from common.errors import UserError, run_script
-from common.flags import Range, check_ranges, command, parse_flags
+from common.flags import Range, check_ranges, command, parse_flags, split_flags
 from data.records import load_records
 from decoding import constrained, fast_engine
 from decoding.answers import Answer
@@ -64,8 +64,7 @@ def widen(model, times: int) -> None:
 
 
 def main(argv=None) -> None:
-    argv = sys.argv[1:] if argv is None else argv
-    argv, flags = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (list(argv), [])
+    argv, flags = split_flags(sys.argv[1:] if argv is None else argv)
     parser = command(__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="each way so often, in turn; a first run is not counted")
     parser.add_argument("--widen", type=int, default=1, help="times the width of the feed-forward parts; default: 1")

@@ -17,7 +17,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from common.errors import UserError, run_script, say
-from common.flags import command, parse_flags
+from common.flags import command, parse_flags, split_flags
 from data.records import load_records
 from decoding import fast_engine
 from decoding.answers import Answer
@@ -74,8 +74,7 @@ def answer(model, plan, waiting: dict[int, list[int]], rules) -> tuple[dict[int,
 
 
 def main(argv=None) -> None:
-    argv = sys.argv[1:] if argv is None else argv
-    argv, flags = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (list(argv), [])
+    argv, flags = split_flags(sys.argv[1:] if argv is None else argv)
     parser = command(__doc__)
     parser.add_argument(
         "--drafts", nargs="+", default=["0", "auto"], help="most tokens of a draft, or auto; each a row"

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from common.errors import UserError, begin_script, run_script, say
 from common.files import fingerprint, to_line, write_rows
-from common.flags import MOST_SEED, Range, check_ranges, command, parse_flags
+from common.flags import MOST_SEED, Range, check_ranges, command, parse_flags, split_flags
 from common.manifest import run_file_of
 from data.records import load_training, split_records
 
@@ -73,7 +73,7 @@ def main(argv=None, how=None) -> None:
 
 def read_flags(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The arguments, lists as lists of numbers; and the words behind `--`."""
-    argv, extra = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (list(argv), [])
+    argv, extra = split_flags(argv)
     if "--predict" in argv[:-1]:  # its value may begin with --
         at = argv.index("--predict")
         argv[at : at + 2] = [f"--predict={argv[at + 1]}"]

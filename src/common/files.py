@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common.errors import UserError
-from common.locks import stands_at, take_lock
+from common.locks import take_file
 from common.refusals import naming, shorten
 
 CHECKPOINTS = ("checkpoint-", "global_step-")  # how the names of a training's own folders begin
@@ -80,8 +80,7 @@ def write_lines(path: str | Path, lines, ready: Callable[[Path], None] | None = 
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".tmp")
     with naming(path), open(partial, "a", encoding="utf-8") as file:
-        # Of two that begin at a time, one has renamed the file when the other gets it.
-        if not take_lock(file.fileno()) or not stands_at(partial, file):
+        if not take_file(partial, file):
             raise UserError(f"{path}: another process is writing it; wait for its end, then repeat the command")
         try:
             file.truncate(0)  # what a killed run left

@@ -85,6 +85,12 @@ def command(description: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=description, formatter_class=_Formatter, allow_abbrev=False)
 
 
+def split_flags(argv: list[str]) -> tuple[list[str], list[str]]:
+    """The words of a command line before the first `--`, and those behind it, which are another command's."""
+    at = argv.index("--") if "--" in argv else len(argv)
+    return argv[:at], argv[at + 1 :]
+
+
 def parse_flags(parser: argparse.ArgumentParser, argv=None, nearest=None) -> argparse.Namespace:
     """The arguments of a small command; UserError for a command line that is none."""
     return parser.parse_args(check_flags(parser, argv, nearest))

@@ -25,13 +25,12 @@ def hold_file(path: Path, what: str, refusal: str):
     except OSError as error:
         raise UserError(f"{what} cannot be written ({error.strerror}); give another path") from error
     with file:
-        # Another file, or none, stands there when a run ended between these lines.
-        if not take_lock(file.fileno()) or not stands_at(path, file):
+        if not take_file(path, file):
             raise UserError(refusal)
         try:
             yield
         finally:
-            if stands_at(path, file) and not os.fstat(file.fileno()).st_size:
+            if _stands_at(path, file) and not os.fstat(file.fileno()).st_size:
                 path.unlink(missing_ok=True)
 
 
@@ -50,7 +49,14 @@ def take_lock(file: int, shared: bool = False) -> bool:
     return True
 
 
-def stands_at(path: Path, file) -> bool:
+def take_file(path: Path, file) -> bool:
+    """Lock the open `file`; False when another process has it, or when a run that ended since it was opened took it
+    away from `path`: another file, or none, stands there.
+    """
+    return take_lock(file.fileno()) and _stands_at(path, file)
+
+
+def _stands_at(path: Path, file) -> bool:
     """Whether the open `file` is still the one at `path`: a run that ends takes its file away."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())

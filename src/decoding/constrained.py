@@ -153,7 +153,7 @@ def order(logits: torch.Tensor, count: int = LIKELIEST) -> list[list[int]]:
 
 def _more_of(logits: torch.Tensor) -> Iterator[int]:
     """MORE tokens of one row; they are looked for only when they are needed. Of equal ones any may come first."""
-    yield from order(logits, MORE)
+    yield from order(logits[None], MORE)[0]
 
 
 def list_permitted(limits: Limits, asked: Asked, state: State, start: int = 0, depth: int = 0) -> Iterator[int]:

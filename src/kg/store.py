@@ -64,12 +64,12 @@ def read_current(directory: str | Path) -> tuple[int, Settings] | None:
         raise UserError(f"{file}: not the settings of a graph; restore it, or build the graph anew") from None
 
 
-def check_store(directory: str | Path, flag: str = "--store") -> None:
-    """UserError, which names `flag`, for a place where no graph is and none can be made: found before hours of work."""
+def check_store(directory: str | Path) -> None:
+    """UserError, which names --store, where no graph is and none can be made: found before hours of work."""
     try:
         read_current(directory)
     except UserError as error:
-        raise UserError(f"{flag} {error}") from None
+        raise UserError(f"--store {error}") from None
 
 
 def open_graph(directory: str | Path):
